@@ -1,0 +1,27 @@
+"""Flax modules as Keras layers."""
+
+from ._errors import (
+    ArgumentError,
+    BackendError,
+    KerasFlaxError,
+    MethodError,
+    ModuleError,
+    NotBuiltError,
+    ShapeError,
+    StateError,
+    VariablesError,
+)
+from ._layer import FlaxLayer
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "FlaxLayer",
+    "KerasFlaxError",
+    "MethodError",
+    "ModuleError",
+    "NotBuiltError",
+    "ShapeError",
+    "StateError",
+    "VariablesError",
+]

@@ -1,0 +1,121 @@
+"""The protocol that both module systems of Flax meet.
+
+An adapter is a module with one of its methods, made into functions of arrays: `init` and `apply` can be traced by JAX, and
+know neither Keras nor where the values are kept. `adapt` picks the adapter that knows the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+
+from ._errors import ModuleError
+from ._linen import LinenAdapter
+
+PyTree = Any
+Variables = Mapping[str, PyTree]
+Method = str | Callable[..., Any] | None
+
+
+class Applied(NamedTuple):
+    """What one application of a module gives.
+
+    Attributes:
+        outputs: What the method returned.
+        state: The collections that the module may have written, as they are afterwards.
+        sown: What it recorded and does not read back, by collection.
+    """
+
+    outputs: PyTree
+    state: Variables
+    sown: Variables
+
+
+class Adapter(Protocol):
+    """A module and a method of it.
+
+    Attributes:
+        name: The module's class, as messages name it.
+        takes_mask: Whether the method takes Keras's mask.
+    """
+
+    kind: ClassVar[str]
+    name: str
+    takes_mask: bool
+
+    @classmethod
+    def accepts(cls, module: object) -> bool:
+        """Whether this adapter knows modules like that one."""
+
+    def __init__(self, module: Any, method: Method) -> None:
+        """Take a module and the method to call.
+
+        Raises:
+            MethodError: The module has no such method, or its arguments cannot be filled.
+        """
+
+    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, Variables]:
+        """Call the method in inference mode on a module without variables.
+
+        Args:
+            key: A typed random key, from which the initial values come.
+            inputs: A pytree of arrays.
+
+        Returns:
+            The outputs, and the variables by collection, without what the module sows.
+        """
+
+    def apply(
+        self, variables: Variables, inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
+    ) -> Applied:
+        """Call the method.
+
+        Args:
+            variables: Every collection that the layer keeps.
+            inputs: A pytree of arrays.
+            training: The mode.
+            mask: Keras's mask of the inputs, or None.
+            seed_state: uint32 of shape (2,), from which the random streams come.
+
+        Raises:
+            TraceAgainError: The call showed that it needs to be made differently; make it again.
+        """
+
+    def draws(self, training: bool) -> bool:
+        """Whether any call in that mode has asked for random numbers so far."""
+
+    def trainable(self, collection: str) -> bool:
+        """Whether the collection holds weights that gradients train."""
+
+    def sows(self, collection: str) -> bool:
+        """Whether the module has been seen to sow into the collection, which is then no state."""
+
+
+ADAPTERS: tuple[type[Adapter], ...] = (LinenAdapter,)
+
+
+def adapt(module: object, method: Method) -> Adapter:
+    """Find the adapter for a module.
+
+    Raises:
+        ModuleError: No adapter knows it.
+        MethodError: The module has no such method, or its arguments cannot be filled.
+    """
+    for adapter in ADAPTERS:
+        if adapter.accepts(module):
+            return adapter(module, method)
+    kinds = " or ".join(f"`{adapter.kind}`" for adapter in ADAPTERS)
+    raise ModuleError(f"`module` must be an instance of {kinds}, got {_described(module)}")
+
+
+def _described(module: object) -> str:
+    if module is None:
+        return "None.\nPass a module instance, such as `flax.linen.Dense(features=10)`."
+    if isinstance(module, type):
+        return f"the class {module.__name__}, not an instance.\nMake one: `{module.__name__}(...)`."
+    if callable(module) and hasattr(module, "__code__"):
+        name = getattr(module, "__name__", "?")
+        return f"the function {name}.\nPass the module as `module`, and a function of it as `method`."
+    return f"{type(module).__module__}.{type(module).__qualname__}: {module!r:.80}"

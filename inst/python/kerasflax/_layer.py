@@ -1,0 +1,317 @@
+"""The Keras layer: build, call, config. What is Flax's is the adapter's, what is a variable's is the bridge's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import random
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+
+from . import _rng, _variables
+from ._adapter import Applied, Method, adapt
+from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
+from ._trace import Spec, Trace, trace, until_learned
+
+PyTree = Any
+
+_LOSSES = "losses"
+
+
+class FlaxLayer(keras.layers.Layer):
+    """A Flax module as a Keras layer.
+
+    The layer's weights have their Flax paths, `<layer>/params/Dense_0/kernel`. The collection `params` is trainable; every
+    other collection is non-trainable state, and what the module writes to it is kept. Random streams are supplied by name,
+    without being declared. What the module sows is not kept, but scalars sown into `losses` are added to the model's losses.
+
+    The method receives the layer's input as `inputs` (or as its first argument), and the mode as `training`, `train`,
+    `is_training`, or negated as `deterministic` or `use_running_average`, whichever of them it has. The rule is written
+    down in `kerasflax._signature`. With `trainable=False` the module runs in inference mode, as Keras's own
+    `BatchNormalization` does.
+
+    Initial values are those of `module.init(jax.random.key(seed), inputs)`, in inference mode, for the true shapes and
+    dtypes of the input (float32 is assumed where Keras gives a shape alone). Where a size of the input is unknown, it is a
+    symbol in the trace; the shape of a variable cannot depend on it.
+
+    Args:
+        module: A `flax.linen.Module` instance.
+        method: The method to call, for initialisation too: None for `__call__`, a name, a method of the module, or a function
+            that takes the module first.
+        variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values. The arrays are
+            adopted without a copy and stay usable. Trainable weights must have the shapes that the module gives them; other
+            collections may have other shapes.
+        seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.
+        **kwargs: What every Keras layer takes: `name`, `trainable`, `dtype`, `autocast`, `activity_regularizer`. A `dtype`
+            given here, or a global policy other than `float32`, rules the params and the computation; otherwise the dtypes
+            that the module declares stand. State always keeps its dtype.
+
+    Raises:
+        ArgumentError: An argument that the layer does not take.
+        BackendError: Keras does not run on JAX.
+        MethodError: The module has no such method, or its arguments cannot be filled.
+        ModuleError: `module` is no Flax module instance.
+        ShapeError: At build, when the shape of a variable depends on an unknown size of the input.
+        VariablesError: At build, when `variables` does not fit; it lists every place by path.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        method: Method = None,
+        variables: Mapping[str, PyTree] | None = None,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_backend()
+        _check_keywords(kwargs)
+        _check_seed(seed)
+        super().__init__(**kwargs)
+        self.module = module
+        self.seed = seed
+        self._adapter = adapt(module, method)
+        self.supports_masking = self._adapter.takes_mask
+        # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
+        self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
+        self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
+        self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
+        # In an object of its own: Keras searches (and replaces) containers among a layer's attributes.
+        self._memory = types.SimpleNamespace(given=variables, input_dtypes=None, output_specs={}, sown={})
+        self._compiled = jax.jit(self._apply, static_argnames="training", inline=True)
+
+    # Build ---------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer on arrays or Keras tensors; see `keras.layers.Layer`."""
+        if not self.built:
+            # Keras tells `build` the shapes alone.
+            inputs = args[0] if args else kwargs.get("inputs")
+            self._memory.input_dtypes = [self._dtype_in_call(x) for x in keras.tree.flatten(inputs)]
+        return super().__call__(*args, **kwargs)
+
+    def build(self, input_shape: PyTree) -> None:
+        """Create the variables: one abstract trace of the module, then the values.
+
+        Args:
+            input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
+        """
+        spec = self._input_spec_of(input_shape)
+        template, traced = self._trace_init(spec)
+        outputs, expected = traced.result
+        if self._memory.given is None:
+            arrays = self._initial_values(traced)
+        else:
+            arrays = _variables.fitted(
+                expected,
+                self._memory.given,
+                fixed_shape=self._path_is_trainable,
+                ignored=self._adapter.sows,
+            )
+        self._template = template
+        self._variables_by_path = _variables.create(
+            arrays,
+            trainable=self._path_is_trainable,
+            parameter_dtype=self.variable_dtype if self._follows_policy else None,
+        )
+        self._memory.given = None
+        self._memory.output_specs[_hashable(spec, False)] = outputs
+
+    def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
+        template = None
+
+        def init(key_data: jax.Array, inputs: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
+            nonlocal template
+            outputs, variables = self._adapter.init(jax.random.wrap_key_data(key_data), inputs)
+            template, arrays = _variables.Template.of(variables)
+            return outputs, arrays
+
+        key_data = jax.eval_shape(lambda: jax.random.key_data(_rng.initial_key(0)))
+        traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec)
+        return template, traced
+
+    def _initial_values(self, traced: Trace) -> dict[str, jax.Array]:
+        outputs, expected = traced.result
+        open_ = [f"  {path}: {spec.dtype}{spec.shape}" for path, spec in expected.items() if None in spec.shape]
+        if open_:
+            raise ShapeError(
+                f"The input's shape leaves the shape of these variables of {self._adapter.name} open (None):\n"
+                + "\n".join(open_)
+                + "\nGive the input's whole shape: the batch size by `keras.Input(batch_shape=...)`, say."
+            )
+        wanted = [False] * len(jax.tree.leaves(outputs)) + [True] * len(expected)
+        with jax.ensure_compile_time_eval():
+            key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))
+        # JAX sorts a dict by its keys.
+        return dict(zip(sorted(expected), traced.evaluate(wanted, key_data), strict=True))
+
+    def _path_is_trainable(self, path: str) -> bool:
+        return self._adapter.trainable(_variables.collection_of(path))
+
+    def _dtype_in_call(self, x: Any) -> str | None:
+        """The dtype in which Keras hands an input to `call`."""
+        if not hasattr(x, "dtype"):
+            return None
+        dtype = keras.backend.standardize_dtype(jnp.empty(0, x.dtype).dtype)
+        return self.input_dtype if self.autocast and keras.backend.is_float_dtype(dtype) else dtype
+
+    def _input_spec_of(self, input_shape: PyTree) -> PyTree:
+        dtypes = iter(self._memory.input_dtypes or [])
+        return _map_shapes(lambda shape: Spec(shape, next(dtypes, None) or "float32"), input_shape)
+
+    # Call ----------------------------------------------------------------------------------------------------------------
+
+    def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
+        """Call the module; see `keras.layers.Layer.call`."""
+        training = bool(training) and self.trainable
+        arrays = [variable.value for variable in self._variables_by_path.values()]
+        with _raised_as_is():
+            applied = until_learned(
+                lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training)
+            )
+        for path, value in applied.state.items():
+            self._variables_by_path[path].assign(value)
+        if self._adapter.draws(training):
+            self.seed_generator.next()
+        self._take_sown(applied.sown)
+        return applied.outputs
+
+    def _apply(
+        self, arrays: list[jax.Array], inputs: PyTree, mask: PyTree, seed_state: jax.Array, training: bool
+    ) -> Applied:
+        """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
+        variables = self._template.tree(dict(zip(self._variables_by_path, arrays, strict=True)))
+        outputs, state, sown = self._adapter.apply(
+            variables, inputs, training=training, mask=mask, seed_state=seed_state
+        )
+        _, updates = _variables.Template.of(state)
+        return Applied(
+            outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
+        )
+
+    def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
+        for value in jax.tree.leaves(sown.get(_LOSSES)):
+            if value.size == 1:
+                self.add_loss(value.reshape(()))
+        if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(sown)):
+            self._memory.sown = sown
+
+    def compute_output_spec(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
+        """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
+        spec = jax.tree.map(lambda x: Spec(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)), (inputs, mask))
+        with _raised_as_is():
+            outputs = self._output_spec(*spec, training=bool(training) and self.trainable)
+        return jax.tree.map(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
+
+    def compute_output_shape(self, input_shape: PyTree) -> PyTree:
+        """The output's shape for an input's shape, or a nested structure of shapes."""
+        outputs = self._output_spec(self._input_spec_of(input_shape), None, training=False)
+        return jax.tree.map(lambda spec: spec.shape, outputs)
+
+    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool) -> PyTree:
+        if not self.built:
+            return self._trace_init(inputs)[1].result[0]
+        known = self._memory.output_specs
+        key = _hashable(inputs, training)
+        if key not in known:
+            arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
+            apply = functools.partial(self._apply, training=training)
+            known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result.outputs
+        return known[key]
+
+    # Variables -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def flax_variables(self) -> dict[str, PyTree]:
+        """The module's variables by collection, with the structure that `module.init()` gives them.
+
+        The arrays share the memory of the layer's weights and stay valid when training goes on. Assigning a nested dict
+        sets what it names and leaves the rest; where anything in it does not fit, nothing is set.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            VariablesError: On assignment, when something does not fit; it lists every place by path.
+        """
+        self._check_built()
+        return self._template.tree(
+            {path: _variables.alias(variable.value) for path, variable in self._variables_by_path.items()}
+        )
+
+    @flax_variables.setter
+    def flax_variables(self, value: Mapping[str, PyTree]) -> None:
+        self._check_built()
+        arrays = _variables.fitted(
+            self._variables_by_path,
+            value,
+            fixed_shape=lambda path: True,
+            partial=True,
+            ignored=self._adapter.sows,
+        )
+        for path, array in arrays.items():
+            self._variables_by_path[path].assign(array)
+
+    def _check_built(self) -> None:
+        if not self.built:
+            raise NotBuiltError(
+                f"The layer {self.name!r} has no variables yet.\nBuild it first: call it on an input, or put it in a model."
+            )
+
+
+def _check_backend() -> None:
+    backend = keras.backend.backend()
+    if backend != "jax":
+        raise BackendError(
+            f"A Flax module needs Keras on JAX; Keras runs on {backend!r}.\n"
+            'Set the environment variable KERAS_BACKEND="jax" before Keras is imported, in a new process.'
+        )
+
+
+def _check_keywords(keywords: Mapping[str, Any]) -> None:
+    known = {
+        name
+        for name, parameter in inspect.signature(keras.layers.Layer.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    } | {"input_shape"}
+    unknown = [name for name in keywords if name not in known]
+    if unknown:
+        raise ArgumentError(
+            f"No layer takes {', '.join(f'`{name}`' for name in unknown)}.\n"
+            f"Besides `module`, `method`, `variables` and `seed` there are {', '.join(sorted(known))}; "
+            "the module's own fields are given to the module."
+        )
+
+
+def _check_seed(seed: object) -> None:
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1, or None, got {seed!r}.")
+
+
+@contextlib.contextmanager
+def _raised_as_is() -> Iterator[None]:
+    """Keep Keras from replacing an exception by one of its own, which would lose what this one carries."""
+    try:
+        yield
+    except Exception as error:
+        # Keras marks exceptions that it has replaced already in this way, and lets them pass.
+        error._keras_call_info_injected = True  # type: ignore[attr-defined]
+        raise
+
+
+def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
+    leaves, treedef = jax.tree.flatten(spec)
+    return treedef, tuple(leaves), training
+
+
+def _map_shapes(function: Callable[[tuple[int | None, ...]], Any], shapes: PyTree) -> PyTree:
+    """Apply a function to each shape in a nested structure; a shape is a tuple or list of integers and None."""
+    if isinstance(shapes, Mapping):
+        return {name: _map_shapes(function, shape) for name, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return function(tuple(shapes))
+    return type(shapes)(_map_shapes(function, shape) for shape in shapes)

@@ -1,0 +1,216 @@
+"""`flax.linen` modules behind the adapter protocol. No other file knows Linen.
+
+Which random streams a module asks for, and into which collections it sows, is not declared anywhere in Linen. Both are found
+out while it is traced: what a trace shows for the first time makes it start again, knowing better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import flax.core
+import jax
+from flax import linen as nn
+from flax.core.scope import Scope
+
+from . import _rng
+from ._errors import MethodError
+from ._signature import Signature, signature_of
+from ._trace import TraceAgainError
+
+PyTree = Any
+
+# Linen's words: gradients train this collection, and a method may write every other one.
+_PARAMS = "params"
+_MUTABLE = nn.DenyList([_PARAMS])
+# Nearly every stochastic module asks for this stream in training; expecting it saves a second trace.
+_USUAL_STREAM = "dropout"
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What a module was seen to do.
+
+    Attributes:
+        drawn: Streams that it took a key from.
+        queried: Streams whose presence it asked for.
+        sown: Collections that it sowed into, or perturbed.
+    """
+
+    drawn: set[str] = dataclasses.field(default_factory=set)
+    queried: set[str] = dataclasses.field(default_factory=set)
+    sown: set[str] = dataclasses.field(default_factory=set)
+
+
+class LinenAdapter:
+    """A `flax.linen.Module` and a method of it. See `Adapter` for what each method does."""
+
+    kind: ClassVar[str] = "flax.linen.Module"
+
+    @classmethod
+    def accepts(cls, module: object) -> bool:
+        """Whether it is an instance of a Linen module."""
+        return isinstance(module, nn.Module)
+
+    def __init__(self, module: nn.Module, method: str | Callable[..., Any] | None) -> None:
+        self.name = type(module).__name__
+        self._module = module
+        self._method = _unbound(module, method)
+        self._signature = _signature(module, self._method)
+        self.takes_mask = self._signature.takes_mask
+        self._streams: dict[bool, set[str]] = {True: {_USUAL_STREAM}, False: set()}
+        self._draws = {True: False, False: False}
+        self._sown: set[str] = set()
+
+    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+        """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
+        arguments, keywords = self._signature.fill(inputs, training=False)
+        with _watch() as seen:
+            outputs, variables = self._module.init_with_output(key, *arguments, method=self._method, **keywords)
+        self._sown |= seen.sown
+        for known in self._streams.values():
+            # Drawn here, the stream of the initial values says nothing of later calls.
+            known |= seen.drawn - {_PARAMS}
+        return outputs, self._state(flax.core.unfreeze(variables))
+
+    def apply(
+        self, variables: dict[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
+    ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
+        """See `Adapter.apply`."""
+        arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
+        with _watch() as seen:
+            try:
+                outputs, written = self._module.apply(
+                    self._state(variables),
+                    *arguments,
+                    rngs=_rng.streams(seed_state, sorted(self._streams[training])),
+                    method=self._method,
+                    mutable=_MUTABLE,
+                    **keywords,
+                )
+            except Exception as error:
+                if self._learns(seen, variables, training):
+                    raise TraceAgainError from error
+                raise
+        if self._learns(seen, variables, training):
+            raise TraceAgainError
+        written = flax.core.unfreeze(written)
+        return outputs, self._state(written), {name: tree for name, tree in written.items() if name in self._sown}
+
+    def draws(self, training: bool) -> bool:
+        """See `Adapter.draws`."""
+        return self._draws[training]
+
+    def trainable(self, collection: str) -> bool:
+        """See `Adapter.trainable`."""
+        return collection == _PARAMS
+
+    def sows(self, collection: str) -> bool:
+        """See `Adapter.sows`."""
+        return collection in self._sown
+
+    def _state(self, variables: dict[str, PyTree]) -> dict[str, PyTree]:
+        return {name: tree for name, tree in variables.items() if name not in self._sown}
+
+    def _learns(self, seen: _Seen, variables: dict[str, PyTree], training: bool) -> bool:
+        """Take in what a call showed, and say whether it has to be made again."""
+        self._draws[training] |= bool(seen.drawn)
+        # At inference a module that asks whether a stream is there wants to know whether to be random.
+        streams = seen.drawn | seen.queried if training else seen.drawn
+        again = bool(streams - self._streams[training] or (seen.sown - self._sown) & set(variables))
+        self._streams[training] |= streams
+        self._sown |= seen.sown
+        return again
+
+
+def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Callable[..., Any]:
+    """The function behind `method`, to be called with the module first."""
+    if method is None:
+        method = "__call__"
+    if isinstance(method, str):
+        function = getattr(type(module), method, None)
+        if not callable(function):
+            raise MethodError(
+                f"{type(module).__name__} has no method `{method}`.\nIt has {', '.join(_methods_of(module))}."
+            )
+        return function
+    if not callable(method):
+        raise MethodError(
+            f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
+        )
+    owner = getattr(method, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        return method
+    if type(owner) is not type(module):
+        raise MethodError(
+            f"`method` is bound to another module, a {type(owner).__name__}, where `module` is a {type(module).__name__}.\n"
+            "Pass that module as `module`, or a method of this one."
+        )
+    return method.__func__
+
+
+def _methods_of(module: nn.Module) -> list[str]:
+    own = {
+        name
+        for cls in type(module).__mro__
+        if cls is not nn.Module and issubclass(cls, nn.Module)
+        for name, value in vars(cls).items()
+        if callable(value) and (not name.startswith("_") or name == "__call__") and name != "setup"
+    }
+    return sorted(f"`{name}`" for name in own) or ["none"]
+
+
+def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
+    name = f"`{type(module).__name__}.{getattr(method, '__name__', '__call__')}`"
+    fields = {field.name for field in dataclasses.fields(module)}
+    return signature_of(method, name, lambda field: field in fields and getattr(module, field) is not None)
+
+
+_WATCH_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def _watch() -> Iterator[_Seen]:
+    """Record which streams are asked for and what is sown, in this thread, until the block ends.
+
+    Linen offers no hook for either, so the four methods through which all of it passes are replaced meanwhile.
+    """
+    seen = _Seen()
+    thread = threading.get_ident()
+    make_rng, has_rng, sow, perturb = Scope.make_rng, nn.Module.has_rng, nn.Module.sow, nn.Module.perturb
+
+    def note(names: set[str], name: str) -> None:
+        if threading.get_ident() == thread:
+            names.add(name)
+
+    def noting_make_rng(scope: Scope, name: str = _PARAMS) -> Any:
+        note(seen.drawn, name)
+        return make_rng(scope, name)
+
+    def noting_has_rng(module: nn.Module, name: str) -> Any:
+        note(seen.queried, name)
+        return has_rng(module, name)
+
+    def noting_sow(module: nn.Module, col: str, *args: Any, **kwargs: Any) -> Any:
+        note(seen.sown, col)
+        return sow(module, col, *args, **kwargs)
+
+    def noting_perturb(module: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
+        note(seen.sown, collection)
+        return perturb(module, name, value, collection)
+
+    with _WATCH_LOCK, contextlib.ExitStack() as stack:
+        for owner, noting in (
+            (Scope, noting_make_rng),
+            (nn.Module, noting_has_rng),
+            (nn.Module, noting_sow),
+            (nn.Module, noting_perturb),
+        ):
+            name = noting.__name__.removeprefix("noting_")
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, noting)
+        yield seen

@@ -1,0 +1,175 @@
+"""What a method takes, and how a call fills it. The whole rule:
+
+    argument                                            gets
+    inputs; without one of that name, the first         the layer's input, whole
+    training, train, is_training                        True in training, False otherwise
+    deterministic, use_running_average                  the opposite
+    mask                                                the input's Keras mask, or None
+    any other with a default                            its default
+    any other without a default                         (an error: nothing can fill it)
+
+A dict input whose names are all arguments of the method is spread over them when the method has no `inputs`. A mode argument
+that is also a field of the module, and set there, is left to the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._errors import MethodError
+
+# The mode arguments and whether they are true in training.
+MODE_ARGUMENTS: Mapping[str, bool] = {
+    "training": True,
+    "train": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+ForeignFormals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
+_foreign_formals: ForeignFormals | None = None
+
+
+def register_foreign_formals(formals: ForeignFormals | None) -> None:
+    """Let another language say what its functions take.
+
+    A function of another language shows Python `(*args, **kwargs)`. R registers here how its formals are had.
+
+    Args:
+        formals: From a Python function to its arguments, in order, each with whether it has a default; None for a
+            function that is not of that language. None takes the registration back.
+    """
+    global _foreign_formals
+    _foreign_formals = formals
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """How the arguments of one method are filled.
+
+    Attributes:
+        name: The method, as messages name it.
+        parameters: Its parameters but the module, by name and in order, the variadic ones left out.
+        variadic: Whether it takes arguments beyond those, so that more names may be spread over it.
+        held: The mode arguments that fields of the module already settle.
+    """
+
+    name: str
+    parameters: Mapping[str, inspect.Parameter]
+    variadic: bool
+    held: frozenset[str] = frozenset()
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the method takes Keras's mask."""
+        return "mask" in self.parameters
+
+    def fill(self, inputs: Any, *, training: bool, mask: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one call.
+
+        Args:
+            inputs: The layer's input, a pytree of arrays.
+            training: The mode.
+            mask: The input's mask, a pytree of boolean arrays and None.
+
+        Returns:
+            Positional arguments and keyword arguments.
+
+        Raises:
+            MethodError: An argument without a default is left.
+        """
+        keywords: dict[str, Any] = {
+            name: training is sense
+            for name, sense in MODE_ARGUMENTS.items()
+            if name in self.parameters and name not in self.held
+        }
+        if self.takes_mask:
+            keywords["mask"] = mask
+        free = [name for name in self.parameters if name not in keywords and name not in self.held]
+        if "inputs" not in free and isinstance(inputs, Mapping) and inputs and set(inputs) <= set(free):
+            return (), self._checked(keywords | dict(inputs), inputs)
+        target = "inputs" if "inputs" in free else next(iter(free), None)
+        if target is None and not self.variadic:
+            raise MethodError(
+                f"{self.name} takes no input: its arguments are {self._shown()}.\n"
+                "Give it an argument `inputs` (after the module), which receives the layer's input."
+            )
+        if target is None or target == next(iter(self.parameters)):
+            return (inputs,), self._checked(keywords, inputs, filled=target)
+        return (), self._checked(keywords | {target: inputs}, inputs)
+
+    def _checked(self, keywords: dict[str, Any], inputs: Any, filled: str | None = None) -> dict[str, Any]:
+        missing = [
+            name
+            for name, parameter in self.parameters.items()
+            if name != filled
+            and name not in keywords
+            and name not in self.held
+            and parameter.default is inspect.Parameter.empty
+        ]
+        if missing:
+            got = f"a dict with {sorted(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+            raise MethodError(
+                f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, whose arguments are "
+                f"{self._shown()}; the input is {got}.\n"
+                "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
+                "(module, inputs, training) that takes the input apart."
+            )
+        return keywords
+
+    def _shown(self) -> str:
+        return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
+
+
+def signature_of(method: Callable[..., Any], name: str, settled: Callable[[str], bool] = lambda _: False) -> Signature:
+    """Read what an unbound method takes.
+
+    Args:
+        method: A function whose first argument is the module.
+        name: The method, as messages name it.
+        settled: Whether a field of the module of that name is set.
+
+    Raises:
+        MethodError: The function takes no module, or its signature cannot be read.
+    """
+    parameters = list(_parameters(method, name))
+    if not parameters:
+        raise MethodError(
+            f"{name} takes no arguments.\nA method takes the module first, then `inputs`, and `training` when it wants it."
+        )
+    if parameters[0].kind not in _VARIADIC:
+        del parameters[0]
+    named = {p.name: p for p in parameters if p.kind not in _VARIADIC}
+    return Signature(
+        name=name,
+        parameters=named,
+        variadic=len(named) < len(parameters),
+        held=frozenset(argument for argument in MODE_ARGUMENTS if argument in named and settled(argument)),
+    )
+
+
+def _parameters(method: Callable[..., Any], name: str) -> Any:
+    formals = _foreign_formals(inspect.unwrap(method)) if _foreign_formals else None
+    if formals is not None:
+        return [_foreign_parameter(argument, has_default) for argument, has_default in formals.items()]
+    try:
+        return inspect.signature(method).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"What {name} takes cannot be read: {error}") from error
+
+
+def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter:
+    if argument == "...":
+        return inspect.Parameter("dots", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Parameter(
+        argument,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None if has_default else inspect.Parameter.empty,
+    )
+

@@ -1,0 +1,150 @@
+"""Abstract traces: what a function of arrays returns, found out without computing it.
+
+A dimension that is not known yet (the batch, a sequence's length) is `None` in a `Spec` and a symbol in the trace. Code that
+cannot be traced with a symbol, because it branches on a size, say, is traced twice with numbers in its place, and what differs
+between the two depends on the unknown dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax import export
+from jax.interpreters import partial_eval
+
+PyTree = Any
+T = TypeVar("T")
+
+# Two sizes for an unknown dimension, of the batch and of any other axis. Both divide by the usual strides and patch sizes,
+# and neither is one, which would broadcast.
+_BATCH_STAND_INS = (2, 4)
+_STAND_INS = (32, 64)
+
+
+class TraceAgainError(Exception):
+    """Raised in a trace by code that has just learned what it must do differently: the trace is to be made again."""
+
+
+def until_learned(function: Callable[[], T]) -> T:
+    """Call a function that traces, again for as long as the trace teaches something."""
+    while True:
+        try:
+            return function()
+        except TraceAgainError:
+            continue
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The shape and dtype of an array, without its values.
+
+    Attributes:
+        shape: One entry per axis, None where the size is not known.
+        dtype: A dtype's name.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One abstract run of a function.
+
+    Attributes:
+        jaxpr: The computation, from the arguments' leaves to the results' leaves. Sizes may be symbols.
+        result: The function's result with a `Spec` in the place of each array.
+    """
+
+    jaxpr: Any
+    result: PyTree
+
+    def evaluate(self, wanted: Sequence[bool], *arguments: jax.Array) -> list[jax.Array]:
+        """Compute some of the results, and nothing that they do not need.
+
+        Works inside another trace as well, where the values are had at once.
+
+        Args:
+            wanted: For each leaf of the result, whether to compute it.
+            *arguments: Values for the leaves of the leading arguments, on which alone the wanted results may depend.
+
+        Returns:
+            The wanted leaves.
+        """
+        jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
+        if any(used[len(arguments) :]):
+            raise ValueError("the wanted results depend on arguments that have no values")
+        values = [argument for argument, is_used in zip(arguments, used, strict=False) if is_used]
+        with jax.ensure_compile_time_eval():
+            return jax.core.eval_jaxpr(jaxpr, self.jaxpr.consts, *values)
+
+
+def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
+    """Trace a function abstractly.
+
+    Args:
+        function: From pytrees of arrays to a pytree of arrays.
+        *arguments: Its arguments, with a `Spec` in the place of each array.
+
+    Returns:
+        The trace. A size of the result is None where it depends on an unknown one.
+    """
+    if all(None not in spec.shape for spec in jax.tree.leaves(arguments)):
+        return _trace_sized(function, arguments)
+    try:
+        return _trace_sized(function, _sized(arguments, _symbols(arguments)))
+    except Exception as error:
+        # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
+        symbolic_error = error
+    try:
+        first, second = (
+            _trace_sized(function, _sized(arguments, _stand_ins(which))) for which in range(len(_STAND_INS))
+        )
+    except Exception as error:
+        raise error from symbolic_error
+    return Trace(second.jaxpr, jax.tree.map(_common, first.result, second.result))
+
+
+def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Trace:
+    structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)
+    jaxpr, result = until_learned(lambda: jax.make_jaxpr(function, return_shape=True)(*structs))
+    return Trace(jaxpr, jax.tree.map(_spec_of, result))
+
+
+def _spec_of(struct: Any) -> Spec:
+    return Spec(tuple(size if isinstance(size, int) else None for size in struct.shape), str(struct.dtype))
+
+
+def _common(first: Spec, second: Spec) -> Spec:
+    shape = tuple(a if a == b else None for a, b in zip(first.shape, second.shape, strict=True))
+    return Spec(shape, first.dtype)
+
+
+def _sized(arguments: PyTree, size_of: Callable[[int], Any]) -> PyTree:
+    def sized(spec: Spec) -> Spec:
+        return Spec(
+            tuple(size_of(axis) if size is None else size for axis, size in enumerate(spec.shape)),
+            spec.dtype,
+        )
+
+    return jax.tree.map(sized, arguments)
+
+
+def _symbols(arguments: PyTree) -> Callable[[int], Any]:
+    """One symbol per axis number: unknown sizes of several inputs on one axis (their batch) are the same."""
+    axes = sorted({axis for spec in jax.tree.leaves(arguments) for axis in _unknown_axes(spec)})
+    names = [f"d{axis}" for axis in axes]
+    # JAX takes a size of at least two to be neither broadcast nor squeezed.
+    sizes = export.symbolic_shape(", ".join(names), constraints=[f"{name} >= 2" for name in names])
+    return dict(zip(axes, sizes, strict=True)).__getitem__
+
+
+def _stand_ins(which: int) -> Callable[[int], int]:
+    return lambda axis: (_BATCH_STAND_INS if axis == 0 else _STAND_INS)[which]
+
+
+def _unknown_axes(spec: Spec) -> Iterator[int]:
+    return (axis for axis, size in enumerate(spec.shape) if size is None)

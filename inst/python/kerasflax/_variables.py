@@ -1,0 +1,304 @@
+"""A module's variables, kept in Keras variables: the bridge.
+
+The Keras variables hold the values, and there is no second copy. A `Template` remembers everything else of the pytree that
+`module.init()` returns (nesting, metadata boxes, typed random keys, leaves that are no arrays), so that what comes out has
+the structure that went in. Every array has a name, its path: `params/Dense_0/kernel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.tree_util import GetAttrKey, KeyEntry
+
+from ._errors import StateError, VariablesError
+
+PyTree = Any
+SEPARATOR = "/"
+
+
+# Pytree <-> named arrays ------------------------------------------------------------------------------------------------
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a pytree by path.
+
+    A path joins the keys of dicts and the positions of sequences. The name of a dataclass's field is a part of it only where
+    siblings could not be told apart without: the array in a box of metadata has the box's path.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return dict(zip(_paths([keys for keys, _ in flat]), [leaf for _, leaf in flat], strict=True))
+
+
+def _paths(key_paths: Sequence[tuple[KeyEntry, ...]]) -> list[str]:
+    boxed = [_without_box(keys) for keys in key_paths]
+    counts: dict[tuple[KeyEntry, ...], int] = {}
+    for keys in boxed:
+        counts[keys] = counts.get(keys, 0) + 1
+    return [
+        SEPARATOR.join(_key_name(key) for key in (short if counts[short] == 1 else keys))
+        for keys, short in zip(key_paths, boxed, strict=True)
+    ]
+
+
+def _without_box(keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+    end = len(keys)
+    while end and isinstance(keys[end - 1], GetAttrKey):
+        end -= 1
+    return keys[:end]
+
+
+def _key_name(key: KeyEntry) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def collection_of(path: str) -> str:
+    """The collection that a path lies in, its first part."""
+    return path.partition(SEPARATOR)[0]
+
+
+# The template -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """Of one leaf, what is not in an array: a typed key's implementation, or the value of a leaf that is no array."""
+
+    is_array: bool = True
+    key_impl: Any = None
+    static: Any = None
+
+    @classmethod
+    def of(cls, value: Any) -> _Leaf:
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return cls(key_impl=jax.random.key_impl(value))
+        if _is_array(value):
+            return cls()
+        return cls(is_array=False, static=value)
+
+    def wrap(self, array: Any) -> Any:
+        return array if self.key_impl is None else jax.random.wrap_key_data(array, impl=self.key_impl)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
+        hasattr(value, "__jax_array__") or hasattr(value, "__array__")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A pytree of variables without its arrays.
+
+    Attributes:
+        treedef: The nesting, boxes included.
+        leaves: What is known of each leaf, by path and in the treedef's order.
+    """
+
+    treedef: Any
+    leaves: Mapping[str, _Leaf]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> tuple[Template, dict[str, Any]]:
+        """Take a tree apart: its template, and its arrays by path (of typed keys, their data)."""
+        named = named_leaves(tree)
+        template = cls(jax.tree.structure(tree), {path: _Leaf.of(value) for path, value in named.items()})
+        return template, {
+            path: jax.random.key_data(named[path]) if leaf.key_impl is not None else named[path]
+            for path, leaf in template.leaves.items()
+            if leaf.is_array
+        }
+
+    def tree(self, arrays: Mapping[str, Any]) -> PyTree:
+        """Put a tree together again from its arrays by path."""
+        leaves = [leaf.wrap(arrays[path]) if leaf.is_array else leaf.static for path, leaf in self.leaves.items()]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+# Given values -----------------------------------------------------------------------------------------------------------
+
+
+def fitted(
+    expected: Mapping[str, jax.ShapeDtypeStruct | Any],
+    given: PyTree,
+    *,
+    fixed_shape: Callable[[str], bool],
+    partial: bool = False,
+    ignored: Callable[[str], bool] = lambda _: False,
+) -> dict[str, jax.Array]:
+    """Check given variables against those expected, and make arrays of them.
+
+    A JAX array is shared, not copied (see `alias`). A dtype of another kind (integers where floats belong) is cast to the
+    expected one; a scalar fits any variable of one element.
+
+    Args:
+        expected: Of each variable its path and something with `shape` and `dtype`.
+        given: A nested mapping of arrays, as `module.init()` returns it.
+        fixed_shape: Whether a path's shape must be the expected one.
+        partial: Whether variables may be missing.
+        ignored: Collections that are dropped.
+
+    Returns:
+        Arrays by path, for what was given.
+
+    Raises:
+        VariablesError: What does not fit, all of it, each by path with both sides.
+    """
+    if not isinstance(given, Mapping):
+        raise VariablesError(
+            f"`variables` must be a dict of collections, got {_described(given)}.\n"
+            'Pass what `module.init()` returns, such as {"params": {...}}.'
+        )
+    _, arrays = Template.of({name: tree for name, tree in given.items() if not ignored(str(name))})
+    problems = [
+        f"{path}: {_described(value)} is no array"
+        for path, value in named_leaves(dict(given)).items()
+        if not ignored(collection_of(path)) and not _is_array(value)
+    ]
+    if not partial:
+        problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in expected if path not in arrays]
+    result = {}
+    for path, value in arrays.items():
+        if path not in expected:
+            problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
+            continue
+        array, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
+        if problem:
+            problems.append(f"{path}: {problem}")
+        else:
+            result[path] = array
+    if problems:
+        collections = ", ".join(sorted({collection_of(path) for path in expected})) or "none"
+        raise VariablesError(
+            f"`variables` does not fit the module in {len(problems)} place{'s' * (len(problems) > 1)}:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + f"\nThe module's collections: {collections}. Pass what `module.init()` returns for this module and input."
+        )
+    return result
+
+
+def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str | None]:
+    shape = tuple(np.shape(value))
+    wanted = tuple(expected.shape)
+    fills = shape == () and wanted != () and all(size == 1 for size in wanted)
+    fits = len(shape) == len(wanted) and all(w in (s, None) for s, w in zip(shape, wanted, strict=True))
+    if fixed_shape and not fits and not fills:
+        return None, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
+    array = alias(value)
+    if _kind(array.dtype) != _kind(expected.dtype):
+        if _kind(array.dtype) > _kind(expected.dtype):
+            return None, f"expected {_shown(expected)}, got dtype {array.dtype}"
+        array = array.astype(expected.dtype)
+    return (array.reshape(wanted) if fills else array), None
+
+
+def _kind(dtype: Any) -> int:
+    """Kinds of dtypes in the order in which one can hold another."""
+    return [
+        jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    ].index(True)
+
+
+def alias(value: Any) -> jax.Array:
+    """An array that shares a JAX array's buffer and lives as long as it is held.
+
+    Keras's compiled steps donate the arrays of its variables: a donated array is deleted. What comes in from a user and what
+    is handed out is therefore an alias. Donating one of two arrays on a buffer makes JAX copy, and the other stays whole.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if not isinstance(value, jax.Array):
+        # Copied, since JAX might read NumPy's memory in place, which its owner may write to later.
+        return jnp.array(value)
+    if len(value.sharding.device_set) == 1:
+        return jnp.from_dlpack(value)
+    shards = [jnp.from_dlpack(shard.data) for shard in value.addressable_shards]
+    return jax.make_array_from_single_device_arrays(value.shape, value.sharding, shards)
+
+
+def _described(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _shape_shown(shape: Sequence[int]) -> str:
+    return "(" + ", ".join(str(size) for size in shape) + ")"
+
+
+def _shown(array: Any) -> str:
+    return f"{array.dtype}{_shape_shown(array.shape)}"
+
+
+# Keras variables --------------------------------------------------------------------------------------------------------
+
+
+def create(
+    arrays: Mapping[str, jax.Array], *, trainable: Callable[[str], bool], parameter_dtype: str | None
+) -> dict[str, keras.Variable]:
+    """Make one Keras variable per array, named by its path under the current name scope.
+
+    Args:
+        arrays: Initial values by path; they are adopted, not copied.
+        trainable: Whether a path is a trainable weight.
+        parameter_dtype: The dtype of trainable floating-point weights, cast by Keras to its compute dtype where the two
+            differ. None leaves each weight as it is.
+
+    Returns:
+        Variables by path.
+    """
+    return {
+        path: _variable(path, array, trainable=trainable(path), parameter_dtype=parameter_dtype)
+        for path, array in arrays.items()
+    }
+
+
+def _variable(path: str, array: jax.Array, *, trainable: bool, parameter_dtype: str | None) -> keras.Variable:
+    follows_policy = trainable and parameter_dtype is not None and jnp.issubdtype(array.dtype, jnp.floating)
+    *scopes, name = path.split(SEPARATOR)
+    with ExitStack() as stack:
+        # Keras refuses a separator in a name: scopes make the path.
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(
+            # A function, since Keras takes no value while it builds inside a compiled step.
+            lambda shape, dtype: array.astype(dtype),
+            shape=array.shape,
+            dtype=parameter_dtype if follows_policy else str(array.dtype),
+            trainable=trainable,
+            autocast=follows_policy,
+            name=name,
+        )
+
+
+def checked_update(
+    variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str
+) -> dict[str, Any]:
+    """Check that what a call wrote has the structure that it had.
+
+    Raises:
+        StateError: A variable was created or reshaped in the call.
+    """
+    for path, value in updates.items():
+        if path not in variables:
+            raise StateError(
+                f"{module_name} created the variable {path} in a call, which `init` did not create.\n"
+                "Create it in the first call in either mode, or pass `variables` that hold it."
+            )
+        shape = tuple(np.shape(value))
+        if shape != tuple(variables[path].shape):
+            raise StateError(
+                f"{module_name} changed the shape of {path} in a call from "
+                f"{_shape_shown(variables[path].shape)} to {_shape_shown(shape)}.\n"
+                "A variable keeps its shape: make it as large as it has to become."
+            )
+    return dict(updates)
