@@ -7,7 +7,7 @@ know neither Keras nor where the values are kept. `adapt` picks the adapter that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 
@@ -17,20 +17,6 @@ from ._linen import LinenAdapter
 PyTree = Any
 Variables = Mapping[str, PyTree]
 Method = str | Callable[..., Any] | None
-
-
-class Applied(NamedTuple):
-    """What one application of a module gives.
-
-    Attributes:
-        outputs: What the method returned.
-        state: The collections that the module may have written, as they are afterwards.
-        sown: What it recorded and does not read back, by collection.
-    """
-
-    outputs: PyTree
-    state: Variables
-    sown: Variables
 
 
 class Adapter(Protocol):
@@ -69,7 +55,7 @@ class Adapter(Protocol):
 
     def apply(
         self, variables: Variables, inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
-    ) -> Applied:
+    ) -> tuple[PyTree, Variables, Variables]:
         """Call the method.
 
         Args:
@@ -78,6 +64,10 @@ class Adapter(Protocol):
             training: The mode.
             mask: Keras's mask of the inputs, or None.
             seed_state: uint32 of shape (2,), from which the random streams come.
+
+        Returns:
+            The outputs; the collections that the method may have written, as they are afterwards; and by collection what it
+            sowed, that is, recorded without reading it back.
 
         Raises:
             TraceAgainError: The call showed that it needs to be made differently; make it again.

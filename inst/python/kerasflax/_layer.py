@@ -7,15 +7,14 @@ import functools
 import inspect
 import random
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import keras
 
 from . import _rng, _variables
-from ._adapter import Applied, Method, adapt
+from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
 from ._trace import Spec, Trace, trace, until_learned
 
@@ -93,7 +92,7 @@ class FlaxLayer(keras.layers.Layer):
         if not self.built:
             # Keras tells `build` the shapes alone.
             inputs = args[0] if args else kwargs.get("inputs")
-            self._memory.input_dtypes = [self._dtype_in_call(x) for x in keras.tree.flatten(inputs)]
+            self._memory.input_dtypes = keras.tree.map_structure(self._dtype_in_call, inputs)
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: PyTree) -> None:
@@ -102,39 +101,45 @@ class FlaxLayer(keras.layers.Layer):
         Args:
             input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
         """
-        spec = self._input_spec_of(input_shape)
+        spec = _specs(input_shape, self._memory.input_dtypes)
         template, traced = self._trace_init(spec)
         outputs, expected = traced.result
         if self._memory.given is None:
             arrays = self._initial_values(traced)
         else:
-            arrays = _variables.fitted(
-                expected,
-                self._memory.given,
-                fixed_shape=self._path_is_trainable,
-                ignored=self._adapter.sows,
-            )
+            template, arrays = self._given_values(template, expected)
         self._template = template
         self._variables_by_path = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
+        # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
+        self.trainable = self.trainable
         self._memory.given = None
         self._memory.output_specs[_hashable(spec, False)] = outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
-        template = None
+        templates = []
 
         def init(key_data: jax.Array, inputs: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-            nonlocal template
             outputs, variables = self._adapter.init(jax.random.wrap_key_data(key_data), inputs)
             template, arrays = _variables.Template.of(variables)
+            templates.append(template)
             return outputs, arrays
 
         key_data = jax.eval_shape(lambda: jax.random.key_data(_rng.initial_key(0)))
         traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec)
-        return template, traced
+        return templates[-1], traced
+
+    def _given_values(
+        self, template: _variables.Template, expected: Mapping[str, Spec]
+    ) -> tuple[_variables.Template, dict[str, jax.Array]]:
+        given = self._memory.given
+        arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, ignored=self._adapter.sows)
+        known = {_variables.collection_of(path) for path in template.leaves}
+        provided = {name: tree for name, tree in given.items() if name not in known and not self._adapter.sows(name)}
+        return template.extended(provided, arrays), arrays
 
     def _initial_values(self, traced: Trace) -> dict[str, jax.Array]:
         outputs, expected = traced.result
@@ -158,12 +163,8 @@ class FlaxLayer(keras.layers.Layer):
         """The dtype in which Keras hands an input to `call`."""
         if not hasattr(x, "dtype"):
             return None
-        dtype = keras.backend.standardize_dtype(jnp.empty(0, x.dtype).dtype)
+        dtype = keras.backend.standardize_dtype(jax.dtypes.canonicalize_dtype(x.dtype))
         return self.input_dtype if self.autocast and keras.backend.is_float_dtype(dtype) else dtype
-
-    def _input_spec_of(self, input_shape: PyTree) -> PyTree:
-        dtypes = iter(self._memory.input_dtypes or [])
-        return _map_shapes(lambda shape: Spec(shape, next(dtypes, None) or "float32"), input_shape)
 
     # Call ----------------------------------------------------------------------------------------------------------------
 
@@ -172,28 +173,24 @@ class FlaxLayer(keras.layers.Layer):
         training = bool(training) and self.trainable
         arrays = [variable.value for variable in self._variables_by_path.values()]
         with _raised_as_is():
-            applied = until_learned(
+            outputs, state, sown = until_learned(
                 lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training)
             )
-        for path, value in applied.state.items():
+        for path, value in state.items():
             self._variables_by_path[path].assign(value)
         if self._adapter.draws(training):
             self.seed_generator.next()
-        self._take_sown(applied.sown)
-        return applied.outputs
+        self._take_sown(sown)
+        return outputs
 
     def _apply(
         self, arrays: list[jax.Array], inputs: PyTree, mask: PyTree, seed_state: jax.Array, training: bool
-    ) -> Applied:
+    ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
         """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
         variables = self._template.tree(dict(zip(self._variables_by_path, arrays, strict=True)))
-        outputs, state, sown = self._adapter.apply(
-            variables, inputs, training=training, mask=mask, seed_state=seed_state
-        )
+        outputs, state, sown = self._adapter.apply(variables, inputs, training=training, mask=mask, seed_state=seed_state)
         _, updates = _variables.Template.of(state)
-        return Applied(
-            outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
-        )
+        return outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
         for value in jax.tree.leaves(sown.get(_LOSSES)):
@@ -211,7 +208,7 @@ class FlaxLayer(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or a nested structure of shapes."""
-        outputs = self._output_spec(self._input_spec_of(input_shape), None, training=False)
+        outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False)
         return jax.tree.map(lambda spec: spec.shape, outputs)
 
     def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool) -> PyTree:
@@ -222,7 +219,7 @@ class FlaxLayer(keras.layers.Layer):
         if key not in known:
             arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
             apply = functools.partial(self._apply, training=training)
-            known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result.outputs
+            known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result[0]
         return known[key]
 
     # Variables -----------------------------------------------------------------------------------------------------------
@@ -308,10 +305,10 @@ def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
     return treedef, tuple(leaves), training
 
 
-def _map_shapes(function: Callable[[tuple[int | None, ...]], Any], shapes: PyTree) -> PyTree:
-    """Apply a function to each shape in a nested structure; a shape is a tuple or list of integers and None."""
+def _specs(shapes: PyTree, dtypes: PyTree) -> PyTree:
+    """Specs in the place of the shapes of a nested structure; a shape is a tuple or list of integers and None."""
     if isinstance(shapes, Mapping):
-        return {name: _map_shapes(function, shape) for name, shape in shapes.items()}
+        return {name: _specs(shape, dtypes and dtypes[name]) for name, shape in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
-        return function(tuple(shapes))
-    return type(shapes)(_map_shapes(function, shape) for shape in shapes)
+        return Spec(tuple(shapes), dtypes or "float32")
+    return type(shapes)(_specs(shape, dtypes and dtypes[i]) for i, shape in enumerate(shapes))

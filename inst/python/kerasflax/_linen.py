@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.core
@@ -78,7 +79,7 @@ class LinenAdapter:
         return outputs, self._state(flax.core.unfreeze(variables))
 
     def apply(
-        self, variables: dict[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
+        self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
@@ -113,10 +114,10 @@ class LinenAdapter:
         """See `Adapter.sows`."""
         return collection in self._sown
 
-    def _state(self, variables: dict[str, PyTree]) -> dict[str, PyTree]:
+    def _state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         return {name: tree for name, tree in variables.items() if name not in self._sown}
 
-    def _learns(self, seen: _Seen, variables: dict[str, PyTree], training: bool) -> bool:
+    def _learns(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
         """Take in what a call showed, and say whether it has to be made again."""
         self._draws[training] |= bool(seen.drawn)
         # At inference a module that asks whether a stream is there wants to know whether to be random.
@@ -132,12 +133,11 @@ def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Call
     if method is None:
         method = "__call__"
     if isinstance(method, str):
-        function = getattr(type(module), method, None)
-        if not callable(function):
-            raise MethodError(
-                f"{type(module).__name__} has no method `{method}`.\nIt has {', '.join(_methods_of(module))}."
-            )
-        return function
+        methods = _methods_of(module)
+        if method not in methods:
+            has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
+            raise MethodError(f"{type(module).__name__} has no method `{method}`.\nIt has {has}.")
+        return methods[method]
     if not callable(method):
         raise MethodError(
             f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
@@ -150,24 +150,31 @@ def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Call
             f"`method` is bound to another module, a {type(owner).__name__}, where `module` is a {type(module).__name__}.\n"
             "Pass that module as `module`, or a method of this one."
         )
-    return method.__func__
+    return method.__func__  # type: ignore[attr-defined]
 
 
-def _methods_of(module: nn.Module) -> list[str]:
-    own = {
-        name
+def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
+    """The methods that classes of users and of Flax add to the base class, by name."""
+    not_methods = {field.name for field in dataclasses.fields(module)} | {"setup"}
+    return {
+        name: getattr(type(module), name)
         for cls in type(module).__mro__
-        if cls is not nn.Module and issubclass(cls, nn.Module)
+        if issubclass(cls, nn.Module) and cls is not nn.Module
         for name, value in vars(cls).items()
-        if callable(value) and (not name.startswith("_") or name == "__call__") and name != "setup"
+        if inspect.isfunction(value) and name not in not_methods and (not _is_private(name) or name == "__call__")
     }
-    return sorted(f"`{name}`" for name in own) or ["none"]
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_")
 
 
 def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
-    name = f"`{type(module).__name__}.{getattr(method, '__name__', '__call__')}`"
+    name = getattr(method, "__name__", "method")
+    if method in _methods_of(module).values():
+        name = f"{type(module).__name__}.{name}"
     fields = {field.name for field in dataclasses.fields(module)}
-    return signature_of(method, name, lambda field: field in fields and getattr(module, field) is not None)
+    return signature_of(method, f"`{name}`", lambda field: field in fields and getattr(module, field) is not None)
 
 
 _WATCH_LOCK = threading.RLock()

@@ -1,4 +1,6 @@
-"""What a method takes, and how a call fills it. The whole rule:
+"""What a method takes, and how a call fills it.
+
+The whole rule:
 
     argument                                            gets
     inputs; without one of that name, the first         the layer's input, whole
@@ -172,4 +174,3 @@ def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter:
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None if has_default else inspect.Parameter.empty,
     )
-

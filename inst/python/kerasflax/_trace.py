@@ -100,16 +100,14 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
         # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
         symbolic_error = error
     try:
-        first, second = (
-            _trace_sized(function, _sized(arguments, _stand_ins(which))) for which in range(len(_STAND_INS))
-        )
+        first, second = (_trace_sized(function, _sized(arguments, _stand_ins(which))) for which in range(len(_STAND_INS)))
     except Exception as error:
         raise error from symbolic_error
     return Trace(second.jaxpr, jax.tree.map(_common, first.result, second.result))
 
 
 def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Trace:
-    structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)
+    structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)  # type: ignore[no-untyped-call]
     jaxpr, result = until_learned(lambda: jax.make_jaxpr(function, return_shape=True)(*structs))
     return Trace(jaxpr, jax.tree.map(_spec_of, result))
 

@@ -119,6 +119,10 @@ class Template:
             if leaf.is_array
         }
 
+    def extended(self, collections: Mapping[str, PyTree], arrays: Mapping[str, Any]) -> Template:
+        """The template of a tree that has more collections."""
+        return Template.of({**self.tree(arrays), **collections})[0] if collections else self
+
     def tree(self, arrays: Mapping[str, Any]) -> PyTree:
         """Put a tree together again from its arrays by path."""
         leaves = [leaf.wrap(arrays[path]) if leaf.is_array else leaf.static for path, leaf in self.leaves.items()]
@@ -149,7 +153,8 @@ def fitted(
         ignored: Collections that are dropped.
 
     Returns:
-        Arrays by path, for what was given.
+        Arrays by path, for what was given. A whole collection that is not expected, and whose shapes are not fixed, is
+        taken as it is: a module may read what only its user provides.
 
     Raises:
         VariablesError: What does not fit, all of it, each by path with both sides.
@@ -159,18 +164,21 @@ def fitted(
             f"`variables` must be a dict of collections, got {_described(given)}.\n"
             'Pass what `module.init()` returns, such as {"params": {...}}.'
         )
-    _, arrays = Template.of({name: tree for name, tree in given.items() if not ignored(str(name))})
+    given = plain({name: tree for name, tree in given.items() if not ignored(str(name))})
+    _, arrays = Template.of(given)
     problems = [
-        f"{path}: {_described(value)} is no array"
-        for path, value in named_leaves(dict(given)).items()
-        if not ignored(collection_of(path)) and not _is_array(value)
+        f"{path}: {_described(value)} is no array" for path, value in named_leaves(given).items() if not _is_array(value)
     ]
     if not partial:
         problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in expected if path not in arrays]
+    collections = {collection_of(path) for path in expected}
     result = {}
     for path, value in arrays.items():
         if path not in expected:
-            problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
+            if partial or collection_of(path) in collections or fixed_shape(path):
+                problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
+            else:
+                result[path] = alias(value)
             continue
         array, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
         if problem:
@@ -178,13 +186,20 @@ def fitted(
         else:
             result[path] = array
     if problems:
-        collections = ", ".join(sorted({collection_of(path) for path in expected})) or "none"
         raise VariablesError(
             f"`variables` does not fit the module in {len(problems)} place{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + f"\nThe module's collections: {collections}. Pass what `module.init()` returns for this module and input."
+            + f"\nThe module's collections: {', '.join(sorted(collections)) or 'none'}. "
+            "Pass what `module.init()` returns for this module and input."
         )
     return result
+
+
+def plain(tree: PyTree) -> PyTree:
+    """Dicts and lists in the place of other mappings and lists, which JAX would take for leaves (Keras makes such)."""
+    if isinstance(tree, Mapping):
+        return {name: plain(subtree) for name, subtree in tree.items()}
+    return [plain(subtree) for subtree in tree] if isinstance(tree, list) else tree
 
 
 def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str | None]:
@@ -204,9 +219,7 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str
 
 def _kind(dtype: Any) -> int:
     """Kinds of dtypes in the order in which one can hold another."""
-    return [
-        jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    ].index(True)
+    return [jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)].index(True)
 
 
 def alias(value: Any) -> jax.Array:
@@ -280,9 +293,7 @@ def _variable(path: str, array: jax.Array, *, trainable: bool, parameter_dtype: 
         )
 
 
-def checked_update(
-    variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str
-) -> dict[str, Any]:
+def checked_update(variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str) -> dict[str, Any]:
     """Check that what a call wrote has the structure that it had.
 
     Raises:

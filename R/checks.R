@@ -1,0 +1,168 @@
+# Checks of arguments. Each returns its argument invisibly or ends in a `kerasflax_error_<cause>` of the public function.
+
+check_module <- function(module, call = caller_env()) {
+  if (is_flax_module(module)) {
+    return(invisible(module))
+  }
+  hint <- if (is_python_class(module)) {
+    "Make an instance of it: {.code module = {module$`__name__`}(...)}."
+  } else if (is_keras_layer(module)) {
+    "A Keras layer needs no wrapper: pipe into it, or add it to the model."
+  } else if (is.function(module)) {
+    "Give the module as {.arg module}, and a function of it as {.arg method}."
+  } else {
+    "Give an instance, such as {.code module = flax$linen$Dense(10L)}."
+  }
+  abort_kerasflax(
+    c("{.arg module} must be an instance of a Flax module.", x = "It is {what_is(module)}.", i = hint),
+    cause = "module",
+    call = call
+  )
+}
+
+# What a layer can be put behind: NULL, a Python object that Keras may know, an R array, or a list of them.
+check_object <- function(object, module_is_missing, call = caller_env()) {
+  if (is_flax_module(object)) {
+    swapped <- if (module_is_missing) "is missing" else "is given too"
+    abort_kerasflax(
+      c(
+        "{.arg object} must be what the layer is put behind: a Keras tensor, a sequential model, an array.",
+        x = "It is {what_is(object)}, and {.arg module} {swapped}.",
+        i = "Name the argument, {.code module = }, to get the layer alone, or swap the two."
+      ),
+      cause = "object",
+      call = call
+    )
+  }
+  problem <- object_problem(object)
+  if (!is.null(problem)) {
+    abort_kerasflax(
+      c(
+        "{.arg object} must be a Keras tensor, a sequential model, an array, or a list of tensors or arrays.",
+        x = "{problem}.",
+        i = "Give the layer what {.code keras_input()} returns, say, or nothing to get the layer alone."
+      ),
+      cause = "object",
+      call = call
+    )
+  }
+  invisible(object)
+}
+
+# NULL where a layer may be called on the object, otherwise what is wrong with it (or with an element of it).
+object_problem <- function(object, name = "It") {
+  if (is.null(object) && name == "It") {
+    NULL
+  } else if (is_python_object(object)) {
+    if (!(is_sequential(object) || is_python_array(object) || is_python_container(object))) {
+      paste(name, "is", what_is(object))
+    }
+  } else if (is.list(object) && !is.object(object)) {
+    list_problem(object, name)
+  } else if (!(is.numeric(object) || is.logical(object)) || is.object(object)) {
+    paste(name, "is", what_is(object))
+  } else if (is.null(dim(object))) {
+    paste(name, "is a plain vector, without dimensions: give it some with `array()`")
+  }
+}
+
+list_problem <- function(object, name) {
+  if (length(object) == 0) {
+    return(paste(name, "is an empty list"))
+  }
+  names <- names(object)
+  if (!is.null(names) && (!all(nzchar(names)) || anyDuplicated(names))) {
+    return(paste(name, "is a list of which only some elements have names, or two have the same"))
+  }
+  labels <- if (is.null(names)) seq_along(object) else names
+  for (i in seq_along(object)) {
+    problem <- object_problem(object[[i]], paste("Its element", labels[[i]]))
+    if (!is.null(problem)) {
+      return(problem)
+    }
+  }
+  NULL
+}
+
+check_method <- function(method, call = caller_env()) {
+  if (is.null(method) || is.function(method) || is_python_object(method) || rlang::is_string(method)) {
+    return(invisible(method))
+  }
+  abort_kerasflax(
+    c(
+      "{.arg method} must be a method of the module, a method's name, or a function that takes the module first.",
+      x = "It is {what_is(method)}."
+    ),
+    cause = "method",
+    call = call
+  )
+}
+
+check_variables <- function(variables, call = caller_env()) {
+  if (is.null(variables) || is_python_object(variables) || is_named_list(variables)) {
+    return(invisible(variables))
+  }
+  abort_kerasflax(
+    c(
+      "{.arg variables} must be a named list of collections, as {.code module$init()} returns it.",
+      x = "It is {what_is(variables)}.",
+      i = "Give {.code list(params = list(...))}."
+    ),
+    cause = "variables",
+    call = call
+  )
+}
+
+# Arguments for the layer itself: all of them named, each once.
+check_dots <- function(dots, call = caller_env()) {
+  names <- names(dots) %||% rep("", length(dots))
+  if (all(nzchar(names)) && !anyDuplicated(names)) {
+    return(invisible(dots))
+  }
+  abort_kerasflax(
+    c(
+      "Arguments in {.arg ...} must have names, each its own.",
+      x = "There {cli::qty(length(dots))}{?is/are} {length(dots)}, named {.val {names}}.",
+      i = "They go to the layer: {.code name = }, {.code trainable = }, {.code dtype = }, {.code seed = }."
+    ),
+    cause = "argument",
+    call = call
+  )
+}
+
+`%||%` <- rlang::`%||%`
+
+is_python_object <- function(x) inherits(x, "python.builtin.object")
+
+is_python_class <- function(x) inherits(x, "python.builtin.type")
+
+is_keras_layer <- function(x) inherits(x, "keras.src.layers.layer.Layer")
+
+is_python_array <- function(x) reticulate::py_has_attr(x, "shape") && reticulate::py_has_attr(x, "dtype")
+
+is_python_container <- function(x) {
+  inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict"))
+}
+
+is_sequential <- function(x) inherits(x, "keras.src.models.sequential.Sequential")
+
+is_flax_module <- function(x) inherits(x, "flax.linen.module.Module")
+
+is_named_list <- function(x) is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
+
+# A value in a few words, for "It is ...".
+what_is <- function(x) {
+  if (missing(x) || is.null(x)) {
+    "NULL"
+  } else if (is_python_class(x)) {
+    paste0("the class `", x$`__name__`, "`, not an instance")
+  } else if (is_python_object(x)) {
+    paste0("a Python object of class `", sub("^python[.]builtin[.]", "", class(x)[[1]]), "`")
+  } else if (is.function(x)) {
+    "an R function"
+  } else if (rlang::is_scalar_atomic(x)) {
+    paste0("the ", typeof(x), " ", encodeString(format(x), quote = if (is.character(x)) "\"" else ""))
+  } else {
+    paste0("a ", class(x)[[1]], " of length ", length(x))
+  }
+}

@@ -1,0 +1,77 @@
+# Condition classes: one per cause, `kerasflax_error_<cause>` over `kerasflax_error`. The causes are those of the Python
+# core's exceptions (inst/python/kerasflax/_errors.py) and `object`, which Python has no use for.
+
+# `message` is a cli template: foreign text goes into it by value only.
+abort_kerasflax <- function(message, cause, call = caller_env(), envir = parent.frame()) {
+  cli::cli_abort(message, class = error_class(cause), call = call, .envir = envir)
+}
+
+error_class <- function(cause) c(paste0("kerasflax_error_", cause), "kerasflax_error")
+
+# Evaluates code that enters Python, and turns what comes back as a Python exception into the R condition that it stands
+# for: the condition that R code inside a module has signalled, or an error of the core's as a `kerasflax_error`. Any other
+# exception stays what it is.
+with_r_conditions <- function(expr, call = caller_env()) {
+  tryCatch(
+    expr,
+    python.builtin.BaseException = function(exception) {
+      origin <- find_r_condition(exception)
+      if (!is.null(origin)) {
+        rlang::cnd_signal(as_r_condition(origin))
+      }
+      if (inherits(exception, "kerasflax._errors.KerasFlaxError")) {
+        # Not through cli: the text is not a template.
+        rlang::abort(
+          in_r_words(reticulate::py_str(exception)),
+          class = error_class(exception$cause),
+          parent = python_parent(exception),
+          call = call
+        )
+      }
+      stop(exception)
+    }
+  )
+}
+
+# The exception as the parent of an R condition, without its text, which would be shown twice.
+python_parent <- function(exception) {
+  rlang::error_cnd(
+    class = "kerasflax_python_exception",
+    message = paste0(class(exception)[[1]], " in Python. `reticulate::py_last_error()` has its traceback."),
+    exception = exception
+  )
+}
+
+# The exception that carries an R condition: the one given, or one from which it was raised.
+find_r_condition <- function(exception) {
+  while (!is.null(exception)) {
+    if (reticulate::py_has_attr(exception, "r_class")) {
+      return(exception)
+    }
+    exception <- reticulate::py_get_attr(exception, "__cause__") |> reticulate::py_to_r()
+  }
+  NULL
+}
+
+# reticulate keeps a condition's fields as attributes of the exception.
+as_r_condition <- function(exception) {
+  fields <- reticulate::py_to_r(reticulate::py_get_attr(exception, "__dict__"))
+  fields <- lapply(fields, reticulate::py_to_r)
+  own <- setdiff(names(fields), c("r_class", "__notes__", "_keras_call_info_injected"))
+  structure(fields[own], class = fields$r_class)
+}
+
+in_r_words <- function(text) {
+  words <- c(
+    "`module.init()`" = "`module$init()`",
+    "{\"params\": {...}}" = "list(params = list(...))",
+    "a dict" = "a named list",
+    "a function of (module, inputs, training)" = "a `function(module, inputs, training)`",
+    "keras.Input(batch_shape=...)" = "keras_input(batch_shape = ...)",
+    "None" = "NULL"
+  )
+  for (python in names(words)) {
+    text <- gsub(python, words[[python]], text, fixed = TRUE)
+  }
+  text
+}

@@ -1,0 +1,37 @@
+# R values -> Python values, where reticulate's own rules would lose something.
+
+# Collections of variables: arrays keep their dimensions, vectors become arrays of one dimension and not lists, and single
+# numbers scalars. The core makes float32 out of doubles, and floating-point weights out of integers.
+as_variables <- function(variables) {
+  if (is.null(variables) || is_python_object(variables)) {
+    variables
+  } else if (is.list(variables) && !is.object(variables)) {
+    lapply(variables, as_variables)
+  } else if ((is.numeric(variables) || is.logical(variables)) && is.null(dim(variables)) && length(variables) != 1) {
+    array(variables, dim = length(variables))
+  } else {
+    variables
+  }
+}
+
+# R functions convert what they are called with: `inputs` arrives as an R list, where it is one, and not as Python's.
+as_method <- function(method, name) {
+  if (!is.function(method) || is_python_object(method)) {
+    return(method)
+  }
+  method <- reticulate::r_to_py(method, convert = TRUE)
+  reticulate::py_set_attr(method, "__name__", name)
+  method
+}
+
+# Arguments of the layer: whole doubles where Keras asks for integers, shapes as tuples.
+as_layer_arguments <- function(dots) {
+  if (is.numeric(dots$seed) && length(dots$seed) == 1 && !is.na(dots$seed) && dots$seed == trunc(dots$seed)) {
+    # R's integers end at 2^31, seeds at 2^32.
+    dots$seed <- reticulate::py_eval(format(dots$seed, scientific = FALSE), convert = FALSE)
+  }
+  if (!is.null(dots$input_shape)) {
+    dots$input_shape <- shape(dots$input_shape)
+  }
+  dots
+}

@@ -1,0 +1,98 @@
+#' Make a Keras layer of a Flax module
+#'
+#' @description
+#' Wraps a module of [Flax](https://flax.readthedocs.io), from Python or defined in R, in a Keras layer. Like every
+#' `layer_*()` function it composes with `object`, so that it can stand in a pipe. It takes the place of
+#' [keras3::layer_flax_module_wrapper()].
+#'
+#' # The module's method
+#' `__call__()`, or the `method` given, is called to initialise the module and to apply it. What it takes is looked up by
+#' name, in R functions as well as in Python's:
+#'
+#' | argument | gets |
+#' |---|---|
+#' | `inputs`; without one of that name, the first after the module | the layer's input, whole |
+#' | `training`, `train`, `is_training` | `TRUE` in `fit()`, `FALSE` in `predict()` and `evaluate()` |
+#' | `deterministic`, `use_running_average` | the opposite |
+#' | `mask` | the mask that Keras has computed for the input, or `NULL` |
+#' | any other | its default; without one it is an error |
+#'
+#' A named list as input is spread over arguments of these names when the method has no `inputs`.
+#'
+#' # Variables
+#' The collection `params` becomes trainable weights, every other one non-trainable state. What the module writes to its
+#' state is kept, in training and at inference. Each weight has its Flax path in its name: `<layer>/params/Dense_0/kernel`.
+#' Without `variables`, initial values are those of `module$init(jax$random$key(seed), inputs)` with `training` `FALSE`, for
+#' the true shapes and dtypes of the input.
+#'
+#' # State and randomness
+#' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
+#' run repeats. With `trainable = FALSE` the module runs as at inference, as Keras's own batch normalization does.
+#'
+#' # Errors
+#' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
+#' `module`, `method`, `variables`, `argument`, `shape`, `state` or `backend`. A condition signalled by R code inside a module
+#' arrives as itself.
+#'
+#' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a
+#'   [keras3::keras_input()] or another Keras tensor, or a (nested, named) list of them; an array (of R, NumPy or JAX), on
+#'   which the layer is called at once. Missing or `NULL`: the layer alone is returned.
+#' @param module An instance of `flax$linen$Module`: of a class from Python, or of one defined in R with `%py_class%`.
+#' @param method The method to call. `NULL` stands for `__call__`. A name, a method of the module, or a function, of R or
+#'   Python, that takes the module as its first argument.
+#' @param variables The module's variables, as `module$init()` returns them: a named list of collections (`params` and
+#'   others), a Python dict or a FrozenDict. They are used in place of initial values. JAX arrays are adopted without a copy,
+#'   and stay usable when the model is trained. `params` must have the shapes that the module gives them.
+#' @param ... For the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or policy that rules the params and the
+#'   computation in place of the dtypes that the module declares; `seed`, a whole number from 0 to 2^32 - 1;
+#'   `activity_regularizer`; `autocast`.
+#'
+#' @returns Depends on `object`:
+#' * a sequential model: the model, invisibly;
+#' * Keras tensors: the output tensor or tensors;
+#' * an array: the output, a JAX array;
+#' * missing or `NULL`: the layer, which can be called and piped into, `input |> layer()`.
+#'
+#' @examplesIf interactive()
+#' flax <- reticulate::import("flax")
+#' nn <- flax$linen
+#'
+#' MyFlaxModule(nn$Module) %py_class% {
+#'   `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
+#'     inputs |>
+#'       (nn$Dense(64L))() |>
+#'       nn$relu() |>
+#'       (nn$Dropout(0.5))(deterministic = !training) |>
+#'       (nn$Dense(10L))()
+#'   })
+#' }
+#'
+#' input <- keras_input(c(28 * 28))
+#' output <- input |> layer_flax_module_wrapper(MyFlaxModule())
+#' model <- keras_model(input, output)
+#' @export
+layer_flax_module_wrapper <- function(object, module, method = NULL, variables = NULL, ...) {
+  # Before the layer is made: the layers of a pipe are created, and so named, in its order.
+  object <- if (missing(object)) NULL else object
+  check_backend()
+  check_object(object, module_is_missing = missing(module))
+  module <- if (missing(module)) NULL else module
+  check_module(module)
+  check_method(method)
+  check_variables(variables)
+  dots <- list(...)
+  check_dots(dots)
+
+  method_name <- rlang::enexpr(method)
+  method_name <- if (is.symbol(method_name)) rlang::as_string(method_name) else "method"
+  with_r_conditions({
+    layer <- rlang::exec(
+      the$core$FlaxLayer,
+      module,
+      method = as_method(method, method_name),
+      variables = as_variables(variables),
+      !!!as_layer_arguments(dots)
+    )
+    if (is.null(object)) layer else layer(object)
+  })
+}

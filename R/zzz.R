@@ -1,0 +1,20 @@
+# The floors stand in `python_floors` alone; tests hold pyproject.toml and the README to them.
+python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
+
+.onLoad <- function(libname, pkgname) {
+  reticulate::py_require(paste0(names(python_floors), ">=", python_floors))
+  choose_backend()
+  the$core <- reticulate::import_from_path(
+    "kerasflax",
+    path = system.file("python", package = pkgname, lib.loc = libname),
+    delay_load = list(on_load = function() register_r_formals(the$core))
+  )
+}
+
+.onAttach <- function(libname, pkgname) {
+  packageStartupMessage("kerasflax: layer_flax_module_wrapper() takes the place of keras3's.")
+}
+
+# R's own message about the masked name would say it a second time.
+#' @export
+.conflicts.OK <- TRUE

@@ -1,0 +1,163 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
+
+from kerasflax import MethodError, _rng
+from kerasflax._adapter import adapt
+from kerasflax._trace import until_learned
+
+KEY = jax.random.key(1)
+STATE = jnp.array([1, 0], jnp.uint32)
+X = jnp.linspace(-1, 1, 2 * 3).reshape(2, 3)
+
+
+def applied(adapter, variables, inputs=X, *, training=False, mask=None, state=STATE):
+    return until_learned(lambda: adapter.apply(variables, inputs, training=training, mask=mask, seed_state=state))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_init_gives_the_values_of_plain_flax():
+    outputs, variables = adapt(MLP(), None).init(KEY, X)
+    expected = MLP().init(KEY, X)
+    assert_same(variables, expected)
+    assert_same(outputs, MLP().apply(expected, X))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_apply_gives_the_outputs_and_the_state_of_plain_flax(training):
+    adapter = adapt(ConvNet(rate=0.5), None)
+    x = jnp.linspace(-1, 1, 2 * 5 * 5).reshape(2, 5, 5, 1)
+    _, variables = adapter.init(KEY, x)
+    outputs, state, sown = applied(adapter, variables, x, training=training)
+    expected, mutated = ConvNet().apply(
+        variables, x, training=training, rngs=_rng.streams(STATE, ["dropout"]), mutable=["batch_stats"]
+    )
+    assert_same((outputs, state), (expected, mutated))
+    assert sown == {}
+    assert adapter.draws(training) is training
+
+
+def test_streams_that_nobody_declared_are_found_and_differ():
+    adapter = adapt(TwoStreams(), None)
+    adapter.init(KEY, X)
+    left, right = applied(adapter, {})[0]
+    assert_same(left, jax.random.normal(_stream_key("left"), X.shape))
+    assert not np.allclose(left, right)
+    assert adapter.draws(False)
+
+
+def _stream_key(name):
+    class Draw(nn.Module):
+        def __call__(self, inputs):
+            return jax.random.key_data(self.make_rng(name))
+
+    data = Draw().apply({}, X, rngs=_rng.streams(STATE, [name]))
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
+def test_a_stream_asked_for_only_in_training_is_found_then():
+    class Late(nn.Module):
+        def __call__(self, x, training):
+            return jax.random.uniform(self.make_rng("noise")) if training else x
+
+    adapter = adapt(Late(), None)
+    adapter.init(KEY, X)
+    applied(adapter, {})
+    assert not adapter.draws(False)
+    applied(adapter, {}, training=True)
+    assert adapter.draws(True)
+
+
+def test_a_module_that_asks_whether_a_stream_is_there_is_random_in_training_only():
+    class Asks(nn.Module):
+        def __call__(self, x):
+            return self.has_rng("noise")
+
+    adapter = adapt(Asks(), None)
+    assert applied(adapter, {}, training=True)[0] is True
+    assert applied(adapter, {}, training=False)[0] is False
+
+
+def test_a_stream_that_cannot_be_supplied_raises_what_flax_raises():
+    class Split(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            dropout = nn.vmap(nn.Dropout, split_rngs={"params": True}, variable_axes={})
+            return dropout(0.5, deterministic=False)(x)
+
+    adapter = adapt(Split(), None)
+    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
+        applied(adapter, {})
+
+
+def test_what_is_sown_is_no_state_whatever_its_structure():
+    adapter = adapt(Sower(), None)
+    _, variables = adapter.init(KEY, X)
+    assert set(variables) == {"params"}
+    outputs, state, sown = applied(adapter, Sower().init(KEY, X))
+    assert state == {}
+    assert set(sown) >= {"losses", "intermediates", "metrics"}
+    assert_same(sown["losses"]["l2"], (0.5 * jnp.sum(outputs**2),))
+    assert_same(sown["metrics"]["total"], jnp.sum(outputs))
+
+
+def test_variables_that_carry_what_only_training_sows_are_cleaned():
+    class SowsInTraining(nn.Module):
+        def __call__(self, x, training):
+            if training:
+                self.sow("losses", "l", jnp.sum(x))
+            return x
+
+    adapter = adapt(SowsInTraining(), None)
+    adapter.init(KEY, X)
+    _, state, sown = applied(adapter, {"losses": {"l": (jnp.zeros(()),)}}, training=True)
+    assert state == {}
+    assert_same(sown, {"losses": {"l": (jnp.sum(X),)}})
+
+
+def test_flax_is_as_it_was_after_a_trace():
+    functions = [nn.Module.sow, nn.Module.perturb, nn.Module.has_rng, nn.Module.make_rng]
+    adapter = adapt(Sower(), None)
+    adapter.init(KEY, X)
+    assert [nn.Module.sow, nn.Module.perturb, nn.Module.has_rng, nn.Module.make_rng] == functions
+
+
+def test_state_is_written_in_either_mode():
+    adapter = adapt(Counter(), None)
+    _, variables = adapter.init(KEY, X)
+    _, state, _ = applied(adapter, variables)
+    assert state["counts"]["n"] == 1
+
+
+def wrapper(module, inputs):
+    return module.encode(inputs)
+
+
+@pytest.mark.parametrize("method", ["encode", SetUp().encode, SetUp.encode, wrapper, lambda m, x: m.encode(x)])
+def test_the_method_serves_init_and_apply(method):
+    adapter = adapt(SetUp(), method)
+    _, variables = adapter.init(KEY, X)
+    assert set(variables["params"]) == {"encoder"}
+    assert_same(applied(adapter, variables)[0], SetUp().apply(variables, X, method="encode"))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("decode", "SetUp has no method `decode`.\nIt has `__call__`, `encode`."),
+        ("setup", "SetUp has no method `setup`"),
+        (3, "`method` must be a method's name or a function of (module, inputs), got int 3"),
+        (MLP().__call__, "`method` is bound to another module, a MLP, where `module` is a SetUp"),
+        (lambda: 0, "`<lambda>` takes no arguments"),
+    ],
+)
+def test_a_method_that_cannot_be_called_is_an_error(method, message):
+    with pytest.raises(MethodError) as error:
+        adapt(SetUp(), method)
+    assert message in str(error.value)

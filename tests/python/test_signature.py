@@ -1,0 +1,85 @@
+import inspect
+
+import pytest
+
+from kerasflax import MethodError
+from kerasflax._signature import MODE_ARGUMENTS, register_foreign_formals, signature_of
+
+
+def filled(method, inputs="x", training=True, mask=None, settled=lambda name: False):
+    return signature_of(method, "`f`", settled).fill(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (lambda self, inputs: 0, (("x",), {})),
+        (lambda self, tokens: 0, (("x",), {})),
+        (lambda self, inputs, training: 0, (("x",), {"training": True})),
+        (lambda self, inputs, training=False, scale=1: 0, (("x",), {"training": True})),
+        (lambda self, scale=1, inputs=None: 0, ((), {"inputs": "x"})),
+        (lambda self, train, x: 0, ((), {"train": True, "x": "x"})),
+        (lambda self, x, *, is_training: 0, (("x",), {"is_training": True})),
+        (lambda self, x, deterministic=None: 0, (("x",), {"deterministic": False})),
+        (lambda self, x, use_running_average=None: 0, (("x",), {"use_running_average": False})),
+        (lambda self, x, mask=None: 0, (("x",), {"mask": None})),
+        (lambda self, *args, **kwargs: 0, (("x",), {})),
+        (lambda *args, **kwargs: 0, (("x",), {})),
+    ],
+)
+def test_arguments_are_filled_by_name(method, expected):
+    assert filled(method) == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("name", "sense"), MODE_ARGUMENTS.items())
+def test_a_mode_argument_has_its_sense(name, sense, training):
+    scope = {}
+    exec(f"def f(self, x, {name}): pass", scope)
+    assert filled(scope["f"], training=training)[1] == {name: training if sense else not training}
+
+
+def test_a_dict_is_spread_over_arguments_of_its_names():
+    both = {"a": 1, "b": 2}
+    assert filled(lambda self, a, b, training: 0, both) == ((), {"a": 1, "b": 2, "training": True})
+    assert filled(lambda self, inputs, a=0, b=0: 0, both) == ((both,), {})
+    assert filled(lambda self, a, c=0: 0, both) == ((both,), {})
+
+
+def test_a_mode_argument_that_a_field_settles_is_not_passed():
+    assert filled(lambda self, x, deterministic=None: 0, settled=lambda name: name == "deterministic") == (("x",), {})
+
+
+def test_an_argument_that_nothing_fills_is_an_error_that_names_it():
+    with pytest.raises(MethodError, match=r"Nothing fills `b`, `c` of `f`, whose arguments are \(a, b, c, d=1\)"):
+        filled(lambda self, a, b, c, d=1: 0)
+
+
+@pytest.mark.parametrize("method", [lambda self: 0, lambda self, training: 0])
+def test_a_method_without_an_input_is_an_error(method):
+    with pytest.raises(MethodError, match="takes no input"):
+        filled(method)
+
+
+def test_a_function_without_arguments_is_an_error():
+    with pytest.raises(MethodError, match="takes no arguments"):
+        filled(lambda: 0)
+
+
+def test_another_language_can_say_what_its_functions_take():
+    def foreign(*args, **kwargs):
+        return 0
+
+    def wrapper(*args, **kwargs):
+        return foreign(*args, **kwargs)
+
+    wrapper.__wrapped__ = foreign
+    formals = {"self": False, "inputs": False, "training": True, "...": False}
+    register_foreign_formals(lambda function: formals if function is foreign else None)
+    try:
+        assert filled(wrapper) == (("x",), {"training": True})
+        assert filled(lambda self, tokens: 0) == (("x",), {})
+    finally:
+        register_foreign_formals(None)
+    assert str(inspect.signature(foreign)) == "(*args, **kwargs)"
+    assert filled(wrapper) == (("x",), {})

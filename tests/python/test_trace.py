@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kerasflax._trace import Spec, TraceAgainError, trace, until_learned
+
+
+def result(function, *shapes):
+    return trace(function, *(Spec(shape, "float32") for shape in shapes)).result
+
+
+def test_an_unknown_size_stays_unknown_and_a_known_one_known():
+    assert result(lambda x: {"a": x @ jnp.ones((3, 5)), "b": x.T}, (None, 3)) == {
+        "a": Spec((None, 5), "float32"),
+        "b": Spec((3, None), "float32"),
+    }
+
+
+def test_the_batch_of_several_inputs_is_one_size():
+    assert result(lambda x, y: x + y, (None, 3), (None, 3)) == Spec((None, 3), "float32")
+
+
+def test_code_that_branches_on_an_unknown_size_is_traced_with_numbers():
+    def branches(x):
+        return jnp.concatenate([x, x]) if int(x.shape[0]) < 5 else x
+
+    assert result(branches, (None, 3)) == Spec((None, 3), "float32")
+    assert result(lambda x: jnp.ones(4 if int(x.shape[0]) > 1 else 5), (None, 3)) == Spec((4,), "float32")
+
+
+def test_an_error_of_the_code_itself_comes_out_with_the_symbolic_one_as_its_cause():
+    def wrong(x):
+        raise LookupError(f"no {x.shape[1]}")
+
+    with pytest.raises(LookupError, match="no 3"):
+        result(wrong, (None, 3))
+
+
+def test_wanted_results_are_computed_and_others_are_not():
+    def function(key, x):
+        weights = jax.random.normal(key, (3, 2))
+        return x @ weights, weights
+
+    key = jax.random.key_data(jax.random.key(1))
+    traced = trace(
+        lambda data, x: function(jax.random.wrap_key_data(data), x), Spec((2,), "uint32"), Spec((None, 3), "float32")
+    )
+    (weights,) = traced.evaluate([False, True], key)
+    np.testing.assert_array_equal(weights, jax.random.normal(jax.random.key(1), (3, 2)))
+    with pytest.raises(ValueError, match="no values"):
+        traced.evaluate([True, False], key)
+
+
+def test_values_are_had_at_once_inside_another_trace():
+    traced = trace(lambda x: x * 2, Spec((2,), "float32"))
+    seen = []
+
+    @jax.jit
+    def outer(x):
+        seen.append(traced.evaluate([True], np.ones(2, np.float32))[0])
+        return x
+
+    outer(1.0)
+    assert not isinstance(seen[0], jax.core.Tracer)
+    np.testing.assert_array_equal(seen[0], [2, 2])
+
+
+def test_a_trace_that_learns_is_made_again():
+    attempts = []
+
+    def function(x):
+        attempts.append(x)
+        if len(attempts) < 3:
+            raise TraceAgainError
+        return x
+
+    assert result(function, (2,)) == Spec((2,), "float32")
+    assert len(attempts) == 3
+    assert until_learned(lambda: 5) == 5

@@ -1,0 +1,153 @@
+import collections
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import struct
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerasflax import StateError, VariablesError, _variables
+from kerasflax._variables import Template, alias, fitted, named_leaves
+
+ARRAY = np.ones(2, np.float32)
+Pair = collections.namedtuple("Pair", "a b")
+
+
+@struct.dataclass
+class Moments:
+    mean: jax.Array
+    var: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        ({"params": {"Dense_0": {"kernel": 1, "bias": 2}}}, ["params/Dense_0/bias", "params/Dense_0/kernel"]),
+        (flax.core.freeze({"params": {"a": 1}}), ["params/a"]),
+        ({"params": {"w": nn.Partitioned(ARRAY, names=("x",))}}, ["params/w"]),
+        ({"params": {"w": nn.Partitioned(nn.Partitioned(ARRAY, names=("x",)), names=("y",))}}, ["params/w"]),
+        ({"state": {"m": Moments(ARRAY, ARRAY)}}, ["state/m/mean", "state/m/var"]),
+        ({"state": {"m": [Moments(ARRAY, None), ARRAY]}}, ["state/m/0", "state/m/1"]),
+        ({"state": (1, [2, None])}, ["state/0", "state/1/0"]),
+        ({"state": Pair(1, 2)}, ["state/a", "state/b"]),
+        ({"params": {"a.b": {0: 1, 1: 2}}}, ["params/a.b/0", "params/a.b/1"]),
+        ({}, []),
+    ],
+)
+def test_a_leaf_is_named_by_its_path(tree, paths):
+    assert list(named_leaves(tree)) == paths
+
+
+names = st.text("abc_.0", min_size=1, max_size=3)
+trees = st.recursive(
+    st.integers() | st.none() | st.just("static"),
+    lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=3) | st.tuples(inner),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(names, trees, max_size=3))
+def test_a_tree_put_together_again_is_the_tree(tree):
+    template, arrays = Template.of(tree)
+    assert template.tree(arrays) == tree
+    assert list(arrays) == [path for path, leaf in named_leaves(tree).items() if leaf != "static"]
+
+
+def test_a_typed_key_is_kept_as_data_and_comes_out_typed():
+    key = jax.random.key(3, impl="rbg")
+    template, arrays = Template.of({"state": {"key": key}})
+    assert arrays["state/key"].dtype == jnp.uint32
+    assert template.tree(arrays)["state"]["key"] == key
+
+
+DTYPES = ["float32", "float16", "bfloat16", "int32", "uint32", "int8", "uint8", "bool", "complex64", "float8_e4m3fn"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 2)])
+def test_an_alias_survives_the_donation_of_the_array(shape, dtype):
+    array = jnp.ones(shape, dtype)
+    kept = alias(array)
+    assert kept.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
+    jax.jit(lambda x: x + x if x.dtype != bool else ~x, donate_argnums=0)(array)
+    np.testing.assert_array_equal(np.asarray(kept, np.complex64), np.ones(shape))
+    assert kept.dtype == dtype
+
+
+def test_numpy_memory_is_not_shared():
+    array = np.ones(1024, np.float32)
+    kept = alias(array)
+    array[:] = 0
+    np.testing.assert_array_equal(kept, np.ones(1024))
+
+
+EXPECTED = {"params/w": ARRAY, "params/b": np.float32(0), "stats/n": np.zeros(3, np.float32)}
+
+
+def fit(given, **kwargs):
+    return fitted(EXPECTED, given, fixed_shape=lambda path: path.startswith("params"), **kwargs)
+
+
+def test_every_misfit_is_listed_by_path_with_both_sides():
+    with pytest.raises(VariablesError) as error:
+        fit({"params": {"w": np.ones((2, 1)), "extra": ARRAY}, "stats": {"n": "text", "m": ARRAY}})
+    assert str(error.value) == (
+        "`variables` does not fit the module in 6 places:\n"
+        "  stats/n: str 'text' is no array\n"
+        "  params/b: missing, expected float32()\n"
+        "  stats/n: missing, expected float32(3)\n"
+        "  params/extra: not in the module, got float32(2)\n"
+        "  params/w: expected float32(2), got shape (2, 1)\n"
+        "  stats/m: not in the module, got float32(2)\n"
+        "The module's collections: params, stats. Pass what `module.init()` returns for this module and input."
+    )
+
+
+def test_what_is_no_mapping_is_an_error():
+    with pytest.raises(VariablesError, match=r"must be a dict of collections, got list \[1\]"):
+        fit([1])
+
+
+def test_state_takes_the_given_shape_and_params_do_not():
+    arrays = fit({"params": {"w": ARRAY, "b": 1.5}, "stats": {"n": np.zeros((7, 2))}})
+    assert arrays["stats/n"].shape == (7, 2)
+    assert arrays["params/b"].dtype == jnp.float32
+
+
+def test_a_collection_that_the_module_does_not_create_is_taken_as_given():
+    arrays = fit({"params": {"w": ARRAY, "b": 0.0}, "stats": {"n": ARRAY}, "constants": {"c": jnp.arange(2)}})
+    assert arrays["constants/c"].dtype == jnp.int32
+
+
+def test_integers_become_floats_where_floats_belong_and_not_the_other_way():
+    given = {"params": {"w": np.array([1, 2]), "b": True}, "stats": {"n": ARRAY}}
+    assert {array.dtype.name for array in fit(given).values()} == {"float32"}
+    with pytest.raises(VariablesError, match=r"n: expected int32\(3\), got dtype float32"):
+        fitted({"s/n": np.zeros(3, np.int32)}, {"s": {"n": np.zeros(3)}}, fixed_shape=lambda path: False)
+
+
+def test_half_precision_given_stays_half_precision():
+    given = {"params": {"w": jnp.ones(2, jnp.bfloat16), "b": 0.0}, "stats": {"n": ARRAY}}
+    assert fit(given)["params/w"].dtype == jnp.bfloat16
+
+
+def test_variables_are_named_by_scopes_and_hold_the_arrays():
+    arrays = {"params/Dense_0/kernel": jnp.ones((2, 3)), "stats/key": jnp.zeros(2, jnp.uint32)}
+    with keras.name_scope("layer"):
+        variables = _variables.create(arrays, trainable=lambda path: path.startswith("params"), parameter_dtype="bfloat16")
+    kernel, key = variables.values()
+    assert (kernel.path, kernel.trainable, kernel.dtype) == ("layer/params/Dense_0/kernel", True, "bfloat16")
+    assert (key.path, key.trainable, key.dtype) == ("layer/stats/key", False, "uint32")
+
+
+def test_an_update_that_changes_the_structure_names_the_path():
+    variables = _variables.create({"cache/k": jnp.ones(2)}, trainable=lambda path: False, parameter_dtype=None)
+    with pytest.raises(StateError, match="Net created the variable cache/new"):
+        _variables.checked_update(variables, {"cache/new": ARRAY}, "Net")
+    with pytest.raises(StateError, match=r"Net changed the shape of cache/k in a call from \(2\) to \(3, 1\)"):
+        _variables.checked_update(variables, {"cache/k": np.ones((3, 1))}, "Net")
