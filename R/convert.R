@@ -19,7 +19,7 @@ as_method <- function(method, name) {
   if (!is.function(method) || is_python_object(method)) {
     return(method)
   }
-  method <- reticulate::r_to_py(method, convert = TRUE)
+  method <- reticulate::r_to_py(rlang::as_closure(method), convert = TRUE)
   reticulate::py_set_attr(method, "__name__", name)
   method
 }

@@ -14,8 +14,7 @@ r_formals <- function(python_function) {
   if (is.null(f)) {
     return(NULL)
   }
-  # `args()` gives primitives their formals, too.
-  arguments <- formals(args(f))
+  arguments <- formals(f)
   has_default <- !vapply(arguments, identical, logical(1), quote(expr = ))
   reticulate::py_dict(as.list(names(arguments)), unname(as.list(has_default)))
 }

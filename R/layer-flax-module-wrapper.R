@@ -83,8 +83,9 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
   dots <- list(...)
   check_dots(dots)
 
-  method_name <- rlang::enexpr(method)
-  method_name <- if (is.symbol(method_name)) rlang::as_string(method_name) else "method"
+  # An R function is called what its user calls it.
+  method_name <- substitute(method)
+  method_name <- if (is.symbol(method_name)) as.character(method_name) else "method"
   with_r_conditions({
     layer <- rlang::exec(
       the$core$FlaxLayer,

@@ -14,7 +14,3 @@ python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
 .onAttach <- function(libname, pkgname) {
   packageStartupMessage("kerasflax: layer_flax_module_wrapper() takes the place of keras3's.")
 }
-
-# R's own message about the masked name would say it a second time.
-#' @export
-.conflicts.OK <- TRUE

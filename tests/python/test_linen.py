@@ -153,7 +153,7 @@ def test_the_method_serves_init_and_apply(method):
         ("decode", "SetUp has no method `decode`.\nIt has `__call__`, `encode`."),
         ("setup", "SetUp has no method `setup`"),
         (3, "`method` must be a method's name or a function of (module, inputs), got int 3"),
-        (MLP().__call__, "`method` is bound to another module, a MLP, where `module` is a SetUp"),
+        (MLP().__call__, "`method` is bound to another module, of class MLP; `module` is of class SetUp"),
         (lambda: 0, "`<lambda>` takes no arguments"),
     ],
 )

@@ -95,12 +95,12 @@ def fit(given, **kwargs):
 
 def test_every_misfit_is_listed_by_path_with_both_sides():
     with pytest.raises(VariablesError) as error:
-        fit({"params": {"w": np.ones((2, 1)), "extra": ARRAY}, "stats": {"n": "text", "m": ARRAY}})
+        fit({"params": {"w": np.ones((2, 1)), "extra": ARRAY}, "stats": {"n": "text", "m": ARRAY}, "kernel": ARRAY})
     assert str(error.value) == (
         "`variables` does not fit the module in 6 places:\n"
-        "  stats/n: str 'text' is no array\n"
+        "  stats/n: str 'text' is no array of numbers\n"
         "  params/b: missing, expected float32()\n"
-        "  stats/n: missing, expected float32(3)\n"
+        "  kernel: not in the module, got float32(2)\n"
         "  params/extra: not in the module, got float32(2)\n"
         "  params/w: expected float32(2), got shape (2, 1)\n"
         "  stats/m: not in the module, got float32(2)\n"

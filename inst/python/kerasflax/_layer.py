@@ -115,7 +115,7 @@ class FlaxLayer(keras.layers.Layer):
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
-        self.trainable = self.trainable
+        self.trainable = self.trainable  # type: ignore[has-type]
         self._memory.given = None
         self._memory.output_specs[_hashable(spec, False)] = outputs
 

@@ -147,7 +147,8 @@ def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Call
         return method
     if type(owner) is not type(module):
         raise MethodError(
-            f"`method` is bound to another module, a {type(owner).__name__}, where `module` is a {type(module).__name__}.\n"
+            f"`method` is bound to another module, of class {type(owner).__name__}; "
+            f"`module` is of class {type(module).__name__}.\n"
             "Pass that module as `module`, or a method of this one."
         )
     return method.__func__  # type: ignore[attr-defined]

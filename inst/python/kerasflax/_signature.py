@@ -116,10 +116,9 @@ class Signature:
             and parameter.default is inspect.Parameter.empty
         ]
         if missing:
-            got = f"a dict with {sorted(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise MethodError(
                 f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, whose arguments are "
-                f"{self._shown()}; the input is {got}.\n"
+                f"{self._shown()}; the input is {_described(inputs)}.\n"
                 "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
                 "(module, inputs, training) that takes the input apart."
             )
@@ -174,3 +173,9 @@ def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter:
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None if has_default else inspect.Parameter.empty,
     )
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, Mapping):
+        return f"a dict with {', '.join(map(repr, inputs))}"
+    return f"a {type(inputs).__name__} of {len(inputs)}" if isinstance(inputs, (list, tuple)) else "one array"

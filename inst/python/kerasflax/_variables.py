@@ -91,9 +91,12 @@ class _Leaf:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
-        hasattr(value, "__jax_array__") or hasattr(value, "__array__")
-    )
+    """Whether it is, or stands for, an array of numbers."""
+    if isinstance(value, (bool, int, float, complex)):
+        return True
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        return False
+    return any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.number, jax.dtypes.prng_key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,16 +169,17 @@ def fitted(
         )
     given = plain({name: tree for name, tree in given.items() if not ignored(str(name))})
     _, arrays = Template.of(given)
-    problems = [
-        f"{path}: {_described(value)} is no array" for path, value in named_leaves(given).items() if not _is_array(value)
-    ]
+    others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
+    problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
     if not partial:
-        problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in expected if path not in arrays]
+        missing = (path for path in expected if path not in arrays and path not in others)
+        problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in missing]
     collections = {collection_of(path) for path in expected}
     result = {}
     for path, value in arrays.items():
         if path not in expected:
-            if partial or collection_of(path) in collections or fixed_shape(path):
+            collection = collection_of(path)
+            if partial or collection in collections or collection == path or fixed_shape(path):
                 problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
             else:
                 result[path] = alias(value)
@@ -240,6 +244,8 @@ def alias(value: Any) -> jax.Array:
 
 
 def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 

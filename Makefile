@@ -1,0 +1,43 @@
+# What a developer types. CI runs the same targets and nothing else.
+# Every target starts with `setup`, which takes a second when there is nothing to set up.
+
+installed := build/library/kerasflax/DESCRIPTION
+sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
+
+.PHONY: help setup install demo test document format lint check cran-user
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: ## install what development needs: R, R packages, and Python packages in .venv
+	@tools/setup
+
+install: $(installed) ## install the package into build/library
+	@:
+
+$(installed): $(sources) | setup
+	@tools/install
+
+demo: install ## train a Flax module on scikit-learn's digits
+	@tools/run Rscript inst/examples/digits.R
+
+test: ## run pytest and testthat; the last line holds the totals
+	@tools/test
+
+document: setup ## write man/ and NAMESPACE from the roxygen comments
+	@tools/run Rscript -e 'roxygen2::roxygenise()'
+
+format: setup ## format the Python code
+	@tools/run ruff check --fix --exit-zero .
+	@tools/run ruff format .
+
+lint: install ## check form and types: ruff, mypy, lintr
+	@tools/run ruff check . && tools/run ruff format --check .
+	@tools/run mypy
+	@tools/run Rscript tools/lint.R
+
+check: setup ## R CMD check --as-cran, without a Python and with one
+	@tools/check
+
+cran-user: setup ## install the tarball and run the README's example as a user from CRAN would
+	@tools/cran-user

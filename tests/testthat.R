@@ -1,0 +1,4 @@
+library(testthat)
+library(kerasflax)
+
+test_check("kerasflax")

@@ -1,0 +1,53 @@
+# Skips a test where it cannot have Python: on CRAN, and where no Python with Flax is at hand. Asks only a Python that the
+# environment names, since any other question might make reticulate fetch one.
+skip_without_flax <- function() {
+  skip_on_cran()
+  python <- Sys.getenv("RETICULATE_PYTHON")
+  skip_if(!nzchar(python) || !file.exists(python), "RETICULATE_PYTHON names no Python")
+  skip_if_not(reticulate::py_module_available("flax"), "Flax is not installed")
+}
+
+flax_linen <- function() reticulate::import("flax.linen")
+
+# A module as an R user writes it: convolution, batch statistics, dropout, the mode as `training`.
+conv_net <- function(rate = 0.5) {
+  nn <- flax_linen()
+  ConvNet(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
+      inputs |>
+        (nn$Conv(4L, c(3L, 3L)))() |>
+        (nn$BatchNorm(momentum = 0.9))(use_running_average = !training) |>
+        nn$relu() |>
+        (\(x) x$mean(reticulate::tuple(1L, 2L)))() |>
+        (nn$Dropout(rate))(deterministic = !training) |>
+        (nn$Dense(3L))()
+    })
+  }
+  ConvNet()
+}
+
+# Images and targets, small and always the same.
+images <- function(n = 8) array(seq(-1, 1, length.out = n * 5 * 5), c(n, 5, 5, 1))
+targets <- function(n = 8, k = 3) array(seq(0, 1, length.out = n * k), c(n, k))
+
+as_jax <- function(x) reticulate::import("jax.numpy")$asarray(x)
+
+# Weights by path, from a layer or a model.
+paths_of <- function(object) vapply(object$weights, \(weight) weight$path, "")
+
+# Messages name neither versions nor what reticulate and JAX add to a Python error.
+scrub <- function(lines) {
+  lines <- grep("^-{20}$|JAX has removed|^Run `reticulate", lines, value = TRUE, invert = TRUE)
+  gsub("ConvNet_?[0-9]*", "ConvNet", lines)
+}
+
+# Runs R code in a new process, as a user would start R, and returns what it prints.
+run_r <- function(code, env = character()) {
+  callr::rscript(
+    withr::local_tempfile(lines = code, fileext = ".R"),
+    libpath = .libPaths(),
+    env = c(callr::rcmd_safe_env(), env),
+    show = FALSE,
+    stderr = "2>&1"
+  )$stdout
+}

@@ -1,0 +1,40 @@
+test_that("an open backend becomes JAX on loading, without starting Python", {
+  skip_on_cran()
+  for (env in list(c(KERAS_BACKEND = NA), c(KERAS_BACKEND = "tensorflow"), c(KERAS_BACKEND = "jax"))) {
+    env[is.na(env)] <- ""
+    printed <- run_r(
+      'library(kerasflax); cat("\\n", Sys.getenv("KERAS_BACKEND"), reticulate::py_available(), "\\n")',
+      env = env
+    )
+    expect_match(printed, "jax FALSE", fixed = TRUE)
+  }
+})
+
+test_that("another backend that was chosen stays, and the call says what to do", {
+  skip_without_flax()
+  printed <- run_r(
+    'library(kerasflax)
+     nn <- reticulate::import("flax.linen")
+     error <- tryCatch(layer_flax_module_wrapper(module = nn$Dense(2L)), error = identity)
+     cat("\\n", class(error)[[1]], Sys.getenv("KERAS_BACKEND"), "\\n")
+     cat(conditionMessage(error))',
+    env = c(KERAS_BACKEND = "numpy")
+  )
+  expect_match(printed, "kerasflax_error_backend numpy", fixed = TRUE)
+  expect_match(printed, "Keras runs on \"numpy\"", fixed = TRUE)
+  expect_match(printed, "Restart R", fixed = TRUE)
+})
+
+test_that("Keras that is already loaded on another backend is a choice", {
+  skip_without_flax()
+  printed <- run_r(
+    'library(keras3)
+     use_backend("numpy")
+     nn <- reticulate::import("flax.linen")
+     keras$config$backend()
+     library(kerasflax)
+     error <- tryCatch(layer_flax_module_wrapper(module = nn$Dense(2L)), error = identity)
+     cat("\\n", class(error)[[1]], "\\n")'
+  )
+  expect_match(printed, "kerasflax_error_backend", fixed = TRUE)
+})

@@ -1,0 +1,71 @@
+test_that("an R condition raised inside a module arrives as itself, class, call and fields kept", {
+  skip_without_flax()
+  nn <- flax_linen()
+  inner <- function() rlang::abort("my {condition} with {{braces}}", class = "my_class", extra = list(3))
+  Fails(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs, training = FALSE) inner())
+  }
+  condition <- expect_error(layer_flax_module_wrapper(keras_input(3), Fails()), class = "my_class")
+  expect_equal(conditionMessage(condition), "my {condition} with {{braces}}")
+  expect_equal(condition$extra, list(3))
+  expect_equal(conditionCall(condition), quote(inner()))
+})
+
+test_that("a plain stop() inside a module arrives as a simpleError", {
+  skip_without_flax()
+  nn <- flax_linen()
+  fails <- function(module, inputs) stop("plain {stop}")
+  condition <- expect_error(layer_flax_module_wrapper(keras_input(3), nn$Dense(2L), method = fails), class = "simpleError")
+  expect_equal(conditionMessage(condition), "plain {stop}")
+})
+
+test_that("an R condition raised in fit() has its text and its class in the Python error", {
+  skip_without_flax()
+  nn <- flax_linen()
+  Fails(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
+      if (training) rlang::abort("only {in} training", class = "my_class")
+      (nn$Dense(3L))(inputs)
+    })
+  }
+  input <- keras_input(3)
+  model <- keras_model(input, layer_flax_module_wrapper(input, Fails()))
+  compile(model, "sgd", "mse")
+  condition <- expect_error(fit(model, targets(), targets(), verbose = 0), "only {in} training", fixed = TRUE)
+  expect_true("my_class" %in% condition$r_class)
+})
+
+test_that("an exception of the module's own stays what it is", {
+  skip_without_flax()
+  nn <- flax_linen()
+  expect_error(
+    layer_flax_module_wrapper(keras_input(3), nn$Embed(3L, 3L)),
+    "Input type must be an integer",
+    class = "python.builtin.ValueError"
+  )
+})
+
+test_that("an error of the core's keeps its whole text and the exception as its parent", {
+  skip_without_flax()
+  nn <- flax_linen()
+  Braces(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs) self$param("a {b} {{c}} {.cls d}", nn$initializers$zeros, inputs$shape[1]))
+  }
+  condition <- expect_error(
+    layer_flax_module_wrapper(array(1, c(1, 3)), Braces(), variables = list(params = list(x = 1))),
+    class = "kerasflax_error_variables"
+  )
+  expect_match(conditionMessage(condition), "params/a {b} {{c}} {.cls d}: missing", fixed = TRUE)
+  expect_s3_class(condition$parent$exception, "kerasflax._errors.VariablesError")
+})
+
+test_that("the causes in Python's exceptions are documented", {
+  skip_without_flax()
+  errors <- reticulate::import("kerasflax")
+  causes <- vapply(the$core$KerasFlaxError$`__subclasses__`(), \(class) class$cause, "")
+  rd <- tools::Rd_db("kerasflax")[["layer_flax_module_wrapper.Rd"]]
+  text <- paste(capture.output(tools::Rd2txt(rd, options = list(underline_titles = FALSE))), collapse = " ")
+  for (cause in setdiff(causes, "not_built")) {
+    expect_match(text, cause, fixed = TRUE)
+  }
+})

@@ -1,0 +1,27 @@
+test_that("vectors become arrays, single numbers stay scalars, arrays keep their dimensions", {
+  converted <- as_variables(list(params = list(a = c(1, 2), b = 3L, c = matrix(1, 1, 1), d = array(1, 1), e = logical(0))))
+  expect_equal(lapply(converted$params, dim), list(a = 2L, b = NULL, c = c(1L, 1L), d = 1L, e = 0L))
+  expect_null(as_variables(NULL))
+})
+
+test_that("an R function as method is handed its inputs as R values, and has a name", {
+  skip_without_flax()
+  seen <- NULL
+  f <- as_method(function(module, inputs) seen <<- inputs, "my_method")
+  expect_equal(reticulate::py_to_r(reticulate::py_get_attr(f, "__name__")), "my_method")
+  f(1L, list(a = 2, b = "c"))
+  expect_equal(seen, list(a = 2, b = "c"))
+  expect_identical(as_method("encode", "x"), "encode")
+  # A primitive has no closure that Python could hold.
+  expect_equal(as_method(`-`, "minus")(3, 1), 2)
+  expect_null(as_method(NULL, "x"))
+})
+
+test_that("whole doubles become Python integers as seeds, and what is not whole is left for the check", {
+  skip_without_flax()
+  seed <- \(x) reticulate::py_str(as_layer_arguments(list(seed = x))$seed)
+  expect_equal(seed(3), "3")
+  expect_equal(seed(2^32 - 1), "4294967295")
+  expect_equal(as_layer_arguments(list(seed = 3.5))$seed, 3.5)
+  expect_equal(as_layer_arguments(list(name = "a")), list(name = "a"))
+})

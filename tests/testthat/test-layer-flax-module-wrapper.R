@@ -1,0 +1,330 @@
+test_that("the first example of the seed's page makes a model", {
+  skip_without_flax()
+  flax <- reticulate::import("flax")
+  tuple <- reticulate::tuple
+
+  MyFlaxModule(flax$linen$Module) %py_class% {
+    `__call__` <- flax$linen$compact(\(self, inputs) {
+      inputs |>
+        (flax$linen$Conv(features = 32L, kernel_size = tuple(3L, 3L)))() |>
+        flax$linen$relu() |>
+        flax$linen$avg_pool(window_shape = tuple(2L, 2L),
+                            strides = tuple(2L, 2L)) |>
+        # flatten all except batch_size axis
+        (\(x) x$reshape(tuple(x$shape[[1]], -1L)))() |>
+        (flax$linen$Dense(features = 200L))() |>
+        flax$linen$relu() |>
+        (flax$linen$Dense(features = 10L))() |>
+        flax$linen$softmax()
+    })
+  }
+
+  # typical usage:
+  input <- keras_input(c(28, 28, 3))
+  output <- input |>
+    layer_flax_module_wrapper(MyFlaxModule())
+
+  model <- keras_model(input, output)
+
+  # to instantiate the layer before composing:
+  flax_module <- MyFlaxModule()
+  keras_layer <- layer_flax_module_wrapper(module = flax_module)
+
+  input <- keras_input(c(28, 28, 3))
+  output <- input |>
+    keras_layer()
+
+  model <- keras_model(input, output)
+
+  expect_equal(model$output_shape, list(NULL, 10L))
+  x <- array(seq(0, 1, length.out = 2 * 28 * 28 * 3), c(2, 28, 28, 3))
+  expected <- flax_module$apply(keras_layer$flax_variables, as_jax(x))
+  expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
+})
+
+test_that("the second example of the seed's page makes a model that trains", {
+  skip_without_flax()
+  flax <- reticulate::import("flax")
+
+  MyFlaxModule(flax$linen$Module) %py_class% {
+    forward <-
+      flax$linen$compact(\(self, inputs1, input2, deterministic) {
+        outputs <- flax$linen$Dense(4L)(inputs1) + flax$linen$Dense(4L)(input2)
+        outputs <- flax$linen$Dropout(0.5)(outputs, deterministic = deterministic)
+        outputs # return
+      })
+  }
+
+  my_flax_module_wrapper <- function(module, inputs, training) {
+    c(input1, input2) %<-% inputs
+    module$forward(input1, input2, !training)
+  }
+
+  flax_module <- MyFlaxModule()
+  keras_layer <- layer_flax_module_wrapper(module = flax_module,
+                                           method = my_flax_module_wrapper)
+
+  inputs <- list(keras_input(3), keras_input(2))
+  model <- keras_model(inputs, inputs |> keras_layer())
+  compile(model, "sgd", "mse")
+  x <- list(targets(), targets(k = 2))
+  fit(model, x, targets(k = 4), verbose = 0)
+
+  variables <- keras_layer$flax_variables
+  expected <- flax_module$apply(variables, as_jax(x[[1]]), as_jax(x[[2]]), TRUE, method = "forward")
+  expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
+  # Two evaluations in training mode differ, since dropout is on.
+  in_training <- function() as.array(model(lapply(x, as_jax), training = TRUE))
+  expect_false(isTRUE(all.equal(in_training(), in_training())))
+})
+
+test_that("`training` arrives at a method written in R, TRUE in fit() and FALSE in predict() and evaluate()", {
+  skip_without_flax()
+  nn <- flax_linen()
+  modes <- logical()
+  Sees(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
+      modes <<- c(modes, training)
+      (nn$Dense(3L))(inputs)
+    })
+  }
+  input <- keras_input(3)
+  model <- keras_model(input, input |> layer_flax_module_wrapper(Sees()))
+  compile(model, "sgd", "mse")
+  expect_equal(modes, FALSE)
+  fit(model, targets(), targets(), verbose = 0)
+  expect_true(any(modes))
+  modes <- logical()
+  predict(model, targets(4), verbose = 0)
+  evaluate(model, targets(5), targets(5), verbose = 0)
+  expect_equal(unique(modes), FALSE)
+})
+
+test_that("`training` arrives at setup-style methods of a %py_class% too", {
+  skip_without_flax()
+  nn <- flax_linen()
+  modes <- logical()
+  SetUp(nn$Module) %py_class% {
+    setup <- function(self) self$dense <- nn$Dense(3L)
+    `__call__` <- function(self, inputs, training = FALSE) {
+      modes <<- c(modes, training)
+      self$dense(inputs)
+    }
+  }
+  layer <- layer_flax_module_wrapper(module = SetUp())
+  layer(targets())
+  layer(targets(), training = TRUE)
+  expect_equal(unique(modes), c(FALSE, TRUE))
+  expect_setequal(paths_of(layer), paste0(layer$name, "/params/dense/", c("kernel", "bias")))
+})
+
+test_that("five training steps of an R module are those of plain Flax", {
+  skip_without_flax()
+  jax <- reticulate::import("jax")
+  module <- conv_net(rate = 0)
+  x <- images()
+  y <- targets()
+  variables <- module$init(jax$random$key(0L), as_jax(x))
+  input <- keras_input(dim(x)[-1])
+  layer <- layer_flax_module_wrapper(module = module, variables = variables)
+  model <- keras_model(input, layer(input))
+  compile(model, optimizer_sgd(0.1), "mse")
+  history <- fit(model, x, y, batch_size = nrow(x), epochs = 5, shuffle = FALSE, verbose = 0)
+
+  reticulate::py_run_string("
+def plain_steps(module, variables, x, y, steps, rate):
+    import jax
+    params, stats, losses = variables['params'], variables['batch_stats'], []
+    def loss(params, stats):
+        outputs, written = module.apply(
+            {'params': params, 'batch_stats': stats}, x, training=True, mutable=['batch_stats'],
+            rngs={'dropout': jax.random.key(0)})
+        return ((outputs - y) ** 2).mean(), written['batch_stats']
+    for _ in range(int(steps)):
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params, stats)
+        params = jax.tree.map(lambda p, g: p - rate * g, params, gradients)
+        losses.append(float(value))
+    return losses, {'params': params, 'batch_stats': stats}
+")
+  plain <- reticulate::py$plain_steps(module, variables, as_jax(x), as_jax(y), 5L, 0.1)
+  expect_equal(history$metrics$loss, unlist(plain[[1]]), tolerance = 1e-5)
+  for (collection in c("params", "batch_stats")) {
+    got <- rapply(layer$flax_variables[[collection]], as.array, how = "unlist")
+    expected <- rapply(plain[[2]][[collection]], as.array, how = "unlist")
+    expect_equal(got, expected, tolerance = 1e-4)
+  }
+})
+
+test_that("a sequential model takes the layer in place, and the pipe goes on", {
+  skip_without_flax()
+  nn <- flax_linen()
+  model <- keras_model_sequential()
+  result <- withVisible(
+    model |> layer_flax_module_wrapper(nn$Dense(4L), name = "first") |> layer_flax_module_wrapper(nn$Dense(2L))
+  )
+  expect_false(result$visible)
+  expect_identical(reticulate::py_id(result$value), reticulate::py_id(model))
+  expect_length(model$layers, 2)
+  model$build(reticulate::tuple(NULL, 3L))
+  expect_equal(model$output_shape, list(NULL, 2L))
+  expect_true(all(grepl("first/params/", paths_of(model$layers[[1]]), fixed = TRUE)))
+})
+
+test_that("a sequential model without an input shape is built by fit()", {
+  skip_without_flax()
+  model <- keras_model_sequential() |> layer_flax_module_wrapper(conv_net())
+  compile(model, "sgd", "mse")
+  history <- fit(model, images(), targets(), epochs = 2, verbose = 0)
+  expect_true(all(is.finite(history$metrics$loss)))
+  expect_length(model$weights, 8)
+})
+
+test_that("arrays of R, NumPy and JAX are called at once", {
+  skip_without_flax()
+  nn <- flax_linen()
+  x <- targets()
+  expected <- array(rowSums(x), c(8, 1))
+  variables <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
+  for (object in list(x, reticulate::np_array(x), as_jax(x))) {
+    result <- layer_flax_module_wrapper(object, nn$Dense(1L), variables = variables)
+    expect_true(inherits(result, "jax.Array") || inherits(result, "jaxlib._jax.ArrayImpl"))
+    expect_equal(as.array(result), expected, tolerance = 1e-6)
+  }
+})
+
+test_that("nested and named lists of tensors arrive as the module takes them apart", {
+  skip_without_flax()
+  nn <- flax_linen()
+  Nested(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs) {
+      list(sum = inputs$a + inputs$b[[1]], first = (nn$Dense(2L))(inputs$a))
+    })
+  }
+  inputs <- list(a = keras_input(3, name = "a"), b = list(keras_input(3)))
+  outputs <- layer_flax_module_wrapper(inputs, Nested())
+  expect_named(outputs, c("first", "sum"), ignore.order = TRUE)
+  expect_equal(outputs$first$shape, list(NULL, 2L))
+})
+
+test_that("without an object the layer is returned, and can be called and piped into", {
+  skip_without_flax()
+  nn <- flax_linen()
+  for (layer in list(
+    layer_flax_module_wrapper(module = nn$Dense(2L), seed = 1),
+    layer_flax_module_wrapper(NULL, nn$Dense(2L), seed = 1)
+  )) {
+    expect_s3_class(layer, "keras.src.layers.layer.Layer")
+    expect_equal((keras_input(3) |> layer())$shape, list(NULL, 2L))
+  }
+})
+
+test_that("a method is called by name, bound, unbound, and as a function of R or Python", {
+  skip_without_flax()
+  nn <- flax_linen()
+  Coder(nn$Module) %py_class% {
+    encode <- nn$compact(\(self, inputs, training = FALSE) (nn$Dense(2L))(inputs) * (1 + training))
+    `__call__` <- function(self, inputs) -self$encode(inputs)
+  }
+  module <- Coder()
+  x <- targets()
+  variables <- list(params = list(Dense_0 = list(kernel = matrix(1, 3, 2), bias = c(0, 0))))
+  reticulate::py_run_string("def python_method(module, inputs): return module.encode(inputs)")
+  methods <- list(
+    "encode",
+    module$encode,
+    reticulate::py_get_attr(module$`__class__`, "encode"),
+    reticulate::py$python_method,
+    function(module, inputs) module$encode(inputs)
+  )
+  for (method in methods) {
+    result <- layer_flax_module_wrapper(x, module, method = method, variables = variables)
+    expect_equal(as.array(result), array(rowSums(x), c(8, 2)), tolerance = 1e-6)
+  }
+})
+
+test_that("variables come as a dict, a FrozenDict or a named list, and vectors keep what they are", {
+  skip_without_flax()
+  nn <- flax_linen()
+  jax <- reticulate::import("jax")
+  flax <- reticulate::import("flax")
+  module <- conv_net()
+  x <- images()
+  dict <- module$init(jax$random$key(1L), as_jax(x))
+  as_r <- function(tree) if (is.list(tree)) lapply(tree, as_r) else drop(as.array(tree))
+  r_list <- as_r(dict)
+  r_list$params$Conv_0$kernel <- as.array(dict$params$Conv_0$kernel)
+  expected <- as.array(module$apply(dict, as_jax(x)))
+  for (variables in list(dict, flax$core$freeze(dict), r_list)) {
+    result <- layer_flax_module_wrapper(x, module, variables = variables)
+    expect_equal(as.array(result), expected, tolerance = 1e-5)
+  }
+})
+
+test_that("integers given as params are trained as floats", {
+  skip_without_flax()
+  nn <- flax_linen()
+  layer <- layer_flax_module_wrapper(
+    module = nn$Dense(2L),
+    variables = list(params = list(kernel = matrix(1:6, 3, 2), bias = c(1L, 2L)))
+  )
+  result <- layer(diag(3))
+  expect_equal(as.array(result), matrix(1:6, 3, 2) + rep(1:2, each = 3))
+  expect_equal(unique(vapply(layer$weights, \(weight) weight$dtype, "")), "float32")
+})
+
+test_that("arrays given as variables stay usable after fit()", {
+  skip_without_flax()
+  jax <- reticulate::import("jax")
+  module <- conv_net()
+  variables <- module$init(jax$random$key(1L), as_jax(images()))
+  before <- as.array(variables$params$Dense_0$kernel)
+  input <- keras_input(c(5, 5, 1))
+  model <- keras_model(input, layer_flax_module_wrapper(input, module, variables = variables))
+  compile(model, "adam", "mse")
+  fit(model, images(), targets(), epochs = 2, verbose = 0)
+  expect_identical(as.array(variables$params$Dense_0$kernel), before)
+  trained <- model$layers[[2]]$flax_variables$params$Dense_0$kernel
+  expect_false(isTRUE(all.equal(as.array(trained), before)))
+})
+
+test_that("the layer takes name, trainable, dtype, seed and activity_regularizer", {
+  skip_without_flax()
+  nn <- flax_linen()
+  layer <- layer_flax_module_wrapper(
+    module = nn$Dense(2L),
+    name = "dense", trainable = FALSE, dtype = "mixed_bfloat16", seed = 4294967295,
+    activity_regularizer = regularizer_l2(0.1)
+  )
+  result <- layer(targets())
+  expect_equal(layer$name, "dense")
+  expect_length(layer$trainable_weights, 0)
+  expect_match(as.character(reticulate::py_str(result$dtype)), "bfloat16")
+  expect_length(layer$losses, 1)
+  same <- \(seed) as.array(layer_flax_module_wrapper(targets(), nn$Dense(2L), seed = seed))
+  expect_identical(same(3), same(3L))
+  expect_false(identical(same(3), same(4)))
+})
+
+test_that("summary() shows the layer and counts what is trainable", {
+  skip_without_flax()
+  input <- keras_input(c(5, 5, 1))
+  model <- keras_model(input, layer_flax_module_wrapper(input, conv_net(), name = "net"))
+  shown <- paste(capture.output(print(model)), collapse = "\n")
+  expect_match(shown, "net (FlaxLayer)", fixed = TRUE)
+  expect_match(shown, "Trainable params: 63 ", fixed = TRUE)
+  expect_match(shown, "Non-trainable params: 8 ", fixed = TRUE)
+})
+
+test_that("TensorFlow is imported neither by building nor by training", {
+  skip_without_flax()
+  printed <- run_r('
+    library(kerasflax)
+    nn <- reticulate::import("flax.linen")
+    model <- keras_model_sequential() |> layer_flax_module_wrapper(nn$Dense(2L))
+    compile(model, "sgd", "mse")
+    x <- matrix(1, 4, 3); y <- matrix(1, 4, 2)
+    fit(model, x, y, verbose = 0); evaluate(model, x, y, verbose = 0); predict(model, x, verbose = 0)
+    cat("\\nimported:", reticulate::py_eval("\'tensorflow\' in __import__(\'sys\').modules"), "\\n")
+  ')
+  expect_match(printed, "imported: FALSE", fixed = TRUE)
+})
