@@ -3,7 +3,7 @@
 # keras3 sets KERAS_BACKEND to "tensorflow" when it is loaded and finds nothing there. As long as Keras itself is not
 # loaded, this value is therefore no choice of the user's.
 choose_backend <- function() {
-  if (!is_keras_loaded() && Sys.getenv("KERAS_BACKEND", "tensorflow") == "tensorflow") {
+  if (!is_keras_loaded() && Sys.getenv("KERAS_BACKEND") %in% c("", "tensorflow")) {
     use_backend("jax")
   }
 }
