@@ -19,7 +19,7 @@ $(installed): $(sources) | setup
 	@tools/install
 
 demo: install ## train a Flax module on scikit-learn's digits
-	@tools/run Rscript inst/examples/digits.R
+	@tools/run Rscript inst/examples/digits.R build
 
 test: ## run pytest and testthat; the last line holds the totals
 	@tools/test
@@ -36,7 +36,8 @@ lint: install ## check form and types: ruff, mypy, lintr
 	@tools/run mypy
 	@tools/run Rscript tools/lint.R
 
-check: setup ## R CMD check --as-cran, without a Python and with one
+check: ## R CMD check --as-cran, without a Python and with one
+	@tools/setup pandoc tidy
 	@tools/check
 
 cran-user: setup ## install the tarball and run the README's example as a user from CRAN would

@@ -23,11 +23,10 @@ check_module <- function(module, call = caller_env()) {
 # What a layer can be put behind: NULL, a Python object that Keras may know, an R array, or a list of them.
 check_object <- function(object, module_is_missing, call = caller_env()) {
   if (is_flax_module(object)) {
-    swapped <- if (module_is_missing) "is missing" else "is given too"
     abort_kerasflax(
       c(
         "{.arg object} must be what the layer is put behind: a Keras tensor, a sequential model, an array.",
-        x = "It is {what_is(object)}, and {.arg module} {swapped}.",
+        x = "It is {what_is(object)}, and {.arg module} {if (module_is_missing) 'is missing' else 'is given too'}.",
         i = "Name the argument, {.code module = }, to get the layer alone, or swap the two."
       ),
       cause = "object",

@@ -15,7 +15,7 @@ r_formals <- function(python_function) {
     return(NULL)
   }
   arguments <- formals(f)
-  has_default <- !vapply(arguments, identical, logical(1), quote(expr = ))
+  has_default <- !vapply(arguments, rlang::is_missing, logical(1))
   reticulate::py_dict(as.list(names(arguments)), unname(as.list(has_default)))
 }
 

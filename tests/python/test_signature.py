@@ -6,8 +6,8 @@ from kerasflax import MethodError
 from kerasflax._signature import MODE_ARGUMENTS, register_foreign_formals, signature_of
 
 
-def filled(method, inputs="x", training=True, mask=None, settled=lambda name: False):
-    return signature_of(method, "`f`", settled).fill(inputs, training=training, mask=mask)
+def filled(method, inputs="x", training=True, mask=None, fields=None):
+    return signature_of(method, "`f`", fields).fill(inputs, training=training, mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,14 @@ def test_a_dict_is_spread_over_arguments_of_its_names():
 
 
 def test_a_mode_argument_that_a_field_settles_is_not_passed():
-    assert filled(lambda self, x, deterministic=None: 0, settled=lambda name: name == "deterministic") == (("x",), {})
+    assert filled(lambda self, x, deterministic=None: 0, fields={"deterministic": True}) == (("x",), {})
+
+
+def test_a_mode_field_that_is_none_is_set_for_the_call_where_no_argument_is():
+    fields = {"train": None, "deterministic": None, "is_training": False, "rate": None}
+    signature = signature_of(lambda self, x, deterministic=None: 0, "`f`", fields)
+    assert signature.fields(training=True) == {"train": True}
+    assert signature.fill("x", training=True) == (("x",), {"deterministic": False})
 
 
 def test_an_argument_that_nothing_fills_is_an_error_that_names_it():

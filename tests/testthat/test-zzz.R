@@ -9,7 +9,7 @@ test_that("the name here wins in any order of library() calls, and a message say
 
 test_that("loading declares what is needed of Python", {
   skip_on_cran()
-  printed <- run_r('library(kerasflax); cat(reticulate::py_require()$packages)')
+  printed <- run_r("library(kerasflax); cat(reticulate::py_require()$packages)")
   for (requirement in paste0(names(python_floors), ">=", python_floors)) {
     expect_match(printed, requirement, fixed = TRUE)
   }

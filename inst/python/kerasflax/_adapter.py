@@ -42,12 +42,13 @@ class Adapter(Protocol):
             MethodError: The module has no such method, or its arguments cannot be filled.
         """
 
-    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, Variables]:
+    def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, Variables]:
         """Call the method in inference mode on a module without variables.
 
         Args:
             key: A typed random key, from which the initial values come.
             inputs: A pytree of arrays.
+            mask: Keras's mask of the inputs, or None.
 
         Returns:
             The outputs, and the variables by collection, without what the module sows.

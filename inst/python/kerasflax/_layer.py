@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import random
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import keras
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from . import _rng, _variables
 from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
 from ._trace import Spec, Trace, trace, until_learned
+from ._trees import Form, simplify
 
 PyTree = Any
 
@@ -81,19 +84,30 @@ class FlaxLayer(keras.layers.Layer):
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
         self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
-        # In an object of its own: Keras searches (and replaces) containers among a layer's attributes.
-        self._memory = types.SimpleNamespace(given=variables, input_dtypes=None, output_specs={}, sown={})
+        self._memory = _Memory(given=variables)
         self._compiled = jax.jit(self._apply, static_argnames="training", inline=True)
 
     # Build ---------------------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the layer on arrays or Keras tensors; see `keras.layers.Layer`."""
+    def __call__(self, inputs: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer on a pytree of arrays or Keras tensors; see `keras.layers.Layer`.
+
+        Keras nests lists, tuples, named tuples and dicts. Other pytrees are taken apart for it, and dicts by field stand in
+        their place among Keras tensors, and wherever a model calls the layer. The module is given what the layer was called
+        with, and an eager call of the layer itself returns what the module returned.
+        """
+        inputs, form = simplify(inputs)
+        self._memory.input_forms[jax.tree.structure(inputs)] = form
         if not self.built:
             # Keras tells `build` the shapes alone.
-            inputs = args[0] if args else kwargs.get("inputs")
-            self._memory.input_dtypes = keras.tree.map_structure(self._dtype_in_call, inputs)
-        return super().__call__(*args, **kwargs)
+            self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
+            mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
+            self._memory.mask_spec = jax.tree.map(_spec_of, mask)
+        is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
+        outputs = super().__call__(inputs, *args, **kwargs)
+        if is_called_by_keras or any(isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)):
+            return outputs
+        return self._memory.output_form.restore(outputs)
 
     def build(self, input_shape: PyTree) -> None:
         """Create the variables: one abstract trace of the module, then the values.
@@ -117,25 +131,26 @@ class FlaxLayer(keras.layers.Layer):
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
         self.trainable = self.trainable  # type: ignore[has-type]
         self._memory.given = None
-        self._memory.output_specs[_hashable(spec, False)] = outputs
+        self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False)] = outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
         templates = []
 
-        def init(key_data: jax.Array, inputs: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-            outputs, variables = self._adapter.init(jax.random.wrap_key_data(key_data), inputs)
+        def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
+            key = jax.random.wrap_key_data(key_data)
+            outputs, variables = self._adapter.init(key, self._original(inputs), mask=mask)
             template, arrays = _variables.Template.of(variables)
             templates.append(template)
             return outputs, arrays
 
         key_data = jax.eval_shape(lambda: jax.random.key_data(_rng.initial_key(0)))
-        traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec)
+        traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec, self._memory.mask_spec)
         return templates[-1], traced
 
     def _given_values(
         self, template: _variables.Template, expected: Mapping[str, Spec]
     ) -> tuple[_variables.Template, dict[str, jax.Array]]:
-        given = self._memory.given
+        given: Any = self._memory.given
         arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, ignored=self._adapter.sows)
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known and not self._adapter.sows(name)}
@@ -181,6 +196,8 @@ class FlaxLayer(keras.layers.Layer):
         if self._adapter.draws(training):
             self.seed_generator.next()
         self._take_sown(sown)
+        outputs, self._memory.output_form = simplify(outputs)
+        self._memory.output_ranks = [x.ndim for x in jax.tree.leaves(outputs)]
         return outputs
 
     def _apply(
@@ -199,23 +216,37 @@ class FlaxLayer(keras.layers.Layer):
         if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(sown)):
             self._memory.sown = sown
 
+    def _original(self, inputs: PyTree) -> PyTree:
+        """The inputs as the layer was called with them, before they were simplified for Keras."""
+        form = self._memory.input_forms.get(jax.tree.structure(inputs))
+        return form.restore(inputs) if form else inputs
+
     def compute_output_spec(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
         """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
-        spec = jax.tree.map(lambda x: Spec(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)), (inputs, mask))
+        specs = jax.tree.map(_spec_of, (inputs, mask))
         with _raised_as_is():
-            outputs = self._output_spec(*spec, training=bool(training) and self.trainable)
+            outputs = self._output_spec(*specs, training=bool(training) and self.trainable)
+        outputs, _ = simplify(outputs)
+        self._memory.output_ranks = [len(spec.shape) for spec in jax.tree.leaves(outputs)]
         return jax.tree.map(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
+
+    def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
+        """Hand the input's mask on to the outputs that still have the axes that it masks."""
+        if not hasattr(previous_mask, "shape"):
+            return None
+        rank = len(previous_mask.shape)
+        return [previous_mask if output_rank > rank else None for output_rank in self._memory.output_ranks]
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or a nested structure of shapes."""
         outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False)
-        return jax.tree.map(lambda spec: spec.shape, outputs)
+        return jax.tree.map(lambda spec: spec.shape, simplify(outputs)[0])
 
     def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool) -> PyTree:
         if not self.built:
             return self._trace_init(inputs)[1].result[0]
         known = self._memory.output_specs
-        key = _hashable(inputs, training)
+        key = _hashable((inputs, mask), training)
         if key not in known:
             arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
             apply = functools.partial(self._apply, training=training)
@@ -253,11 +284,46 @@ class FlaxLayer(keras.layers.Layer):
         for path, array in arrays.items():
             self._variables_by_path[path].assign(array)
 
+    @property
+    def sown(self) -> dict[str, PyTree]:
+        """What the module sowed in the last eager call, by collection: of each name a tuple of values.
+
+        Calls inside a compiled step, as `fit` and `predict` make them, are not recorded.
+        """
+        return dict(self._memory.sown)
+
     def _check_built(self) -> None:
         if not self.built:
             raise NotBuiltError(
                 f"The layer {self.name!r} has no variables yet.\nBuild it first: call it on an input, or put it in a model."
             )
+
+
+@dataclasses.dataclass
+class _Memory:
+    """What a layer knows besides its configuration and variables.
+
+    It is kept in an object of its own, since Keras searches (and replaces) the containers among a layer's attributes.
+
+    Attributes:
+        given: Variables that await the build.
+        input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
+        mask_spec: The spec of the first call's mask.
+        input_forms: By the structure that Keras handles, what the layer was called with.
+        output_form: What the last call returned, as the module made it.
+        output_ranks: The ranks of its arrays.
+        output_specs: Known specs of outputs, by those of the inputs and the mode.
+        sown: What was sown in the last eager call.
+    """
+
+    given: Mapping[str, PyTree] | None = None
+    input_dtypes: PyTree = None
+    mask_spec: PyTree = None
+    input_forms: dict[Any, Form] = dataclasses.field(default_factory=dict)
+    output_form: Form = dataclasses.field(default_factory=lambda: simplify(None)[1])
+    output_ranks: list[int] = dataclasses.field(default_factory=list)
+    output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
+    sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
 
 
 def _check_backend() -> None:
@@ -300,6 +366,10 @@ def _raised_as_is() -> Iterator[None]:
         raise
 
 
+def _spec_of(x: Any) -> Spec:
+    return Spec(tuple(x.shape), keras.backend.standardize_dtype(x.dtype))
+
+
 def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
     leaves, treedef = jax.tree.flatten(spec)
     return treedef, tuple(leaves), training
@@ -311,4 +381,5 @@ def _specs(shapes: PyTree, dtypes: PyTree) -> PyTree:
         return {name: _specs(shape, dtypes and dtypes[name]) for name, shape in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
         return Spec(tuple(shapes), dtypes or "float32")
-    return type(shapes)(_specs(shape, dtypes and dtypes[i]) for i, shape in enumerate(shapes))
+    specs = [_specs(shape, dtypes and dtypes[i]) for i, shape in enumerate(shapes)]
+    return type(shapes)(*specs) if hasattr(shapes, "_fields") else type(shapes)(specs)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -67,11 +68,11 @@ class LinenAdapter:
         self._draws = {True: False, False: False}
         self._sown: set[str] = set()
 
-    def init(self, key: jax.Array, inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+    def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
-        arguments, keywords = self._signature.fill(inputs, training=False)
-        with _watch() as seen:
-            outputs, variables = self._module.init_with_output(key, *arguments, method=self._method, **keywords)
+        arguments, keywords = self._signature.fill(inputs, training=False, mask=mask)
+        with _watch() as seen, _naming_the_path(self.name):
+            outputs, variables = self._in_mode(False).init_with_output(key, *arguments, method=self._method, **keywords)
         self._sown |= seen.sown
         for known in self._streams.values():
             # Drawn here, the stream of the initial values says nothing of later calls.
@@ -83,9 +84,9 @@ class LinenAdapter:
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
-        with _watch() as seen:
+        with _watch() as seen, _naming_the_path(self.name):
             try:
-                outputs, written = self._module.apply(
+                outputs, written = self._in_mode(training).apply(
                     self._state(variables),
                     *arguments,
                     rngs=_rng.streams(seed_state, sorted(self._streams[training])),
@@ -113,6 +114,10 @@ class LinenAdapter:
     def sows(self, collection: str) -> bool:
         """See `Adapter.sows`."""
         return collection in self._sown
+
+    def _in_mode(self, training: bool) -> nn.Module:
+        fields = self._signature.fields(training=training)
+        return self._module.clone(**fields) if fields else self._module  # type: ignore[arg-type]
 
     def _state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         return {name: tree for name, tree in variables.items() if name not in self._sown}
@@ -174,8 +179,31 @@ def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
     name = getattr(method, "__name__", "method")
     if method in _methods_of(module).values():
         name = f"{type(module).__name__}.{name}"
-    fields = {field.name for field in dataclasses.fields(module)}
-    return signature_of(method, f"`{name}`", lambda field: field in fields and getattr(module, field) is not None)
+    fields = {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
+    return signature_of(method, f"`{name}`", fields)
+
+
+@contextlib.contextmanager
+def _naming_the_path(name: str) -> Iterator[None]:
+    """Add to an exception's message the path of the module in which it was raised."""
+    try:
+        yield
+    except TraceAgainError:
+        raise
+    except Exception as error:
+        modules = [
+            frame.f_locals["self"]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+            if isinstance(frame.f_locals.get("self"), nn.Module) and frame.f_locals["self"].scope is not None
+        ]
+        if modules:
+            path = "/".join([name, *modules[-1].path])
+            where = f"(raised in {path}, of class {type(modules[-1]).__name__})"
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (f"{error.args[0]}\n{where}",)
+            else:
+                error.add_note(where)
+        raise
 
 
 _WATCH_LOCK = threading.RLock()

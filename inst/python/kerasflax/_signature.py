@@ -11,14 +11,15 @@ The whole rule:
     any other without a default                         (an error: nothing can fill it)
 
 A dict input whose names are all arguments of the method is spread over them when the method has no `inputs`. A mode argument
-that is also a field of the module, and set there, is left to the field.
+that is also a field of the module, and set there, is left to the field; a field of such a name that is None, where the method
+has no such argument, is set for the call.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._errors import MethodError
@@ -60,17 +61,23 @@ class Signature:
         parameters: Its parameters but the module, by name and in order, the variadic ones left out.
         variadic: Whether it takes arguments beyond those, so that more names may be spread over it.
         held: The mode arguments that fields of the module already settle.
+        mode_fields: The fields of the module that are set to the mode for a call.
     """
 
     name: str
     parameters: Mapping[str, inspect.Parameter]
     variadic: bool
     held: frozenset[str] = frozenset()
+    mode_fields: frozenset[str] = frozenset()
 
     @property
     def takes_mask(self) -> bool:
         """Whether the method takes Keras's mask."""
         return "mask" in self.parameters
+
+    def fields(self, *, training: bool) -> dict[str, bool]:
+        """The values of the mode fields."""
+        return _mode(self.mode_fields, training)
 
     def fill(self, inputs: Any, *, training: bool, mask: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of one call.
@@ -86,11 +93,7 @@ class Signature:
         Raises:
             MethodError: An argument without a default is left.
         """
-        keywords: dict[str, Any] = {
-            name: training is sense
-            for name, sense in MODE_ARGUMENTS.items()
-            if name in self.parameters and name not in self.held
-        }
+        keywords: dict[str, Any] = _mode(self.parameters.keys() - self.held, training)
         if self.takes_mask:
             keywords["mask"] = mask
         free = [name for name in self.parameters if name not in keywords and name not in self.held]
@@ -128,13 +131,13 @@ class Signature:
         return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
 
 
-def signature_of(method: Callable[..., Any], name: str, settled: Callable[[str], bool] = lambda _: False) -> Signature:
+def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any] | None = None) -> Signature:
     """Read what an unbound method takes.
 
     Args:
         method: A function whose first argument is the module.
         name: The method, as messages name it.
-        settled: Whether a field of the module of that name is set.
+        fields: The fields of the module and their values.
 
     Raises:
         MethodError: The function takes no module, or its signature cannot be read.
@@ -147,12 +150,18 @@ def signature_of(method: Callable[..., Any], name: str, settled: Callable[[str],
     if parameters[0].kind not in _VARIADIC:
         del parameters[0]
     named = {p.name: p for p in parameters if p.kind not in _VARIADIC}
+    mode_fields = {field: value for field, value in (fields or {}).items() if field in MODE_ARGUMENTS}
     return Signature(
         name=name,
         parameters=named,
         variadic=len(named) < len(parameters),
-        held=frozenset(argument for argument in MODE_ARGUMENTS if argument in named and settled(argument)),
+        held=frozenset(field for field, value in mode_fields.items() if value is not None and field in named),
+        mode_fields=frozenset(field for field, value in mode_fields.items() if value is None and field not in named),
     )
+
+
+def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:
+    return {name: training is MODE_ARGUMENTS[name] for name in names if name in MODE_ARGUMENTS}
 
 
 def _parameters(method: Callable[..., Any], name: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import export
 from jax.interpreters import partial_eval
 
@@ -55,31 +56,45 @@ class Trace:
     """One abstract run of a function.
 
     Attributes:
+        function: The function.
+        arguments: Its arguments, with a `Spec` in the place of each array.
         jaxpr: The computation, from the arguments' leaves to the results' leaves. Sizes may be symbols.
         result: The function's result with a `Spec` in the place of each array.
     """
 
+    function: Callable[..., PyTree]
+    arguments: tuple[PyTree, ...]
     jaxpr: Any
     result: PyTree
 
-    def evaluate(self, wanted: Sequence[bool], *arguments: jax.Array) -> list[jax.Array]:
+    def evaluate(self, wanted: Sequence[bool], first: jax.Array) -> list[jax.Array]:
         """Compute some of the results, and nothing that they do not need.
 
         Works inside another trace as well, where the values are had at once.
 
         Args:
             wanted: For each leaf of the result, whether to compute it.
-            *arguments: Values for the leaves of the leading arguments, on which alone the wanted results may depend.
+            first: The value of the first argument, an array. Results that depend on other arguments are computed with ones in
+                their place, as Flax's users do it, and with some number for a size that is not known.
 
         Returns:
             The wanted leaves.
         """
         jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
-        if any(used[len(arguments) :]):
-            raise ValueError("the wanted results depend on arguments that have no values")
-        values = [argument for argument, is_used in zip(arguments, used, strict=False) if is_used]
+        if not any(used[1:]):
+            return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [])
+        arguments = _sized(self.arguments, _stand_ins(0))
+        sized = _trace_sized(self.function, arguments)
+        jaxpr, used = partial_eval.dce_jaxpr(sized.jaxpr.jaxpr, list(wanted))
         with jax.ensure_compile_time_eval():
-            return jax.core.eval_jaxpr(jaxpr, self.jaxpr.consts, *values)
+            values = [first, *(jnp.ones(spec.shape, spec.dtype) for spec in jax.tree.leaves(arguments[1:]))]
+        needed = [value for value, is_used in zip(values, used, strict=True) if is_used]
+        return _evaluated(jaxpr, sized.jaxpr.consts, needed)
+
+
+def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -> list[jax.Array]:
+    with jax.ensure_compile_time_eval():
+        return [jnp.asarray(value) for value in jax.core.eval_jaxpr(jaxpr, consts, *values)]
 
 
 def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
@@ -95,7 +110,8 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
     if all(None not in spec.shape for spec in jax.tree.leaves(arguments)):
         return _trace_sized(function, arguments)
     try:
-        return _trace_sized(function, _sized(arguments, _symbols(arguments)))
+        traced = _trace_sized(function, _sized(arguments, _symbols(arguments)))
+        return dataclasses.replace(traced, arguments=arguments)
     except Exception as error:
         # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
         symbolic_error = error
@@ -103,13 +119,18 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
         first, second = (_trace_sized(function, _sized(arguments, _stand_ins(which))) for which in range(len(_STAND_INS)))
     except Exception as error:
         raise error from symbolic_error
-    return Trace(second.jaxpr, jax.tree.map(_common, first.result, second.result))
+    return dataclasses.replace(second, arguments=arguments, result=jax.tree.map(_common, first.result, second.result))
 
 
 def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Trace:
     structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)  # type: ignore[no-untyped-call]
-    jaxpr, result = until_learned(lambda: jax.make_jaxpr(function, return_shape=True)(*structs))
-    return Trace(jaxpr, jax.tree.map(_spec_of, result))
+
+    def arrays(*values: PyTree) -> PyTree:
+        # Of a plain number among the results, JAX would give no shape.
+        return jax.tree.map(lambda x: x if hasattr(x, "shape") else jnp.asarray(x), function(*values))
+
+    jaxpr, result = until_learned(lambda: jax.make_jaxpr(arrays, return_shape=True)(*structs))
+    return Trace(function, arguments, jaxpr, jax.tree.map(_spec_of, result))
 
 
 def _spec_of(struct: Any) -> Spec:

@@ -1,0 +1,66 @@
+"""Pytrees in a form that Keras handles.
+
+Keras nests lists, tuples, named tuples and dicts, takes anything else for a tensor, and refuses None among outputs. JAX nests
+whatever has been registered (dataclasses, Flax's structs, the outputs of Hugging Face's models) and skips None. A `Form` leads
+from one to the other and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.tree_util import GetAttrKey
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a simplified tree is made what it was.
+
+    Attributes:
+        treedef: The structure of the original.
+        positions: For each leaf of the original, its position among the leaves of the simplified tree.
+    """
+
+    treedef: Any
+    positions: tuple[int, ...]
+
+    def restore(self, simplified: PyTree) -> PyTree:
+        """The original structure with the leaves of a simplified tree."""
+        leaves = jax.tree.leaves(simplified)
+        return jax.tree.unflatten(self.treedef, [leaves[position] for position in self.positions])
+
+
+def simplify(tree: PyTree) -> tuple[PyTree, Form]:
+    """Take a tree to the form that Keras handles.
+
+    Nodes that Keras does not know become dicts by field (or lists, where their children have no names), and None is left
+    out, with its key.
+
+    Returns:
+        The simplified tree and its form.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    simplified = _simplified(jax.tree.unflatten(treedef, range(len(leaves))))
+    order = jax.tree.leaves(simplified)
+    positions = sorted(range(len(order)), key=order.__getitem__)
+    return jax.tree.map(leaves.__getitem__, simplified), Form(treedef, tuple(positions))
+
+
+def _simplified(tree: PyTree) -> PyTree:
+    if isinstance(tree, int):
+        return tree
+    if type(tree) in (list, tuple):
+        return type(tree)(_simplified(child) for child in tree if child is not None)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields") and None not in tree:
+        return type(tree)(*map(_simplified, tree))
+    if isinstance(tree, Mapping) and not dataclasses.is_dataclass(tree):
+        return {name: _simplified(child) for name, child in tree.items() if child is not None}
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
+    children = [(keys[0], child) for keys, child in flat if child is not None]
+    named = {key.name: _simplified(child) for key, child in children if isinstance(key, GetAttrKey)}
+    return named if len(named) == len(children) else [_simplified(child) for _, child in children]

@@ -1,0 +1,143 @@
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from conformance import LINEN
+
+from kerasflax import FlaxLayer
+from kerasflax._trees import simplify
+from kerasflax._variables import named_leaves
+
+CASES = {f"linen: {name}": case for name, case in LINEN.items()}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+SEED = 3
+
+
+def keras_inputs(case):
+    def tensor(path, x):
+        shape = {
+            "none": x.shape,
+            "batch": (None, *x.shape[1:]),
+            "all": (None,) * (x.ndim - 1) + x.shape[-1:] if np.issubdtype(x.dtype, np.floating) else (None,) * x.ndim,
+        }[case.unknown]
+        name = getattr(path[-1], "key", None) if len(path) == 1 else None
+        return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=name)
+
+    return jax.tree_util.tree_map_with_path(tensor, case.first)
+
+
+def layer_of(case):
+    return FlaxLayer(case.module, method=case.method, seed=SEED)
+
+
+def leaves_by_order(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+
+
+def raw(leaf):
+    if isinstance(leaf, int):
+        return leaf
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def assert_same(got, expected, **tolerance):
+    got, expected = named_leaves(got), named_leaves(expected)
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(
+            raw(got[path]), raw(expected[path]), err_msg=path, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)
+        )
+
+
+def state(calls=0):
+    return jnp.array([SEED, calls], jnp.uint32)
+
+
+@cases
+def test_the_output_spec_has_the_shapes_and_dtypes_of_the_outputs(case):
+    layer = layer_of(case)
+    layer(keras_inputs(case))
+    symbolic = layer(jax.tree.map(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), case.inputs))
+    if case.built_on is None:
+        symbolic = layer(keras_inputs(case))
+    outputs, _ = simplify(layer(case.inputs))
+    assert jax.tree.structure(symbolic) == jax.tree.structure(outputs)
+    for spec, output in zip(leaves_by_order(symbolic), leaves_by_order(outputs), strict=True):
+        assert keras.backend.standardize_dtype(spec.dtype) == keras.backend.standardize_dtype(output.dtype)
+        assert len(spec.shape) == output.ndim
+        for axis, (size, actual) in enumerate(zip(spec.shape, output.shape, strict=True)):
+            assert size == actual or (size is None and case.unknown != "none" and (axis == 0 or case.unknown == "all"))
+
+
+@cases
+def test_the_initial_variables_are_those_of_plain_init(case):
+    layer = layer_of(case)
+    layer(keras_inputs(case))
+    expected = case.init(jax.random.key(SEED))
+    kept = layer.flax_variables
+    assert set(kept) >= {"params"} & set(expected)
+    assert_same(kept, {name: expected[name] for name in kept})
+
+
+@cases
+@pytest.mark.parametrize("training", [False, True])
+def test_outputs_state_and_sown_values_are_those_of_plain_apply(case, training):
+    layer = layer_of(case)
+    layer(keras_inputs(case))
+    before = layer.flax_variables
+    outputs = layer(case.inputs, training=training)
+    expected, written = case.apply(before, case.inputs, training, state())
+    assert_same({"out": outputs}, {"out": expected})
+    after = layer.flax_variables
+    assert_same(after, before | {name: written[name] for name in written if name in before})
+    sown = {name: tree for name, tree in written.items() if name not in before and name != "perturbations"}
+    assert_same({name: tree for name, tree in layer.sown.items() if name != "perturbations"}, sown)
+    assert layer.seed_generator.state.value.tolist() == [SEED, int(bool(case.streams[training]))]
+
+
+@cases
+def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
+    if not case.differentiable:
+        pytest.skip("JAX cannot differentiate it")
+    layer = layer_of(case)
+    layer(keras_inputs(case))
+    variables = layer.flax_variables
+
+    def total(outputs):
+        return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in leaves_by_order(outputs))
+
+    @jax.jit
+    def step(trainable, non_trainable):
+        def loss(trainable):
+            outputs, updates = layer.stateless_call(trainable, non_trainable, case.inputs, training=True)
+            return total(outputs), updates
+
+        return jax.value_and_grad(loss, has_aux=True)(trainable)
+
+    def plain(params):
+        outputs, _ = case.apply(variables | {"params": params}, case.inputs, True, state())
+        return total(outputs)
+
+    (value, updates), gradients = step(
+        [v.value for v in layer.trainable_variables], [v.value for v in layer.non_trainable_variables]
+    )
+    expected_value, expected = jax.value_and_grad(plain)(variables.get("params", {}))
+    np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+    paths = [v.path.partition("/")[2] for v in layer.trainable_variables]
+    assert_same(dict(zip(paths, gradients, strict=True)), named_leaves({"params": expected}), rtol=1e-3, atol=1e-3)
+    assert all(isinstance(update, jax.Array) for update in updates)
+
+
+@cases
+def test_other_batch_sizes_just_work_in_predict(case):
+    if case.unknown == "none":
+        pytest.skip("a case of fixed sizes")
+    layer = layer_of(case)
+    inputs = keras_inputs(case)
+    model = keras.Model(inputs, layer(inputs))
+    variables = layer.flax_variables
+    twice = jax.tree.map(lambda x: np.concatenate([x, x, x[:1]]), case.inputs)
+    expected, _ = case.apply(variables, twice, False, state())
+    outputs = model.predict_on_batch(twice)
+    assert_same({"out": outputs}, {"out": simplify(expected)[0]})
