@@ -112,6 +112,21 @@ check_variables <- function(variables, call = caller_env()) {
   )
 }
 
+check_flax_layer <- function(object, call = caller_env()) {
+  if (inherits(object, "kerasflax._layer.FlaxLayer")) {
+    return(invisible(object))
+  }
+  abort_kerasflax(
+    c(
+      "{.arg object} must be a layer made by {.fn layer_flax_module_wrapper}.",
+      x = "It is {what_is(object)}.",
+      i = "A model's layers are in {.code model$layers}, and by name in {.code get_layer(model, name)}."
+    ),
+    cause = "object",
+    call = call
+  )
+}
+
 # Arguments for the layer itself: all of them named, each once.
 check_dots <- function(dots, call = caller_env()) {
   names <- names(dots) %||% rep("", length(dots))

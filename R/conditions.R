@@ -1,5 +1,5 @@
 # Condition classes: one per cause, `kerasflax_error_<cause>` over `kerasflax_error`. The causes are those of the Python
-# core's exceptions (inst/python/kerasflax/_errors.py) and `object`, which Python has no use for.
+# core's exceptions (inst/python/kerasflax/_errors.py), and `object` and `tracer`, which Python has no use for.
 
 # `message` is a cli template: foreign text goes into it by value only.
 abort_kerasflax <- function(message, cause, call = caller_env(), envir = parent.frame()) {
@@ -58,7 +58,20 @@ as_r_condition <- function(exception) {
   fields <- reticulate::py_to_r(reticulate::py_get_attr(exception, "__dict__"))
   fields <- lapply(fields, reticulate::py_to_r)
   own <- setdiff(names(fields), c("r_class", "__notes__", "_keras_call_info_injected"))
-  structure(fields[own], class = fields$r_class)
+  explain_if(structure(fields[own], class = fields$r_class))
+}
+
+# `if` cannot be taught what a tensor is, and what it says of one helps nobody.
+explain_if <- function(condition) {
+  asks <- is.call(condition$call) && as.character(condition$call[[1]])[[1]] %in% c("if", "while")
+  if (asks && inherits(condition, "simpleError")) {
+    condition$message <- paste0(
+      condition$message,
+      "\nA tensor inside a module has no values yet for `if` to ask for. ",
+      "Use `op_where()` for a choice by element, `op_cond()` for one between computations."
+    )
+  }
+  condition
 }
 
 in_r_words <- function(text) {

@@ -35,3 +35,11 @@ as_layer_arguments <- function(dots) {
   }
   dots
 }
+
+# A JAX array as an R array. R has no half precision, in which float32 holds every value.
+as_r_array <- function(x) {
+  if (is_python_object(x) && grepl("float16", reticulate::py_str(x$dtype), fixed = TRUE)) {
+    x <- x$astype("float32")
+  }
+  if (is_python_object(x)) as.array(x) else x
+}

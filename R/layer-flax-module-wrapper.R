@@ -31,7 +31,7 @@
 #'
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
-#' `module`, `method`, `variables`, `argument`, `shape`, `state` or `backend`. A condition signalled by R code inside a module
+#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`. A condition signalled by R code inside a module
 #' arrives as itself.
 #'
 #' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a

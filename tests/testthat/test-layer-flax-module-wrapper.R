@@ -328,3 +328,23 @@ test_that("TensorFlow is imported neither by building nor by training", {
   ')
   expect_match(printed, "imported: FALSE", fixed = TRUE)
 })
+
+test_that("whole doubles do where a field is an integer, in R's modules and in those made from R", {
+  skip_without_flax()
+  nn <- flax_linen()
+  Net(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs) {
+      x <- (nn$Conv(features = 4, kernel_size = c(3, 3), strides = 2))(inputs)
+      x <- x$reshape(reticulate::tuple(x$shape[[1]], -1L))
+      (nn$Dense(2))(x)
+    })
+  }
+  layer <- layer_flax_module_wrapper(module = Net())
+  expect_equal(dim(as.array(layer(images()))), c(8, 2))
+  expect_equal(layer$flax_variables$params$Conv_0$kernel$shape, list(3L, 3L, 1L, 4L))
+  expect_equal(dim(as.array(layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 3))))), c(8, 5, 5, 2))
+  expect_snapshot(error = TRUE, transform = scrub, {
+    layer_flax_module_wrapper(targets(), nn$Dense(2.5))
+    layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 2.5)))
+  })
+})

@@ -3,6 +3,7 @@
 from ._errors import (
     ArgumentError,
     BackendError,
+    FieldError,
     KerasFlaxError,
     MethodError,
     ModuleError,
@@ -16,6 +17,7 @@ from ._layer import FlaxLayer
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "FieldError",
     "FlaxLayer",
     "KerasFlaxError",
     "MethodError",

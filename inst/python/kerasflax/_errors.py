@@ -3,6 +3,7 @@
     KerasFlaxError
     ├── ArgumentError    (TypeError)     an argument that the layer does not take, or of a kind that it does not take
     ├── BackendError     (RuntimeError)  Keras runs on another backend than JAX
+    ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
     ├── MethodError      (TypeError)     a method that is not there, or whose arguments cannot be filled
     ├── ModuleError      (TypeError)     something that is no Flax module instance
     ├── NotBuiltError    (RuntimeError)  variables were asked of a layer that has none yet
@@ -35,6 +36,12 @@ class BackendError(KerasFlaxError, RuntimeError):
     """Keras runs on another backend than JAX."""
 
     cause = "backend"
+
+
+class FieldError(KerasFlaxError, ValueError):
+    """A field of a module that holds what it cannot hold."""
+
+    cause = "field"
 
 
 class MethodError(KerasFlaxError, TypeError):

@@ -6,11 +6,14 @@ out while it is traced: what a trace shows for the first time makes it start aga
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import dataclasses
+import functools
 import inspect
 import threading
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -20,9 +23,9 @@ from flax import linen as nn
 from flax.core.scope import Scope
 
 from . import _rng
-from ._errors import MethodError
+from ._errors import FieldError, MethodError
 from ._signature import Signature, signature_of
-from ._trace import TraceAgainError
+from ._trace import TraceAgainError, running_module
 
 PyTree = Any
 
@@ -71,7 +74,7 @@ class LinenAdapter:
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
         arguments, keywords = self._signature.fill(inputs, training=False, mask=mask)
-        with _watch() as seen, _naming_the_path(self.name):
+        with self._running() as seen:
             outputs, variables = self._in_mode(False).init_with_output(key, *arguments, method=self._method, **keywords)
         self._sown |= seen.sown
         for known in self._streams.values():
@@ -84,7 +87,7 @@ class LinenAdapter:
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
-        with _watch() as seen, _naming_the_path(self.name):
+        with self._running() as seen:
             try:
                 outputs, written = self._in_mode(training).apply(
                     self._state(variables),
@@ -114,6 +117,12 @@ class LinenAdapter:
     def sows(self, collection: str) -> bool:
         """See `Adapter.sows`."""
         return collection in self._sown
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[_Seen]:
+        """All that surrounds a run of the module's code."""
+        with _watch() as seen, _naming_the_path(self.name), running_module(), nn.intercept_methods(_with_whole_numbers):
+            yield seen
 
     def _in_mode(self, training: bool) -> nn.Module:
         fields = self._signature.fields(training=training)
@@ -181,6 +190,60 @@ def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
         name = f"{type(module).__name__}.{name}"
     fields = {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
     return signature_of(method, f"`{name}`", fields)
+
+
+def _with_whole_numbers(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
+) -> Any:
+    """Make integers of whole floats in integer fields, before a module's method runs: R writes 32 for 32.
+
+    `context.module` is bound, a copy of what the user made.
+    """
+    for field in _integer_fields(type(context.module)):  # type: ignore[arg-type]
+        value = getattr(context.module, field, None)
+        whole = _whole(value, f"{type(context.module).__name__}.{field}")
+        if whole is not value:
+            object.__setattr__(context.module, field, whole)
+    return function(*args, **kwargs)
+
+
+def _whole(value: Any, field: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        items = [_whole(item, field) for item in value]
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        return tuple(items) if changed else value
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer():
+        raise FieldError(f"`{field}` must be a whole number, got {value}.")
+    return int(value)
+
+
+@functools.cache
+def _integer_fields(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The fields whose type allows integers and no floats."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:
+        # Annotations that name what cannot be imported say nothing.
+        return ()
+    fields = {field.name for field in dataclasses.fields(cls) if field.init}
+    return tuple(name for name, hint in hints.items() if name in fields and _allows_integers_alone(hint))
+
+
+def _allows_integers_alone(hint: Any) -> bool:
+    parts = list(_parts(hint))
+    return int in parts and not any(part in parts for part in (float, complex, Any, object))
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is collections.abc.Callable:
+        return
+    arguments = typing.get_args(hint)
+    if not arguments:
+        yield hint
+    for argument in arguments:
+        yield from _parts(argument)
 
 
 @contextlib.contextmanager

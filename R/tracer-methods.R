@@ -1,0 +1,123 @@
+# What R's own generics mean on a tensor inside a module.
+#
+# Inside a module every tensor is a JAX tracer: it has a shape and a dtype, and no values. R's generics know nothing of it,
+# and many are silently wrong (`mean(x)` is NA, `dim(x)` NULL, `rev(x)` empty). Where keras3 has the operation, the generic
+# does it; where R's meaning cannot be had, it stops and names what to write.
+
+#' @rawNamespace S3method("Summary", "jax._src.core.Tracer")
+#' @noRd
+Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
+  operations <- list(
+    sum = list(keras3::op_sum, keras3::op_add),
+    prod = list(keras3::op_prod, keras3::op_multiply),
+    max = list(keras3::op_max, keras3::op_maximum),
+    min = list(keras3::op_min, keras3::op_minimum),
+    all = list(keras3::op_all, keras3::op_logical_and),
+    any = list(keras3::op_any, keras3::op_logical_or)
+  )
+  operation <- operations[[.Generic]]
+  if (is.null(operation) || na.rm) {
+    instead <- if (na.rm) "`op_where()` to replace what is NaN first" else "`op_min()` and `op_max()`"
+    stop_on_tracer(if (na.rm) paste0(.Generic, "(na.rm = TRUE)") else .Generic, instead)
+  }
+  Reduce(operation[[2]], lapply(list(...), operation[[1]]))
+}
+
+#' @rawNamespace S3method("Math", "jax._src.core.Tracer")
+#' @noRd
+Math.jax._src.core.Tracer <- function(x, ...) {
+  names <- c(
+    ceiling = "ceil", acos = "arccos", asin = "arcsin", atan = "arctan", acosh = "arccosh", asinh = "arcsinh",
+    atanh = "arctanh"
+  )
+  same <- c(
+    "abs", "sign", "sqrt", "floor", "round", "exp", "log", "expm1", "log1p", "log2", "log10", "cos", "sin", "tan", "cosh",
+    "sinh", "tanh"
+  )
+  name <- if (.Generic %in% same) .Generic else names[.Generic]
+  if (is.na(name) || ...length()) {
+    stop_on_tracer(.Generic, paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one"))
+  }
+  getExportedValue("keras3", paste0("op_", name))(x)
+}
+
+#' @rawNamespace S3method("mean", "jax._src.core.Tracer")
+#' @noRd
+mean.jax._src.core.Tracer <- function(x, ...) {
+  if (...length()) {
+    stop_on_tracer("mean", "`op_mean(x, axis = )`")
+  }
+  keras3::op_mean(x)
+}
+
+# Integers; a list where a size is a symbol, since a symbol is no integer. Either can be handed on as a shape.
+#' @rawNamespace S3method("dim", "jax._src.core.Tracer")
+#' @noRd
+dim.jax._src.core.Tracer <- function(x) {
+  shape <- as.list(x$shape)
+  if (all(vapply(shape, is.numeric, NA))) as.integer(unlist(shape)) else shape
+}
+
+#' @rawNamespace S3method("is.na", "jax._src.core.Tracer")
+#' @noRd
+is.na.jax._src.core.Tracer <- function(x) keras3::op_isnan(x)
+
+#' @rawNamespace S3method("rev", "jax._src.core.Tracer")
+#' @noRd
+rev.jax._src.core.Tracer <- function(x) {
+  if (x$ndim != 1) {
+    stop_on_tracer("rev", "`op_flip(x, axis = )`")
+  }
+  keras3::op_flip(x)
+}
+
+#' @rawNamespace S3method("as.logical", "jax._src.core.Tracer")
+#' @noRd
+as.logical.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.logical", "`op_where()` for a choice by element, `op_cast(x, \"bool\")` for a dtype")
+}
+
+#' @rawNamespace S3method("as.double", "jax._src.core.Tracer")
+#' @noRd
+as.double.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.numeric", "`op_cast(x, \"float32\")`")
+}
+
+#' @rawNamespace S3method("as.integer", "jax._src.core.Tracer")
+#' @noRd
+as.integer.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.integer", "`op_cast(x, \"int32\")`")
+}
+
+# reticulate's `[` counts from zero, in which R code is mistaken inside a module. Elsewhere it stays what it is.
+#' @rawNamespace S3method("[", "jax._src.core.Tracer")
+#' @noRd
+`[.jax._src.core.Tracer` <- function(x, ...) {
+  if (is_in_module()) {
+    stop_on_tracer("[", "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0")
+  }
+  NextMethod()
+}
+
+#' @rawNamespace S3method("[<-", "jax._src.core.Tracer")
+#' @noRd
+`[<-.jax._src.core.Tracer` <- function(x, ..., value) {
+  if (is_in_module()) {
+    stop_on_tracer("[<-", "`op_subset(x, ...) <- value`, which counts from 1 as R does")
+  }
+  NextMethod()
+}
+
+is_in_module <- function() the$core$`_trace`$module_is_running()
+
+# `instead` is put after "Use", and is no template.
+stop_on_tracer <- function(generic, instead, call = caller_env(2)) {
+  abort_kerasflax(
+    c(
+      "{.code {generic}} has no meaning on a tensor inside a module, which has no values yet, or another than in R.",
+      i = "Use {instead}."
+    ),
+    cause = "tracer",
+    call = call
+  )
+}

@@ -1,0 +1,61 @@
+# Calls an R function on a tensor inside a module: an R array goes in, and comes out.
+in_module <- function(f, x = array(c(-1.5, 0.5, 2, 3, -4, 5), c(2, 3))) {
+  as.array(layer_flax_module_wrapper(x, flax_linen()$Dense(1L), method = function(module, inputs) f(inputs)))
+}
+
+test_that("R's generics do on a tensor what they do on an array", {
+  skip_without_flax()
+  x <- array(c(-1.5, 0.5, 2, 3, -4, 5), c(2, 3))
+  for (f in c(mean, sum, prod, max, min, exp, abs, tanh, ceiling, floor, atan, sign)) {
+    expect_equal(as.vector(in_module(f, x)), as.vector(f(x)), tolerance = 1e-6)
+  }
+  expect_equal(in_module(sqrt, abs(x)), sqrt(abs(x)), tolerance = 1e-6)
+  expect_equal(as.vector(in_module(\(x) sum(x, 2 * x))), sum(x, 2 * x), tolerance = 1e-6)
+  expect_equal(in_module(\(x) op_cast(is.na(x), "int32")), array(0L, c(2, 3)))
+  expect_equal(in_module(rev, array(1:3)), array(3:1))
+})
+
+test_that("dim(), nrow() and ncol() are sizes, and symbols where sizes are unknown", {
+  skip_without_flax()
+  nn <- flax_linen()
+  seen <- list()
+  f <- function(module, inputs) {
+    seen[[length(seen) + 1]] <<- list(length(dim(inputs)), ncol(inputs), class(nrow(inputs)))
+    op_reshape(inputs, c(nrow(inputs), -1L))
+  }
+  output <- layer_flax_module_wrapper(keras_input(c(4, 3)), nn$Dense(1L), method = f)
+  expect_equal(output$shape, list(NULL, 12L))
+  expect_equal(seen[[1]][[1]], 3)
+  output <- layer_flax_module_wrapper(array(1, c(2, 4, 3)), nn$Dense(1L), method = f)
+  expect_equal(dim(as.array(output)), c(2, 12))
+  expect_equal(seen[[length(seen)]], list(3L, 4L, "integer"))
+})
+
+test_that("what has no meaning on a tensor stops and names the replacement", {
+  skip_without_flax()
+  x <- matrix(1, 2, 3)
+  expect_snapshot(error = TRUE, transform = scrub, {
+    in_module(\(x) x[, 1])
+    in_module(\(x) x[1, 1:2])
+    in_module(\(x) {
+      x[1, ] <- 0
+      x
+    })
+    in_module(rev)
+    in_module(range)
+    in_module(\(x) sum(x, na.rm = TRUE))
+    in_module(\(x) mean(x, trim = 0.1))
+    in_module(cumsum)
+    in_module(\(x) ifelse(x > 0, x, 0))
+    in_module(\(x) as.numeric(x))
+    in_module(\(x) if (x > 0) x else -x)
+  })
+  expect_error(in_module(\(x) x[, 1]), class = "kerasflax_error_tracer")
+})
+
+test_that("outside of a module `[` keeps reticulate's meaning", {
+  skip_without_flax()
+  jax <- reticulate::import("jax")
+  first <- jax$jit(reticulate::r_to_py(\(x) x[0L], convert = TRUE))
+  expect_equal(as.array(first(as_jax(array(c(5, 6))))), 5, ignore_attr = TRUE)
+})
