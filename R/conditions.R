@@ -63,8 +63,7 @@ as_r_condition <- function(exception) {
 
 # `if` cannot be taught what a tensor is, and what it says of one helps nobody.
 explain_if <- function(condition) {
-  asks <- is.call(condition$call) && as.character(condition$call[[1]])[[1]] %in% c("if", "while")
-  if (asks && inherits(condition, "simpleError")) {
+  if (inherits(condition, "simpleError") && rlang::is_call(condition$call, c("if", "while"))) {
     condition$message <- paste0(
       condition$message,
       "\nA tensor inside a module has no values yet for `if` to ask for. ",

@@ -12,12 +12,19 @@
 #' | argument | gets |
 #' |---|---|
 #' | `inputs`; without one of that name, the first after the module | the layer's input, whole |
-#' | `training`, `train`, `is_training` | `TRUE` in `fit()`, `FALSE` in `predict()` and `evaluate()` |
+#' | `training`, `train`, `is_training`, `enable_dropout` | `TRUE` in `fit()`, `FALSE` in `predict()` and `evaluate()` |
 #' | `deterministic`, `use_running_average` | the opposite |
-#' | `mask` | the mask that Keras has computed for the input, or `NULL` |
+#' | `mask` | the mask that Keras has computed for the input, where there is one |
 #' | any other | its default; without one it is an error |
 #'
-#' A named list as input is spread over arguments of these names when the method has no `inputs`.
+#' A named list whose names are all arguments of the method is spread over them, unless that leaves out an argument `inputs`,
+#' which then gets the list whole. A list without names is spread over several arguments without a default. A mode argument
+#' that is also a field of the module, and set there, is left to the field; a field of such a name that is `NULL`, where the
+#' method has no such argument, is set for the call.
+#'
+#' Keras nests lists and named lists alone. Where a module returns something else (a dataclass, the outputs of a Hugging Face
+#' model), a Keras tensor comes back for each field, in a named list, and what is `NULL` is left out; an eager call of the layer
+#' returns what the module returned.
 #'
 #' # Variables
 #' The collection `params` becomes trainable weights, every other one non-trainable state. What the module writes to its

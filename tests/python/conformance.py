@@ -135,6 +135,47 @@ class FieldMode(nn.Module):
         return nn.Dropout(0.5, deterministic=not self.train)(x)
 
 
+class NamesAnAxis(nn.Module):
+    """Written for `pmap`: its statistics are averaged over an axis of devices."""
+
+    axis: str | None = "batch"
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.BatchNorm(use_running_average=not train, axis_name=self.axis)(nn.Dense(3)(x))
+
+
+class KeywordOnly(nn.Module):
+    @nn.compact
+    def __call__(self, *, inputs, train):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(inputs))
+
+
+class Both(nn.Module):
+    """Mapped over two arguments, which then have to be given by position."""
+
+    @nn.compact
+    def __call__(self, left, right):
+        class Inner(nn.Module):
+            @nn.compact
+            def __call__(self, left, right):
+                return nn.Dense(3)(left) + right
+
+        inner = nn.vmap(Inner, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False})
+        return inner()(left, right)
+
+
+CONSTANT = jnp.arange(3.0)
+
+
+class Constants(nn.Module):
+    """Two weights that begin as one array, which belongs to the user."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("a", lambda key: CONSTANT) + self.param("b", lambda key: CONSTANT)
+
+
 class Methods(nn.Module):
     def setup(self):
         self.encoder = nn.Dense(4)
@@ -351,6 +392,25 @@ LINEN = {
         lambda inputs, training: ((), {**inputs, "training": training}),
         streams=DROPOUT,
     ),
+    "a list spread over arguments": Case(Both(), [floats(4, 2), floats(4, 3)], lambda inputs, training: (tuple(inputs), {})),
+    "a mapped method and a dict": Case(
+        nn.vmap(Both, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False})(),
+        {"left": floats(4, 2, 2), "right": floats(4, 2, 3)},
+        lambda inputs, training: ((inputs["left"], inputs["right"]), {}),
+    ),
+    "keywords only": Case(
+        KeywordOnly(), floats(4, 2), lambda x, training: ((), {"inputs": x, "train": training}), streams=DROPOUT
+    ),
+    "inputs and mask in a dict": Case(
+        nn.MultiHeadDotProductAttention(1),
+        {"inputs_q": floats(4, 6, 2), "mask": integers(4, 1, 6, 6, below=2).astype(bool)},
+        lambda inputs, training: ((inputs["inputs_q"],), {"mask": inputs["mask"], "deterministic": not training}),
+        streams={True: (), False: ()},
+    ),
+    "a mapped axis": Case(
+        NamesAnAxis(), floats(4, 2), with_mode("train"), prepare=lambda module, training: module.clone(axis=None)
+    ),
+    "a constant as initial value": Case(Constants(), floats(4, 3)),
     "several streams": Case(
         Streams(), floats(4, 2), with_mode("training"), streams={True: ("noise", "other"), False: ("noise",)}
     ),

@@ -161,3 +161,15 @@ def test_a_method_that_cannot_be_called_is_an_error(method, message):
     with pytest.raises(MethodError) as error:
         adapt(SetUp(), method)
     assert message in str(error.value)
+
+
+def test_dropout_that_is_on_at_inference_is_told_of():
+    class NotTold(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=False)(x)
+
+    adapter = adapt(NotTold(), None)
+    with pytest.warns(UserWarning, match="NotTold draws from the stream 'dropout' at inference"):
+        applied(adapter, {})
+    applied(adapter, {}, training=True)

@@ -19,10 +19,14 @@ def filled(method, inputs="x", training=True, mask=None, fields=None):
         (lambda self, inputs, training=False, scale=1: 0, (("x",), {"training": True})),
         (lambda self, scale=1, inputs=None: 0, ((), {"inputs": "x"})),
         (lambda self, train, x: 0, ((), {"train": True, "x": "x"})),
+        (lambda self, train, x, /: 0, ((True, "x"), {})),
+        (lambda self, *, x, train: 0, ((), {"x": "x", "train": True})),
+        (lambda self, x, enable_dropout: 0, (("x",), {"enable_dropout": True})),
         (lambda self, x, *, is_training: 0, (("x",), {"is_training": True})),
         (lambda self, x, deterministic=None: 0, (("x",), {"deterministic": False})),
         (lambda self, x, use_running_average=None: 0, (("x",), {"use_running_average": False})),
-        (lambda self, x, mask=None: 0, (("x",), {"mask": None})),
+        (lambda self, x, mask=None: 0, (("x",), {})),
+        (lambda self, x, mask: 0, (("x", None), {})),
         (lambda self, *args, **kwargs: 0, (("x",), {})),
         (lambda *args, **kwargs: 0, (("x",), {})),
     ],
@@ -41,13 +45,28 @@ def test_a_mode_argument_has_its_sense(name, sense, training):
 
 def test_a_dict_is_spread_over_arguments_of_its_names():
     both = {"a": 1, "b": 2}
-    assert filled(lambda self, a, b, training: 0, both) == ((), {"a": 1, "b": 2, "training": True})
+    assert filled(lambda self, a, b, training: 0, both) == ((1, 2), {"training": True})
+    assert filled(lambda self, a, c=0, b=0: 0, both) == ((1,), {"b": 2})
+    assert filled(lambda self, a, *, b: 0, both) == ((1,), {"b": 2})
     assert filled(lambda self, inputs, a=0, b=0: 0, both) == ((both,), {})
     assert filled(lambda self, a, c=0: 0, both) == ((both,), {})
+    named = {"inputs": 1, "mask": 2}
+    assert filled(lambda self, inputs, mask=None, train=0: 0, named, mask="keras") == ((1, 2), {"train": True})
+
+
+def test_a_list_is_spread_over_several_arguments_without_a_default():
+    assert filled(lambda self, a, b, training, c=0: 0, [1, 2]) == ((1, 2), {"training": True})
+    assert filled(lambda self, a, b=0: 0, [1, 2]) == (([1, 2],), {})
+    with pytest.raises(MethodError, match=r"Nothing fills `b`, `c` of `f`.*; the input is a list of 2"):
+        filled(lambda self, a, b, c: 0, [1, 2])
 
 
 def test_a_mode_argument_that_a_field_settles_is_not_passed():
     assert filled(lambda self, x, deterministic=None: 0, fields={"deterministic": True}) == (("x",), {})
+
+
+def test_a_mode_argument_without_a_default_is_filled_whatever_the_fields():
+    assert filled(lambda self, x, training: 0, fields={"training": False}) == (("x",), {"training": True})
 
 
 def test_a_mode_field_that_is_none_is_set_for_the_call_where_no_argument_is():

@@ -82,3 +82,18 @@ def test_a_trace_that_learns_is_made_again():
     assert result(function, (2,)) == Spec((2,), "float32")
     assert len(attempts) == 3
     assert until_learned(lambda: 5) == 5
+
+
+def test_code_with_a_small_maximal_size_is_traced_with_small_numbers():
+    def short(x):
+        assert int(x.shape[1]) <= 10
+        return x
+
+    assert result(short, (None, None)) == Spec((None, None), "float32")
+
+
+def test_a_constant_of_the_code_is_copied():
+    constant = jnp.arange(3.0)
+    traced = trace(lambda x: (constant, constant), Spec((2,), "float32"))
+    first, second = traced.evaluate([True, True], np.ones(2, np.float32))
+    assert len({array.unsafe_buffer_pointer() for array in (constant, first, second)}) == 3

@@ -205,7 +205,9 @@ class FlaxLayer(keras.layers.Layer):
     ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
         """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
         variables = self._template.tree(dict(zip(self._variables_by_path, arrays, strict=True)))
-        outputs, state, sown = self._adapter.apply(variables, inputs, training=training, mask=mask, seed_state=seed_state)
+        outputs, state, sown = self._adapter.apply(
+            variables, self._original(inputs), training=training, mask=mask, seed_state=seed_state
+        )
         _, updates = _variables.Template.of(state)
         return outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
 
@@ -376,10 +378,14 @@ def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
 
 
 def _specs(shapes: PyTree, dtypes: PyTree) -> PyTree:
-    """Specs in the place of the shapes of a nested structure; a shape is a tuple or list of integers and None."""
-    if isinstance(shapes, Mapping):
-        return {name: _specs(shape, dtypes and dtypes[name]) for name, shape in shapes.items()}
-    if all(size is None or isinstance(size, int) for size in shapes):
+    """Specs in the place of the shapes of a nested structure; a shape is a tuple or list of integers and None.
+
+    Where dtypes are known, their nesting is the result's: Keras makes lists of some tuples of shapes.
+    """
+    nest = shapes if dtypes is None else dtypes
+    if isinstance(nest, Mapping):
+        return {name: _specs(shapes[name], dtypes and dtypes[name]) for name in nest}
+    if isinstance(nest, str) or all(size is None or isinstance(size, int) for size in nest):
         return Spec(tuple(shapes), dtypes or "float32")
     specs = [_specs(shape, dtypes and dtypes[i]) for i, shape in enumerate(shapes)]
-    return type(shapes)(*specs) if hasattr(shapes, "_fields") else type(shapes)(specs)
+    return type(nest)(*specs) if hasattr(nest, "_fields") else type(nest)(specs)

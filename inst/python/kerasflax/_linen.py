@@ -11,14 +11,17 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import threading
 import traceback
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.core
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import Scope
 
@@ -70,12 +73,14 @@ class LinenAdapter:
         self._streams: dict[bool, set[str]] = {True: {_USUAL_STREAM}, False: set()}
         self._draws = {True: False, False: False}
         self._sown: set[str] = set()
+        self._axes: set[str] = set()
 
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
         arguments, keywords = self._signature.fill(inputs, training=False, mask=mask)
         with self._running() as seen:
-            outputs, variables = self._in_mode(False).init_with_output(key, *arguments, method=self._method, **keywords)
+            init = self._in_mode(False).init_with_output
+            outputs, variables = self._in_axes(functools.partial(init, key, *arguments, method=self._method, **keywords))
         self._sown |= seen.sown
         for known in self._streams.values():
             # Drawn here, the stream of the initial values says nothing of later calls.
@@ -89,7 +94,8 @@ class LinenAdapter:
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
         with self._running() as seen:
             try:
-                outputs, written = self._in_mode(training).apply(
+                apply = functools.partial(
+                    self._in_mode(training).apply,
                     self._state(variables),
                     *arguments,
                     rngs=_rng.streams(seed_state, sorted(self._streams[training])),
@@ -97,12 +103,19 @@ class LinenAdapter:
                     mutable=_MUTABLE,
                     **keywords,
                 )
+                outputs, written = self._in_axes(apply)
             except Exception as error:
                 if self._learns(seen, variables, training):
                     raise TraceAgainError from error
                 raise
         if self._learns(seen, variables, training):
             raise TraceAgainError
+        if not training and _USUAL_STREAM in seen.drawn:
+            warnings.warn(
+                f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout should be off then, it has not been "
+                "told of the mode: give it an argument `training`, or `method` a function of (module, inputs, training).",
+                stacklevel=2,
+            )
         written = flax.core.unfreeze(written)
         return outputs, self._state(written), {name: tree for name, tree in written.items() if name in self._sown}
 
@@ -124,6 +137,23 @@ class LinenAdapter:
         with _watch() as seen, _naming_the_path(self.name), running_module(), nn.intercept_methods(_with_whole_numbers):
             yield seen
 
+    def _in_axes(self, run: Callable[[], PyTree]) -> PyTree:
+        """Run with the mapped axes that the module names, `BatchNorm(axis_name="batch")`, say.
+
+        They are there for code that maps over devices. Keras's batch is whole, so that an axis has the size one.
+        """
+        while True:
+            bound = run
+            for axis in sorted(self._axes):
+                bound = functools.partial(_along_axis, axis, bound)
+            try:
+                return bound()
+            except NameError as error:
+                unbound = re.search(r"unbound axis name: (\w+)", str(error))
+                if unbound is None or unbound[1] in self._axes:
+                    raise
+                self._axes.add(unbound[1])
+
     def _in_mode(self, training: bool) -> nn.Module:
         fields = self._signature.fields(training=training)
         return self._module.clone(**fields) if fields else self._module  # type: ignore[arg-type]
@@ -140,6 +170,11 @@ class LinenAdapter:
         self._streams[training] |= streams
         self._sown |= seen.sown
         return again
+
+
+def _along_axis(axis: str, run: Callable[[], PyTree]) -> PyTree:
+    results = jax.vmap(lambda _: run(), axis_name=axis)(jnp.zeros(1))
+    return jax.tree.map(lambda result: result[0], results)
 
 
 def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Callable[..., Any]:

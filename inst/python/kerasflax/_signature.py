@@ -4,15 +4,16 @@ The whole rule:
 
     argument                                            gets
     inputs; without one of that name, the first         the layer's input, whole
-    training, train, is_training                        True in training, False otherwise
+    training, train, is_training, enable_dropout        True in training, False otherwise
     deterministic, use_running_average                  the opposite
-    mask                                                the input's Keras mask, or None
+    mask                                                the input's Keras mask, where there is one
     any other with a default                            its default
     any other without a default                         (an error: nothing can fill it)
 
-A dict input whose names are all arguments of the method is spread over them when the method has no `inputs`. A mode argument
-that is also a field of the module, and set there, is left to the field; a field of such a name that is None, where the method
-has no such argument, is set for the call.
+A dict whose names are all arguments of the method is spread over them, unless that leaves out an argument `inputs`, which then
+gets the dict whole. A list or tuple is spread over several arguments without a default. A mode argument with a default that is
+also a field of the module, and set there, is left to the field; a mode field that is None, where the method has no such
+argument, is set for the call.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MODE_ARGUMENTS: Mapping[str, bool] = {
     "training": True,
     "train": True,
     "is_training": True,
+    "enable_dropout": True,
     "deterministic": False,
     "use_running_average": False,
 }
@@ -93,31 +95,22 @@ class Signature:
         Raises:
             MethodError: An argument without a default is left.
         """
-        keywords: dict[str, Any] = _mode(self.parameters.keys() - self.held, training)
-        if self.takes_mask:
-            keywords["mask"] = mask
-        free = [name for name in self.parameters if name not in keywords and name not in self.held]
-        if "inputs" not in free and isinstance(inputs, Mapping) and inputs and set(inputs) <= set(free):
-            return (), self._checked(keywords | dict(inputs), inputs)
-        target = "inputs" if "inputs" in free else next(iter(free), None)
-        if target is None and not self.variadic:
-            raise MethodError(
-                f"{self.name} takes no input: its arguments are {self._shown()}.\n"
-                "Give it an argument `inputs` (after the module), which receives the layer's input."
-            )
-        if target is None or target == next(iter(self.parameters)):
-            return (inputs,), self._checked(keywords, inputs, filled=target)
-        return (), self._checked(keywords | {target: inputs}, inputs)
-
-    def _checked(self, keywords: dict[str, Any], inputs: Any, filled: str | None = None) -> dict[str, Any]:
-        missing = [
-            name
-            for name, parameter in self.parameters.items()
-            if name != filled
-            and name not in keywords
-            and name not in self.held
-            and parameter.default is inspect.Parameter.empty
-        ]
+        modes = _mode(self.parameters.keys() - self.held, training)
+        free = {name: p for name, p in self.parameters.items() if name not in modes and name not in self.held}
+        values = self._spread(inputs, free)
+        if values is None:
+            target = "inputs" if "inputs" in free else next((name for name in free if name != "mask"), None)
+            if target is None and not self.variadic:
+                raise MethodError(
+                    f"{self.name} takes no input: its arguments are {self._shown()}.\n"
+                    "Give it an argument `inputs` (after the module), which receives the layer's input."
+                )
+            if target is None:
+                return (inputs,), modes
+            values = {target: inputs}
+        if self.takes_mask and (mask is not None or _required(self.parameters["mask"])):
+            values.setdefault("mask", mask)
+        missing = [name for name, parameter in free.items() if _required(parameter) and name not in values]
         if missing:
             raise MethodError(
                 f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, whose arguments are "
@@ -125,7 +118,28 @@ class Signature:
                 "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
                 "(module, inputs, training) that takes the input apart."
             )
-        return keywords
+        return self._bind(values, modes)
+
+    def _spread(self, inputs: Any, free: Mapping[str, inspect.Parameter]) -> dict[str, Any] | None:
+        """The values of several arguments, or None where one gets the input whole."""
+        if isinstance(inputs, Mapping) and inputs and set(inputs) <= set(free) and "inputs" not in free.keys() - inputs.keys():
+            return dict(inputs)
+        required = [name for name, parameter in free.items() if _required(parameter) and name != "mask"]
+        if type(inputs) in (list, tuple) and len(inputs) == len(required) > 1 and "inputs" not in free:
+            return dict(zip(required, inputs, strict=True))
+        return None
+
+    def _bind(self, values: dict[str, Any], modes: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arrays by position as far as they go, which lifted transforms ask for; the mode by name wherever it may be."""
+        positional = []
+        for name, parameter in self.parameters.items():
+            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and name in modes:
+                positional.append(modes.pop(name))
+            elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY and name in values:
+                positional.append(values.pop(name))
+            else:
+                break
+        return tuple(positional), modes | values
 
     def _shown(self) -> str:
         return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
@@ -155,9 +169,17 @@ def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any
         name=name,
         parameters=named,
         variadic=len(named) < len(parameters),
-        held=frozenset(field for field, value in mode_fields.items() if value is not None and field in named),
+        held=frozenset(
+            field
+            for field, value in mode_fields.items()
+            if value is not None and field in named and not _required(named[field])
+        ),
         mode_fields=frozenset(field for field, value in mode_fields.items() if value is None and field not in named),
     )
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
 
 
 def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:

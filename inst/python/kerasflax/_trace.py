@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,10 +22,10 @@ from jax.interpreters import partial_eval
 PyTree = Any
 T = TypeVar("T")
 
-# Two sizes for an unknown dimension, of the batch and of any other axis. Both divide by the usual strides and patch sizes,
-# and neither is one, which would broadcast.
+# Pairs of sizes for unknown dimensions other than the batch, tried in turn. They divide by the usual strides and patch sizes,
+# the later ones keep within short maximum lengths, the last are squares; none is one, which would broadcast.
+_STAND_INS = ((32, 64), (8, 16), (4, 8), (16, 64))
 _BATCH_STAND_INS = (2, 4)
-_STAND_INS = (32, 64)
 
 
 _running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
@@ -103,8 +104,8 @@ class Trace:
         jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
         if not any(used[1:]):
             return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [])
-        arguments = _sized(self.arguments, _stand_ins(0))
-        sized = _trace_sized(self.function, arguments)
+        sized, _ = _traced_with_numbers(self.function, self.arguments)
+        arguments = sized.arguments
         jaxpr, used = partial_eval.dce_jaxpr(sized.jaxpr.jaxpr, list(wanted))
         with jax.ensure_compile_time_eval():
             values = [first, *(jnp.ones(spec.shape, spec.dtype) for spec in jax.tree.leaves(arguments[1:]))]
@@ -114,7 +115,13 @@ class Trace:
 
 def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -> list[jax.Array]:
     with jax.ensure_compile_time_eval():
-        return [jnp.asarray(value) for value in jax.core.eval_jaxpr(jaxpr, consts, *values)]
+        results = []
+        others = {id(value) for value in (*consts, *values)}
+        for result in jax.core.eval_jaxpr(jaxpr, consts, *values):
+            # An array that belongs to the code, or stands for two results, must not be handed out as anybody's own.
+            results.append(jnp.array(result, copy=id(result) in others))
+            others.add(id(result))
+        return results
 
 
 def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
@@ -135,11 +142,26 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
     except Exception as error:
         # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
         symbolic_error = error
-    try:
-        first, second = (_trace_sized(function, _sized(arguments, _stand_ins(which))) for which in range(len(_STAND_INS)))
-    except Exception as error:
-        raise error from symbolic_error
+    first, second = _traced_with_numbers(function, arguments, symbolic_error)
     return dataclasses.replace(second, arguments=arguments, result=jax.tree.map(_common, first.result, second.result))
+
+
+def _traced_with_numbers(
+    function: Callable[..., PyTree], arguments: tuple[PyTree, ...], cause: Exception | None = None
+) -> tuple[Trace, Trace]:
+    """Two traces of different sizes. Where no sizes will do, the error of the first is the one raised."""
+    errors = []
+    for sizes in _STAND_INS:
+        try:
+            small, large = (
+                _trace_sized(function, _sized(arguments, functools.partial(_stand_in, size, batch)))
+                for size, batch in zip(sizes, _BATCH_STAND_INS, strict=True)
+            )
+        except Exception as error:
+            errors.append(error)
+        else:
+            return small, large
+    raise errors[0] from cause
 
 
 def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Trace:
@@ -181,8 +203,8 @@ def _symbols(arguments: PyTree) -> Callable[[int], Any]:
     return dict(zip(axes, sizes, strict=True)).__getitem__
 
 
-def _stand_ins(which: int) -> Callable[[int], int]:
-    return lambda axis: (_BATCH_STAND_INS if axis == 0 else _STAND_INS)[which]
+def _stand_in(size: int, batch: int, axis: int) -> int:
+    return batch if axis == 0 else size
 
 
 def _unknown_axes(spec: Spec) -> Iterator[int]:

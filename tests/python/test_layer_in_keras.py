@@ -1,0 +1,252 @@
+"""The layer in Keras's own ways of putting models together and training them."""
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from conformance import CONSTANT, Constants, Decoder, Output, Pair
+from flax import linen as nn
+from modules import MLP, ConvNet
+
+import kerasflax
+from kerasflax import FlaxLayer
+
+X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+V = np.linspace(-1, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+S = np.linspace(-1, 1, 8 * 4 * 3, dtype=np.float32).reshape(8, 4, 3)
+Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+
+
+def losses_of(**compile_arguments):
+    inputs = keras.Input(X.shape[1:])
+    model = keras.Model(inputs, FlaxLayer(ConvNet(), seed=5)(inputs))
+    model.compile(keras.optimizers.SGD(0.1, **compile_arguments.pop("sgd", {})), "mse", **compile_arguments)
+    return model.fit(X, Y, epochs=3, batch_size=4, shuffle=False, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": False}])
+def test_training_is_the_same_however_it_is_compiled(arguments):
+    np.testing.assert_allclose(losses_of(**arguments), losses_of(), rtol=1e-4)
+
+
+def test_gradients_can_be_accumulated():
+    accumulated = losses_of(sgd={"gradient_accumulation_steps": 2})
+    assert np.isfinite(accumulated).all()
+    assert accumulated != losses_of()
+
+
+def test_train_on_batch_moves_weights_and_state():
+    inputs = keras.Input(X.shape[1:])
+    layer = FlaxLayer(ConvNet())
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    before = layer.flax_variables
+    model.train_on_batch(X, Y)
+    moved = jax.tree.map(lambda a, b: not np.allclose(a, b), before, layer.flax_variables)
+    assert moved["params"]["Dense_0"]["kernel"]
+    assert moved["batch_stats"]["BatchNorm_0"]["mean"]
+
+
+def test_a_subclassed_model_and_a_layer_that_holds_the_layer_are_built_by_fit():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = FlaxLayer(ConvNet(), seed=5, name="net")
+
+        def call(self, x):
+            return self.inner(x)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def call(self, x):
+            return self.block(x)
+
+    model = Model()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(X, Y, verbose=0)
+    params = ConvNet().init(jax.random.key(5), X)["params"]
+    got = model.block.inner.flax_variables["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, params)
+    assert all("net/" in weight.path for weight in model.weights)
+
+
+def test_a_sequential_model_of_tokens_trains():
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), FlaxLayer(nn.Embed(5, 3), seed=1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    tokens = np.array([[1, 2], [3, 4]], np.int32)
+    model.fit(tokens, np.zeros((2, 2, 3)), verbose=0)
+    expected = nn.Embed(5, 3).init(jax.random.key(1), tokens)["params"]["embedding"]
+    np.testing.assert_allclose(model.predict(tokens, verbose=0), expected[tokens], rtol=1e-6)
+
+
+def test_used_twice_the_layer_shares_its_weights_and_two_layers_of_one_module_do_not():
+    module = nn.Dense(3)
+    layer, other = FlaxLayer(module), FlaxLayer(module)
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, [layer(layer(inputs)), other(inputs)])
+    assert len(model.weights) == 4
+    assert not np.allclose(layer.weights[1], other.weights[1])
+
+
+@pytest.mark.parametrize("module", [MLP(), nn.Sequential([nn.Dense(4), nn.LayerNorm()])])
+def test_time_distributed_applies_the_layer_to_each_step(module):
+    layer = FlaxLayer(module)
+    inputs = keras.Input(S.shape[1:])
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    expected = module.apply(layer.flax_variables, S)
+    np.testing.assert_allclose(model.predict(S, verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_reaches_the_module_and_goes_on():
+    class Masked(nn.Module):
+        @nn.compact
+        def __call__(self, x, mask):
+            return nn.Dense(3)(x) * mask[..., None]
+
+    class Pooled(nn.Module):
+        def __call__(self, x, mask=None):
+            return (x * mask[..., None]).sum(1)
+
+    x = S.copy()
+    x[:, 2:] = 0
+    layer = FlaxLayer(Masked())
+    inputs = keras.Input(S.shape[1:])
+    masked = layer(keras.layers.Masking()(inputs))
+    pooled = FlaxLayer(Pooled())(masked)
+    model = keras.Model(inputs, [masked, pooled])
+    steps, total = model.predict(x, verbose=0)
+    mask = np.arange(4) < 2
+    expected = Masked().apply(layer.flax_variables, x, np.broadcast_to(mask, (8, 4)))
+    np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(total, expected.sum(1), rtol=1e-5, atol=1e-6)
+    assert getattr(pooled, "_keras_mask", None) is None
+
+
+def test_dataclasses_go_in_and_come_out_of_an_eager_call_and_are_dicts_among_keras_tensors():
+    class Structs(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            x = nn.Dense(2)(inputs.last)
+            return Output(x, hidden=(x, inputs.hidden[0])) if inputs.hidden else Output(x)
+
+    layer = FlaxLayer(Structs())
+    symbolic = layer(Output(keras.Input((3,)), hidden=(keras.Input((2,)),)))
+    assert isinstance(symbolic, dict)
+    assert symbolic["last"].shape == (None, 2)
+    given = Output(V, hidden=(Y,))
+    outputs = layer(given)
+    assert isinstance(outputs, Output)
+    expected = Structs().apply(layer.flax_variables, given)
+    jax.tree.map(np.testing.assert_allclose, outputs, expected)
+    assert layer(Output(V)).hidden is None
+
+
+def test_frozen_dicts_and_named_tuples_are_inputs():
+    class Takes(nn.Module):
+        def __call__(self, inputs):
+            return inputs["a"].left + inputs["a"].right
+
+    layer = FlaxLayer(Takes())
+    np.testing.assert_allclose(layer(flax.core.freeze({"a": Pair(V, V)})), 2 * V)
+
+
+def test_a_cache_is_stepped_and_reset():
+    x = S[:, :, :2]
+    layer = FlaxLayer(Decoder())
+    layer(keras.Input(batch_shape=x.shape))
+    empty = jax.tree.map(np.array, layer.flax_variables["cache"])
+    steps = [np.asarray(layer(x[:, t : t + 1])) for t in range(4)]
+    whole = nn.MultiHeadDotProductAttention(num_heads=1)
+    params = {"params": layer.flax_variables["params"]["MultiHeadDotProductAttention_0"]}
+    expected = whole.apply(params, x, mask=nn.make_causal_mask(x[..., 0]))
+    np.testing.assert_allclose(np.concatenate(steps, 1), expected, rtol=1e-4, atol=1e-5)
+    layer.flax_variables = {"cache": empty}
+    np.testing.assert_array_equal(layer(x[:, :1]), steps[0])
+
+
+def test_a_cache_made_for_other_lengths_is_taken_as_given():
+    x = S[:, :, :2]
+    variables = Decoder().init(jax.random.key(0), x)
+    layer = FlaxLayer(Decoder(), variables=variables)
+    layer(x[:, :1])
+    assert layer.flax_variables["cache"]["MultiHeadDotProductAttention_0"]["cache_index"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int8", "bool", "int32", "uint32", "float64", "int64"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_init_and_call_see_the_same_dtype(dtype, autocast):
+    seen = set()
+
+    class Sees(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            seen.add(str(x.dtype))
+            return nn.Dense(2)(x.astype(jnp.float32))
+
+    x = np.ones((2, 3), dtype)
+    FlaxLayer(Sees(), autocast=autocast)(x)
+    expected = {"float64": "float32", "int64": "int32"}.get(dtype, dtype)
+    assert seen == {"float32" if autocast and "float" in dtype else expected}
+
+
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16", "bfloat16", "mixed_bfloat16"])
+def test_a_policy_trains(policy):
+    inputs = keras.Input(X.shape[1:])
+    layer = FlaxLayer(ConvNet(), dtype=policy)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
+    variable_dtype = policy if not policy.startswith("mixed") else "float32"
+    assert {w.dtype for w in layer.trainable_weights} == {variable_dtype}
+    assert {w.dtype for w in layer.non_trainable_weights} == {"float32"}
+
+
+def test_whole_floats_do_in_integer_fields_and_the_users_module_stays_what_it_is():
+    class Net(nn.Module):
+        features: int
+
+        def setup(self):
+            self.conv = nn.Conv(self.features, [3.0, 3.0], strides=2.0)
+
+        def __call__(self, x):
+            return self.conv(x)
+
+    module = Net(4.0)
+    assert FlaxLayer(module)(X).shape == (8, 3, 3, 4)
+    assert isinstance(module.features, float)
+    with pytest.raises(kerasflax.FieldError, match=r"`Conv\.kernel_size` must be a whole number, got 2\.5"):
+        FlaxLayer(nn.Conv(2, (2.5, 3)))(X)
+    with pytest.raises(kerasflax.FieldError, match=r"Net\.features"):
+        FlaxLayer(Net(1.5))(X)
+
+
+def test_an_exception_names_the_module_in_which_it_was_raised():
+    class Inner(nn.Module):
+        def __call__(self, x):
+            raise ValueError("too {small}")
+
+    class Outer(nn.Module):
+        def setup(self):
+            self.blocks = [nn.Dense(2), Inner()]
+
+        def __call__(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    with pytest.raises(ValueError, match=r"too {small}\n.*raised in Outer/blocks_1, of class Inner") as error:
+        FlaxLayer(Outer())(V)
+    assert type(error.value) is ValueError
+
+
+def test_constants_as_initial_values_stay_the_users_and_train():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, FlaxLayer(Constants())(FlaxLayer(Constants())(inputs)))
+    model.compile("sgd", "mse")
+    model.fit(V, Y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(CONSTANT, [0, 1, 2])
