@@ -38,8 +38,8 @@
 #'
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
-#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`. A condition signalled by R code inside a module
-#' arrives as itself.
+#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`. A condition signalled by R
+#' code inside a module arrives as itself.
 #'
 #' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a
 #'   [keras3::keras_input()] or another Keras tensor, or a (nested, named) list of them; an array (of R, NumPy or JAX), on

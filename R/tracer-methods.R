@@ -4,6 +4,9 @@
 # and many are silently wrong (`mean(x)` is NA, `dim(x)` NULL, `rev(x)` empty). Where keras3 has the operation, the generic
 # does it; where R's meaning cannot be had, it stops and names what to write.
 
+# Set by R where a group's method is called.
+utils::globalVariables(".Generic")
+
 #' @rawNamespace S3method("Summary", "jax._src.core.Tracer")
 #' @noRd
 Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {

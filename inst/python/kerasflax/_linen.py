@@ -112,8 +112,8 @@ class LinenAdapter:
             raise TraceAgainError
         if not training and _USUAL_STREAM in seen.drawn:
             warnings.warn(
-                f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout should be off then, it has not been "
-                "told of the mode: give it an argument `training`, or `method` a function of (module, inputs, training).",
+                f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout should be off then, it has "
+                "not been told of the mode: give its method an argument `training`, or a `method` that takes it.",
                 stacklevel=2,
             )
         written = flax.core.unfreeze(written)
