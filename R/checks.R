@@ -62,8 +62,13 @@ object_problem <- function(object, name = "It") {
     paste(name, "is", what_is(object))
   } else if (is.null(dim(object))) {
     paste(name, "is a plain vector, without dimensions: give it some with `array()`")
+  } else if (has_lost_na(object)) {
+    paste(name, "holds NA, for which", typeof(object), "tensors have no value: make it double, or replace NA")
   }
 }
+
+# Python's integers and truth values have no NA: reticulate makes other numbers of them.
+has_lost_na <- function(x) (is.integer(x) || is.logical(x)) && anyNA(x)
 
 list_problem <- function(object, name) {
   if (length(object) == 0) {
@@ -84,7 +89,8 @@ list_problem <- function(object, name) {
 }
 
 check_method <- function(method, call = caller_env()) {
-  if (is.null(method) || is.function(method) || is_python_object(method) || rlang::is_string(method)) {
+  is_callable <- is.function(method) && !is_python_class(method) && !is_flax_module(method) && !is_keras_layer(method)
+  if (is.null(method) || is_callable || rlang::is_string(method)) {
     return(invisible(method))
   }
   abort_kerasflax(
@@ -98,8 +104,19 @@ check_method <- function(method, call = caller_env()) {
 }
 
 check_variables <- function(variables, call = caller_env()) {
-  if (is.null(variables) || is_python_object(variables) || is_named_list(variables)) {
+  if (is.null(variables) || is_python_object(variables)) {
     return(invisible(variables))
+  }
+  if (is_named_list(variables)) {
+    problems <- variables_problems(variables)
+    if (length(problems) == 0) {
+      return(invisible(variables))
+    }
+    abort_kerasflax(
+      c("{.arg variables} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
+      cause = "variables",
+      call = call
+    )
   }
   abort_kerasflax(
     c(
@@ -127,8 +144,59 @@ check_flax_layer <- function(object, call = caller_env()) {
   )
 }
 
-# Arguments for the layer itself: all of them named, each once.
-check_dots <- function(dots, call = caller_env()) {
+# What is wrong with nested variables, by path, as cli text.
+variables_problems <- function(tree, path = NULL) {
+  problem <- if (is_python_object(tree)) {
+    NULL
+  } else if (is.list(tree) && !is.object(tree)) {
+    if (anyDuplicated(names(tree))) {
+      paste("has the name", names(tree)[[anyDuplicated(names(tree))]], "twice")
+    }
+  } else if (is.object(tree) || !(is.numeric(tree) || is.logical(tree))) {
+    paste("is", what_is(tree))
+  } else if (has_lost_na(tree)) {
+    "holds NA, for which only doubles have a value"
+  }
+  if (!is.null(problem)) {
+    return(escape_braces(paste(paste(path, collapse = "/"), problem)))
+  }
+  if (is_python_object(tree) || !is.list(tree)) {
+    return(character())
+  }
+  labels <- names(tree) %||% seq_along(tree)
+  unlist(Map(function(child, label) variables_problems(child, c(path, label)), tree, labels), use.names = FALSE)
+}
+
+# Foreign text in a cli template.
+escape_braces <- function(text) gsub("}", "}}", gsub("{", "{{", text, fixed = TRUE), fixed = TRUE)
+
+# Arguments for the layer itself: all of them named, each once, and of the kinds that reticulate would turn into others.
+check_layer_arguments <- function(dots, call = caller_env()) {
+  check_dots(dots, call)
+  check_layer_argument(dots, "seed", is_seed, "a whole number from 0 to 2^32 - 1", call)
+  check_layer_argument(dots, "trainable", rlang::is_bool, "TRUE or FALSE", call)
+  check_layer_argument(dots, "name", is_layer_name, "one string, not empty and without \"/\"", call)
+  invisible(dots)
+}
+
+check_layer_argument <- function(dots, name, is_right, expected, call) {
+  value <- dots[[name]]
+  if (!is.null(value) && !is_python_object(value) && !is_right(value)) {
+    abort_kerasflax(
+      c("{.arg {name}} must be {expected}.", x = "It is {what_is(value)}."),
+      cause = "argument",
+      call = call
+    )
+  }
+}
+
+is_seed <- function(x) {
+  is.numeric(x) && !is.object(x) && length(x) == 1 && is.finite(x) && x == trunc(x) && x >= 0 && x < 2^32
+}
+
+is_layer_name <- function(x) rlang::is_string(x) && nzchar(x) && !is.na(x) && !grepl("/", x, fixed = TRUE)
+
+check_dots <- function(dots, call) {
   names <- names(dots) %||% rep("", length(dots))
   if (all(nzchar(names)) && !anyDuplicated(names)) {
     return(invisible(dots))
@@ -152,10 +220,13 @@ is_python_class <- function(x) inherits(x, "python.builtin.type")
 
 is_keras_layer <- function(x) inherits(x, "keras.src.layers.layer.Layer")
 
-is_python_array <- function(x) reticulate::py_has_attr(x, "shape") && reticulate::py_has_attr(x, "dtype")
+is_python_array <- function(x) {
+  reticulate::py_has_attr(x, "shape") && reticulate::py_has_attr(x, "dtype") &&
+    !grepl("^(<U|[|]S|object|string)", reticulate::py_str(x$dtype))
+}
 
 is_python_container <- function(x) {
-  inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict"))
+  inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict")) && length(x) > 0
 }
 
 is_sequential <- function(x) inherits(x, "keras.src.models.sequential.Sequential")
@@ -175,7 +246,10 @@ what_is <- function(x) {
   } else if (is.function(x)) {
     "an R function"
   } else if (rlang::is_scalar_atomic(x)) {
-    paste0("the ", typeof(x), " ", encodeString(format(x), quote = if (is.character(x)) "\"" else ""))
+    shown <- encodeString(format(x), quote = if (is.character(x)) "\"" else "")
+    paste("the", if (is.factor(x)) "factor" else typeof(x), shown)
+  } else if (is.atomic(x) && !is.object(x)) {
+    paste("an R", if (is.null(dim(x))) "vector" else class(x)[[1]], "of type", typeof(x), "and length", length(x))
   } else {
     paste0("a ", class(x)[[1]], " of length ", length(x))
   }

@@ -10,8 +10,8 @@ error_class <- function(cause) c(paste0("kerasflax_error_", cause), "kerasflax_e
 
 # Evaluates code that enters Python, and turns what comes back as a Python exception into the R condition that it stands
 # for: the condition that R code inside a module has signalled, or an error of the core's as a `kerasflax_error`. Any other
-# exception stays what it is.
-with_r_conditions <- function(expr, call = caller_env()) {
+# exception stays what it is, unless `otherwise` says of what cause it is.
+with_r_conditions <- function(expr, otherwise = NULL, call = caller_env()) {
   tryCatch(
     expr,
     python.builtin.BaseException = function(exception) {
@@ -19,11 +19,13 @@ with_r_conditions <- function(expr, call = caller_env()) {
       if (!is.null(origin)) {
         rlang::cnd_signal(as_r_condition(origin))
       }
-      if (inherits(exception, "kerasflax._errors.KerasFlaxError")) {
+      is_ours <- inherits(exception, "kerasflax._errors.KerasFlaxError")
+      cause <- if (is_ours) exception$cause else otherwise
+      if (!is.null(cause)) {
         # Not through cli: the text is not a template.
         rlang::abort(
           in_r_words(reticulate::py_str(exception)),
-          class = error_class(exception$cause),
+          class = error_class(cause),
           parent = python_parent(exception),
           call = call
         )
@@ -73,17 +75,18 @@ explain_if <- function(condition) {
   condition
 }
 
+# The core speaks of Python's things. Only whole words, since names of the user's own stand among them.
 in_r_words <- function(text) {
   words <- c(
-    "`module.init()`" = "`module$init()`",
-    "{\"params\": {...}}" = "list(params = list(...))",
-    "a dict" = "a named list",
-    "a function of (module, inputs, training)" = "a `function(module, inputs, training)`",
-    "keras.Input(batch_shape=...)" = "keras_input(batch_shape = ...)",
-    "None" = "NULL"
+    "`module[.]init[(][)]`" = "`module$init()`",
+    "[{]\"params\": [{][.]{3}[}][}]" = "list(params = list(...))",
+    "\\ba dict\\b" = "a named list",
+    "a function of [(]module, inputs, training[)]" = "a `function(module, inputs, training)`",
+    "keras[.]Input[(]batch_shape=[.]{3}[)]" = "keras_input(batch_shape = ...)",
+    "\\bNone\\b" = "NULL"
   )
   for (python in names(words)) {
-    text <- gsub(python, words[[python]], text, fixed = TRUE)
+    text <- gsub(python, words[[python]], text, perl = TRUE)
   }
   text
 }

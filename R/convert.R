@@ -26,9 +26,9 @@ as_method <- function(method, name) {
 
 # Arguments of the layer: whole doubles where Keras asks for integers, shapes as tuples.
 as_layer_arguments <- function(dots) {
-  if (is.numeric(dots$seed) && length(dots$seed) == 1 && !is.na(dots$seed) && dots$seed == trunc(dots$seed)) {
+  if (is.numeric(dots$seed)) {
     # R's integers end at 2^31, seeds at 2^32.
-    dots$seed <- reticulate::py_eval(format(dots$seed, scientific = FALSE), convert = FALSE)
+    dots$seed <- reticulate::py_eval(format(dots$seed, scientific = FALSE, digits = 15), convert = FALSE)
   }
   if (!is.null(dots$input_shape)) {
     dots$input_shape <- shape(dots$input_shape)

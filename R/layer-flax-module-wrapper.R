@@ -30,7 +30,8 @@
 #' The collection `params` becomes trainable weights, every other one non-trainable state. What the module writes to its
 #' state is kept, in training and at inference. Each weight has its Flax path in its name: `<layer>/params/Dense_0/kernel`.
 #' Without `variables`, initial values are those of `module$init(jax$random$key(seed), inputs)` with `training` `FALSE`, for
-#' the true shapes and dtypes of the input.
+#' the true shapes and dtypes of the input. `layer$flax_variables` has the variables as they are; assigning a named list to it
+#' sets what the list names.
 #'
 #' # State and randomness
 #' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
@@ -39,7 +40,11 @@
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
 #' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`. A condition signalled by R
-#' code inside a module arrives as itself.
+#' code inside a module arrives as itself. What goes to Python by another way, such as `fit()` or `layer(x)`, carries the same
+#' facts in the text of a Python error.
+#'
+#' R code in a module must come back to Python: a `tryCatch()` around the call that catches warnings or messages would leave
+#' Python half way, and with reticulate R does not survive that. `withCallingHandlers()` does no harm.
 #'
 #' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a
 #'   [keras3::keras_input()] or another Keras tensor, or a (nested, named) list of them; an array (of R, NumPy or JAX), on
@@ -64,18 +69,21 @@
 #' flax <- reticulate::import("flax")
 #' nn <- flax$linen
 #'
+#' # One step per assignment: Flax numbers Dense_0, Dense_1 in the order in which they are made, and R makes the parts of a
+#' # pipe from its end.
 #' MyFlaxModule(nn$Module) %py_class% {
+#'   `__annotations__` <- dict(units = reticulate::import_builtins()$int)
+#'   units <- 64L
+#'
 #'   `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
-#'     inputs |>
-#'       (nn$Dense(64L))() |>
-#'       nn$relu() |>
-#'       (nn$Dropout(0.5))(deterministic = !training) |>
-#'       (nn$Dense(10L))()
+#'     x <- (nn$Dense(self$units))(inputs)
+#'     x <- (nn$Dropout(0.5))(nn$relu(x), deterministic = !training)
+#'     (nn$Dense(10L))(x)
 #'   })
 #' }
 #'
 #' input <- keras_input(c(28 * 28))
-#' output <- input |> layer_flax_module_wrapper(MyFlaxModule())
+#' output <- input |> layer_flax_module_wrapper(MyFlaxModule(units = 128L))
 #' model <- keras_model(input, output)
 #' @export
 layer_flax_module_wrapper <- function(object, module, method = NULL, variables = NULL, ...) {
@@ -88,19 +96,35 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
   check_method(method)
   check_variables(variables)
   dots <- list(...)
-  check_dots(dots)
+  check_layer_arguments(dots)
 
   # An R function is called what its user calls it.
   method_name <- substitute(method)
   method_name <- if (is.symbol(method_name)) as.character(method_name) else "method"
-  with_r_conditions({
-    layer <- rlang::exec(
+  layer <- with_r_conditions(
+    rlang::exec(
       the$core$FlaxLayer,
       module,
       method = as_method(method, method_name),
       variables = as_variables(variables),
       !!!as_layer_arguments(dots)
-    )
-    if (is.null(object)) layer else layer(object)
-  })
+    ),
+    # What the layer itself refuses, Keras says in its own words.
+    otherwise = "argument"
+  )
+  with_r_conditions(if (is.null(object)) layer else compose(object, layer))
+}
+
+compose <- function(object, layer) {
+  if (is_sequential(object)) {
+    # Keras adds a layer before it builds it: one that cannot be built would stay, and break the model.
+    before <- length(object$layers)
+    added <- FALSE
+    on.exit(if (!added && length(object$layers) > before) object$pop())
+    result <- layer(object)
+    added <- TRUE
+    invisible(result)
+  } else {
+    layer(object)
+  }
 }

@@ -250,3 +250,30 @@ def test_constants_as_initial_values_stay_the_users_and_train():
     model.compile("sgd", "mse")
     model.fit(V, Y, epochs=2, verbose=0)
     np.testing.assert_array_equal(CONSTANT, [0, 1, 2])
+
+
+def test_dicts_keep_their_order_on_the_way_in_and_out():
+    class Order(nn.Module):
+        def __call__(self, inputs):
+            first, second = inputs.values()
+            return {"z": first - second, "a": {"y": first, "b": second}}
+
+    layer = FlaxLayer(Order())
+    given = {"query": 3 * V, "context": V}
+    inputs = {name: keras.Input((3,), name=name) for name in given}
+    symbolic = layer(inputs)
+    assert list(symbolic) == ["z", "a"]
+    assert list(symbolic["a"]) == ["y", "b"]
+    model = keras.Model(inputs, symbolic)
+    for call in (layer, layer, model, model.predict_on_batch):
+        np.testing.assert_allclose(call(given)["z"], 2 * V, rtol=1e-6)
+    assert list(layer(given)) == ["z", "a"]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16", None])
+def test_the_keras_tensor_has_the_dtype_of_the_output(policy):
+    layer = FlaxLayer(MLP(), dtype=policy)
+    for _ in range(2):
+        assert keras.backend.standardize_dtype(layer(keras.Input((3,))).dtype) == str(layer(V).dtype)
+    with pytest.raises(kerasflax.ArgumentError, match="must be a floating-point dtype"):
+        FlaxLayer(MLP(), dtype="int32")

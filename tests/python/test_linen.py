@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,7 +141,9 @@ def wrapper(module, inputs):
     return module.encode(inputs)
 
 
-@pytest.mark.parametrize("method", ["encode", SetUp().encode, SetUp.encode, wrapper, lambda m, x: m.encode(x)])
+@pytest.mark.parametrize(
+    "method", ["encode", SetUp().encode, SetUp.encode, functools.partial(SetUp().encode), wrapper, lambda m, x: m.encode(x)]
+)
 def test_the_method_serves_init_and_apply(method):
     adapter = adapt(SetUp(), method)
     _, variables = adapter.init(KEY, X)
@@ -154,6 +158,8 @@ def test_the_method_serves_init_and_apply(method):
         ("setup", "SetUp has no method `setup`"),
         (3, "`method` must be a method's name or a function of (module, inputs), got int 3"),
         (MLP().__call__, "`method` is bound to another module, of class MLP; `module` is of class SetUp"),
+        (MLP(), "`method` must be a method's name or a function of (module, inputs), got MLP"),
+        (MLP, "`method` must be a method's name or a function"),
         (lambda: 0, "`<lambda>` takes no arguments"),
     ],
 )

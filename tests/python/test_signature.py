@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import pytest
@@ -109,3 +110,25 @@ def test_another_language_can_say_what_its_functions_take():
         register_foreign_formals(None)
     assert str(inspect.signature(foreign)) == "(*args, **kwargs)"
     assert filled(wrapper) == (("x",), {})
+
+
+def test_names_that_python_does_not_have_are_left_to_their_defaults_or_filled_by_position():
+    def foreign(*args, **kwargs):
+        return 0
+
+    formals = {"module": False, ".x": False, "na.rm": True, "lambda": True, "training": False}
+    register_foreign_formals(lambda function: formals if function is foreign else None)
+    try:
+        assert filled(foreign) == (("x",), {"training": True})
+    finally:
+        register_foreign_formals(None)
+
+
+def test_what_a_partial_holds_is_left_to_it():
+    method = functools.partial(lambda self, x, deterministic, scale: 0, deterministic=True, scale=2)
+    assert filled(method) == (("x",), {})
+
+
+def test_a_part_of_the_input_named_like_the_mode_is_an_error():
+    with pytest.raises(MethodError, match="The input has a part named `training`, and so is the mode"):
+        filled(lambda self, a, training: 0, {"a": 1, "training": 2})

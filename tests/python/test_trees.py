@@ -58,6 +58,7 @@ trees = st.recursive(
 def test_a_simplified_tree_is_restored(tree):
     simple, form = simplify(tree)
     assert form.restore(simple) == tree
+    assert repr(form.restore(simple)) == repr(tree)
     if tree is not None:
         assert None not in keras.tree.flatten(simple)
         assert sorted(keras.tree.flatten(simple)) == sorted(jax.tree.leaves(tree))

@@ -31,6 +31,9 @@ test_that("an object that no layer can be called on is refused", {
     layer_flax_module_wrapper(layer_dense(units = 3), dense)
     layer_flax_module_wrapper(reticulate::py_eval("len", convert = FALSE), dense)
     layer_flax_module_wrapper(list(), dense)
+    layer_flax_module_wrapper(reticulate::dict(), dense)
+    layer_flax_module_wrapper(reticulate::np_array("text"), dense)
+    layer_flax_module_wrapper(matrix(c(1L, NA)), dense)
     layer_flax_module_wrapper(list(input, 3), dense)
     layer_flax_module_wrapper(list(a = input, input), dense)
     layer_flax_module_wrapper(list(a = input, b = list(NULL)), dense)
@@ -46,6 +49,8 @@ test_that("a method that is none is refused", {
   expect_snapshot(error = TRUE, transform = scrub, {
     layer_flax_module_wrapper(input, dense, method = 3)
     layer_flax_module_wrapper(input, dense, method = c("a", "b"))
+    layer_flax_module_wrapper(input, dense, method = nn$Dense)
+    layer_flax_module_wrapper(input, dense, method = nn$Dense(3L))
     layer_flax_module_wrapper(input, dense, method = "encode")
     layer_flax_module_wrapper(input, dense, method = function() 1)
     layer_flax_module_wrapper(input, dense, method = function(module) 1)
@@ -69,8 +74,9 @@ test_that("variables that do not fit are refused, with every place and both shap
     )
     layer_flax_module_wrapper(
       input, dense,
-      variables = list(params = list(kernel = matrix("a", 3, 2), bias = c(0, 0)))
+      variables = list(params = list(kernel = matrix("a", 3, 2), bias = c(0L, NA), `{x}` = mtcars))
     )
+    layer_flax_module_wrapper(input, dense, variables = list(params = list(kernel = 1, kernel = 2)))
   })
 })
 
@@ -84,6 +90,12 @@ test_that("an argument that no layer takes is refused", {
     layer_flax_module_wrapper(input, dense, NULL, NULL, "name")
     layer_flax_module_wrapper(input, dense, seed = 3.5)
     layer_flax_module_wrapper(input, dense, seed = "a")
+    layer_flax_module_wrapper(input, dense, seed = Inf)
+    layer_flax_module_wrapper(input, dense, seed = TRUE)
+    layer_flax_module_wrapper(input, dense, trainable = NA)
+    layer_flax_module_wrapper(input, dense, name = "a/{b}")
+    layer_flax_module_wrapper(input, dense, dtype = "float33")
+    layer_flax_module_wrapper(input, dense, dtype = "int32")
   })
 })
 

@@ -17,11 +17,10 @@ test_that("an R function as method is handed its inputs as R values, and has a n
   expect_null(as_method(NULL, "x"))
 })
 
-test_that("whole doubles become Python integers as seeds, and what is not whole is left for the check", {
+test_that("whole doubles become Python integers as seeds", {
   skip_without_flax()
   seed <- \(x) reticulate::py_str(as_layer_arguments(list(seed = x))$seed)
   expect_equal(seed(3), "3")
   expect_equal(seed(2^32 - 1), "4294967295")
-  expect_equal(as_layer_arguments(list(seed = 3.5))$seed, 3.5)
   expect_equal(as_layer_arguments(list(name = "a")), list(name = "a"))
 })

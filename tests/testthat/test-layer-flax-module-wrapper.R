@@ -170,6 +170,46 @@ test_that("a sequential model takes the layer in place, and the pipe goes on", {
   expect_true(all(grepl("first/params/", paths_of(model$layers[[1]]), fixed = TRUE)))
 })
 
+test_that("a layer that cannot be built is not left in a sequential model", {
+  skip_without_flax()
+  nn <- flax_linen()
+  x <- matrix(1, 4, 3)
+  model <- keras_model_sequential(input_shape = 3) |> layer_dense(3)
+  before <- predict(model, x, verbose = 0)
+  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), method = \(m, x) stop("no")), "no", class = "simpleError")
+  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), variables = list(a = 1)), class = "kerasflax_error")
+  expect_length(model$layers, 1)
+  expect_equal(predict(model, x, verbose = 0), before)
+  model |> layer_flax_module_wrapper(nn$Dense(4L))
+  expect_equal(dim(predict(model, x, verbose = 0)), c(4, 4))
+})
+
+test_that("named lists keep their order on the way in and out", {
+  skip_without_flax()
+  nn <- flax_linen()
+  difference <- function(module, inputs) {
+    c(query, context) %<-% inputs
+    list(z = query - context, a = query)
+  }
+  ones <- matrix(1, 1, 1)
+  layer <- layer_flax_module_wrapper(module = nn$Dense(1L), method = difference)
+  result <- layer(list(query = 10 * ones, context = ones))
+  expect_named(result, c("z", "a"))
+  expect_equal(as.array(result$z), 9 * ones)
+  inputs <- list(query = keras_input(1, name = "query"), context = keras_input(1, name = "context"))
+  model <- keras_model(inputs, layer(inputs)$z)
+  expect_equal(predict(model, list(query = 10 * ones, context = ones), verbose = 0), 9 * ones)
+})
+
+test_that("argument names that only R has do no harm", {
+  skip_without_flax()
+  nn <- flax_linen()
+  ones <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
+  dotted <- function(module, .x, na.rm = FALSE, `lambda` = 1, training = TRUE) module(.x) * (if (training) NaN else 1)
+  result <- layer_flax_module_wrapper(targets(), nn$Dense(1L), method = dotted, variables = ones)
+  expect_equal(as.array(result), array(rowSums(targets()), c(8, 1)), tolerance = 1e-6)
+})
+
 test_that("a sequential model without an input shape is built by fit()", {
   skip_without_flax()
   model <- keras_model_sequential() |> layer_flax_module_wrapper(conv_net())

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import operator
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from . import _rng, _variables
 from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
 from ._trace import Spec, Trace, trace, until_learned
-from ._trees import Form, simplify
+from ._trees import Form, map_leaves, ordered_like, simplify
 
 PyTree = Any
 
@@ -74,8 +75,10 @@ class FlaxLayer(keras.layers.Layer):
     ) -> None:
         _check_backend()
         _check_keywords(kwargs)
-        _check_seed(seed)
+        seed = _checked_seed(seed)
         super().__init__(**kwargs)
+        if not keras.backend.is_float_dtype(self.variable_dtype):
+            raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
         self.module = module
         self.seed = seed
         self._adapter = adapt(module, method)
@@ -96,14 +99,18 @@ class FlaxLayer(keras.layers.Layer):
         their place among Keras tensors, and wherever a model calls the layer. The module is given what the layer was called
         with, and an eager call of the layer itself returns what the module returned.
         """
+        is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
         inputs, form = simplify(inputs)
-        self._memory.input_forms[jax.tree.structure(inputs)] = form
+        if is_called_by_keras:
+            # A model repeats a call with what it was given here, simplified: the first call knows better.
+            self._memory.input_forms.setdefault(jax.tree.structure(inputs), form)
+        else:
+            self._memory.input_forms[jax.tree.structure(inputs)] = form
         if not self.built:
             # Keras tells `build` the shapes alone.
             self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
             mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
             self._memory.mask_spec = jax.tree.map(_spec_of, mask)
-        is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
         outputs = super().__call__(inputs, *args, **kwargs)
         if is_called_by_keras or any(isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)):
             return outputs
@@ -131,7 +138,9 @@ class FlaxLayer(keras.layers.Layer):
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
         self.trainable = self.trainable  # type: ignore[has-type]
         self._memory.given = None
-        self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False)] = outputs
+        if not self._follows_policy:
+            # A policy casts the params that the module is called with, and `init` knows nothing of it.
+            self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False)] = outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
         templates = []
@@ -139,6 +148,7 @@ class FlaxLayer(keras.layers.Layer):
         def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
             key = jax.random.wrap_key_data(key_data)
             outputs, variables = self._adapter.init(key, self._original(inputs), mask=mask)
+            self._remember_order(outputs)
             template, arrays = _variables.Template.of(variables)
             templates.append(template)
             return outputs, arrays
@@ -196,7 +206,7 @@ class FlaxLayer(keras.layers.Layer):
         if self._adapter.draws(training):
             self.seed_generator.next()
         self._take_sown(sown)
-        outputs, self._memory.output_form = simplify(outputs)
+        outputs, self._memory.output_form = simplify(self._in_order(outputs))
         self._memory.output_ranks = [x.ndim for x in jax.tree.leaves(outputs)]
         return outputs
 
@@ -208,6 +218,7 @@ class FlaxLayer(keras.layers.Layer):
         outputs, state, sown = self._adapter.apply(
             variables, self._original(inputs), training=training, mask=mask, seed_state=seed_state
         )
+        self._remember_order(outputs)
         _, updates = _variables.Template.of(state)
         return outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
 
@@ -223,14 +234,21 @@ class FlaxLayer(keras.layers.Layer):
         form = self._memory.input_forms.get(jax.tree.structure(inputs))
         return form.restore(inputs) if form else inputs
 
+    def _remember_order(self, outputs: PyTree) -> None:
+        """Remember the order of dicts, which JAX sorts by key where a trace ends."""
+        self._memory.output_models[jax.tree.structure(outputs)] = simplify(outputs)[1].model
+
+    def _in_order(self, outputs: PyTree) -> PyTree:
+        return ordered_like(outputs, self._memory.output_models[jax.tree.structure(outputs)])
+
     def compute_output_spec(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
         """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
         specs = jax.tree.map(_spec_of, (inputs, mask))
         with _raised_as_is():
             outputs = self._output_spec(*specs, training=bool(training) and self.trainable)
-        outputs, _ = simplify(outputs)
+        outputs, _ = simplify(self._in_order(outputs))
         self._memory.output_ranks = [len(spec.shape) for spec in jax.tree.leaves(outputs)]
-        return jax.tree.map(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
+        return map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
         """Hand the input's mask on to the outputs that still have the axes that it masks."""
@@ -313,6 +331,7 @@ class _Memory:
         mask_spec: The spec of the first call's mask.
         input_forms: By the structure that Keras handles, what the layer was called with.
         output_form: What the last call returned, as the module made it.
+        output_models: By their structure, outputs with their dicts in the module's order.
         output_ranks: The ranks of its arrays.
         output_specs: Known specs of outputs, by those of the inputs and the mode.
         sown: What was sown in the last eager call.
@@ -323,6 +342,7 @@ class _Memory:
     mask_spec: PyTree = None
     input_forms: dict[Any, Form] = dataclasses.field(default_factory=dict)
     output_form: Form = dataclasses.field(default_factory=lambda: simplify(None)[1])
+    output_models: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     output_ranks: list[int] = dataclasses.field(default_factory=list)
     output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
@@ -352,9 +372,16 @@ def _check_keywords(keywords: Mapping[str, Any]) -> None:
         )
 
 
-def _check_seed(seed: object) -> None:
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+def _checked_seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 2**32:
         raise ArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1, or None, got {seed!r}.")
+    return number
 
 
 @contextlib.contextmanager

@@ -187,10 +187,12 @@ def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Call
             has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
             raise MethodError(f"{type(module).__name__} has no method `{method}`.\nIt has {has}.")
         return methods[method]
-    if not callable(method):
+    if not callable(method) or isinstance(method, (type, nn.Module)):
         raise MethodError(
             f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
         )
+    if isinstance(method, functools.partial) and not method.args:
+        return functools.partial(_unbound(module, method.func), **method.keywords)
     owner = getattr(method, "__self__", None)
     if not isinstance(owner, nn.Module):
         return method

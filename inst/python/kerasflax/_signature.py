@@ -19,7 +19,10 @@ argument, is set for the call.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import keyword
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -62,7 +65,7 @@ class Signature:
         name: The method, as messages name it.
         parameters: Its parameters but the module, by name and in order, the variadic ones left out.
         variadic: Whether it takes arguments beyond those, so that more names may be spread over it.
-        held: The mode arguments that fields of the module already settle.
+        held: The arguments that fields of the module, or a `functools.partial`, already settle.
         mode_fields: The fields of the module that are set to the mode for a call.
     """
 
@@ -122,6 +125,13 @@ class Signature:
 
     def _spread(self, inputs: Any, free: Mapping[str, inspect.Parameter]) -> dict[str, Any] | None:
         """The values of several arguments, or None where one gets the input whole."""
+        if isinstance(inputs, Mapping) and "inputs" not in free and set(inputs) <= set(self.parameters):
+            modes = [name for name in inputs if name not in free]
+            if modes:
+                raise MethodError(
+                    f"The input has a part named `{modes[0]}`, and so is the mode among the arguments {self._shown()} of "
+                    f"{self.name}.\nGive the part another name, or `method` a function of (module, inputs, training)."
+                )
         if isinstance(inputs, Mapping) and inputs and set(inputs) <= set(free) and "inputs" not in free.keys() - inputs.keys():
             return dict(inputs)
         required = [name for name, parameter in free.items() if _required(parameter) and name != "mask"]
@@ -164,6 +174,7 @@ def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any
     if parameters[0].kind not in _VARIADIC:
         del parameters[0]
     named = {p.name: p for p in parameters if p.kind not in _VARIADIC}
+    fixed = frozenset(method.keywords if isinstance(method, functools.partial) else ())
     mode_fields = {field: value for field, value in (fields or {}).items() if field in MODE_ARGUMENTS}
     return Signature(
         name=name,
@@ -173,7 +184,8 @@ def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any
             field
             for field, value in mode_fields.items()
             if value is not None and field in named and not _required(named[field])
-        ),
+        )
+        | fixed,
         mode_fields=frozenset(field for field, value in mode_fields.items() if value is None and field not in named),
     )
 
@@ -189,21 +201,23 @@ def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:
 def _parameters(method: Callable[..., Any], name: str) -> Any:
     formals = _foreign_formals(inspect.unwrap(method)) if _foreign_formals else None
     if formals is not None:
-        return [_foreign_parameter(argument, has_default) for argument, has_default in formals.items()]
+        parameters = [_foreign_parameter(argument, has_default) for argument, has_default in formals.items()]
+        return [parameter for parameter in parameters if parameter is not None]
     try:
         return inspect.signature(method).parameters.values()
     except (TypeError, ValueError) as error:
         raise MethodError(f"What {name} takes cannot be read: {error}") from error
 
 
-def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter:
+def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | None:
     if argument == "...":
         return inspect.Parameter("dots", inspect.Parameter.VAR_KEYWORD)
-    return inspect.Parameter(
-        argument,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=None if has_default else inspect.Parameter.empty,
-    )
+    if argument.isidentifier() and not keyword.iskeyword(argument):
+        default = None if has_default else inspect.Parameter.empty
+        return inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+    # A name that Python does not have: left to its default, or filled by position.
+    name = re.sub(r"\W", "_", f"_{argument}")
+    return None if has_default else inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
 
 
 def _described(inputs: Any) -> str:

@@ -8,7 +8,7 @@ from one to the other and back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,17 +22,18 @@ class Form:
     """How a simplified tree is made what it was.
 
     Attributes:
-        treedef: The structure of the original.
+        model: The original, with numbers in the place of its leaves.
         positions: For each leaf of the original, its position among the leaves of the simplified tree.
     """
 
-    treedef: Any
+    model: PyTree
     positions: tuple[int, ...]
 
     def restore(self, simplified: PyTree) -> PyTree:
-        """The original structure with the leaves of a simplified tree."""
+        """The original structure, its dicts in their order, with the leaves of a simplified tree."""
         leaves = jax.tree.leaves(simplified)
-        return jax.tree.unflatten(self.treedef, [leaves[position] for position in self.positions])
+        treedef = jax.tree.structure(self.model)
+        return ordered_like(jax.tree.unflatten(treedef, [leaves[position] for position in self.positions]), self.model)
 
 
 def simplify(tree: PyTree) -> tuple[PyTree, Form]:
@@ -45,10 +46,27 @@ def simplify(tree: PyTree) -> tuple[PyTree, Form]:
         The simplified tree and its form.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    simplified = _simplified(jax.tree.unflatten(treedef, range(len(leaves))))
+    model = ordered_like(jax.tree.unflatten(treedef, range(len(leaves))), tree)
+    simplified = _simplified(model)
     order = jax.tree.leaves(simplified)
     positions = sorted(range(len(order)), key=order.__getitem__)
-    return jax.tree.map(leaves.__getitem__, simplified), Form(treedef, tuple(positions))
+    return map_leaves(leaves.__getitem__, simplified), Form(model, tuple(positions))
+
+
+def map_leaves(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """Apply a function to each leaf, as `jax.tree.map` does, but leave dicts in their order, which JAX sorts by key."""
+    return ordered_like(jax.tree.map(function, tree), tree)
+
+
+def ordered_like(tree: PyTree, model: PyTree) -> PyTree:
+    """Put the dicts of a tree into the order of those in a tree of the same structure."""
+    if type(model) is dict:
+        return {name: ordered_like(tree[name], child) for name, child in model.items()}
+    if type(model) in (list, tuple):
+        return type(model)(map(ordered_like, tree, model))
+    if isinstance(model, tuple) and hasattr(model, "_fields"):
+        return type(model)(*map(ordered_like, tree, model))
+    return tree
 
 
 def _simplified(tree: PyTree) -> PyTree:

@@ -171,6 +171,10 @@ def fitted(
     _, arrays = Template.of(given)
     others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
+    deleted = [path for path, value in arrays.items() if isinstance(value, jax.Array) and value.is_deleted()]
+    problems += [f"{path}: the array has been deleted" for path in deleted]
+    arrays = {path: value for path, value in arrays.items() if path not in deleted}
+    others |= dict.fromkeys(deleted)
     if not partial:
         missing = (path for path in expected if path not in arrays and path not in others)
         problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in missing]
