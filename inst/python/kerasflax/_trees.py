@@ -62,11 +62,11 @@ def ordered_like(tree: PyTree, model: PyTree) -> PyTree:
     """Put the dicts of a tree into the order of those in a tree of the same structure."""
     if type(model) is dict:
         return {name: ordered_like(tree[name], child) for name, child in model.items()}
-    if type(model) in (list, tuple):
-        return type(model)(map(ordered_like, tree, model))
-    if isinstance(model, tuple) and hasattr(model, "_fields"):
-        return type(model)(*map(ordered_like, tree, model))
-    return tree
+    treedef: Any
+    children, treedef = jax.tree.flatten(model, is_leaf=lambda node: node is not model)
+    if len(children) == 1 and children[0] is model:
+        return tree
+    return jax.tree.unflatten(treedef, list(map(ordered_like, treedef.flatten_up_to(tree), children)))
 
 
 def _simplified(tree: PyTree) -> PyTree:
