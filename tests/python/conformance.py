@@ -401,6 +401,11 @@ LINEN = {
     "keywords only": Case(
         KeywordOnly(), floats(4, 2), lambda x, training: ((), {"inputs": x, "train": training}), streams=DROPOUT
     ),
+    "an unused mask beside a dict": Case(
+        nn.MultiHeadDotProductAttention(1),
+        {"inputs_q": floats(4, 6, 2), "inputs_k": floats(4, 5, 2)},
+        lambda inputs, training: ((inputs["inputs_q"], inputs["inputs_k"]), {"deterministic": not training}),
+    ),
     "inputs and mask in a dict": Case(
         nn.MultiHeadDotProductAttention(1),
         {"inputs_q": floats(4, 6, 2), "mask": integers(4, 1, 6, 6, below=2).astype(bool)},

@@ -110,7 +110,7 @@ class FlaxLayer(keras.layers.Layer):
             # Keras tells `build` the shapes alone.
             self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
             mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
-            self._memory.mask_spec = jax.tree.map(_spec_of, mask)
+            self._memory.mask_spec = jax.tree.map(_spec_of, _mask_if_any(mask))
         outputs = super().__call__(inputs, *args, **kwargs)
         if is_called_by_keras or any(isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)):
             return outputs
@@ -197,6 +197,7 @@ class FlaxLayer(keras.layers.Layer):
         """Call the module; see `keras.layers.Layer.call`."""
         training = bool(training) and self.trainable
         arrays = [variable.value for variable in self._variables_by_path.values()]
+        mask = _mask_if_any(mask)
         with _raised_as_is():
             outputs, state, sown = until_learned(
                 lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training)
@@ -243,7 +244,7 @@ class FlaxLayer(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
         """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
-        specs = jax.tree.map(_spec_of, (inputs, mask))
+        specs = jax.tree.map(_spec_of, (inputs, _mask_if_any(mask)))
         with _raised_as_is():
             outputs = self._output_spec(*specs, training=bool(training) and self.trainable)
         outputs, _ = simplify(self._in_order(outputs))
@@ -397,6 +398,11 @@ def _raised_as_is() -> Iterator[None]:
 
 def _spec_of(x: Any) -> Spec:
     return Spec(tuple(x.shape), keras.backend.standardize_dtype(x.dtype))
+
+
+def _mask_if_any(mask: PyTree) -> PyTree:
+    """None for the masks of nested inputs of which none has one."""
+    return mask if jax.tree.leaves(mask) else None
 
 
 def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
