@@ -72,7 +72,7 @@
 #' # One step per assignment: Flax numbers Dense_0, Dense_1 in the order in which they are made, and R makes the parts of a
 #' # pipe from its end.
 #' MyFlaxModule(nn$Module) %py_class% {
-#'   `__annotations__` <- dict(units = reticulate::import_builtins()$int)
+#'   `__annotations__` <- reticulate::dict(units = reticulate::import_builtins()$int)
 #'   units <- 64L
 #'
 #'   `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
