@@ -1,24 +1,37 @@
-# The README's example as a user runs it, for tools/cran-user: Python comes through py_require(); no backend was chosen.
+# The first example of the page of keras3's layer_flax_module_wrapper(), as a user runs it, for tools/cran-user: Python comes
+# through py_require(); no backend was chosen.
 library(kerasflax)
+library(reticulate)
 
-flax <- reticulate::import("flax")
-nn <- flax$linen
+flax <- import("flax")
 
-MyFlaxModule(nn$Module) %py_class% {
-  `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
-    inputs |> (nn$Dense(10L))()
+MyFlaxModule(flax$linen$Module) %py_class% {
+  `__call__` <- flax$linen$compact(\(self, inputs) {
+    inputs |>
+      (flax$linen$Conv(features = 32L, kernel_size = tuple(3L, 3L)))() |>
+      flax$linen$relu() |>
+      flax$linen$avg_pool(window_shape = tuple(2L, 2L), strides = tuple(2L, 2L)) |>
+      # flatten all except batch_size axis
+      (\(x) x$reshape(tuple(x$shape[[1]], -1L)))() |>
+      (flax$linen$Dense(features = 200L))() |>
+      flax$linen$relu() |>
+      (flax$linen$Dense(features = 10L))() |>
+      flax$linen$softmax()
   })
 }
 
-input <- keras_input(c(4))
-output <- input |> layer_flax_module_wrapper(MyFlaxModule())
+# typical usage:
+input <- keras_input(c(28, 28, 3))
+output <- input |>
+  layer_flax_module_wrapper(MyFlaxModule())
+
 model <- keras_model(input, output)
 print(model)
 
-imported <- reticulate::py_eval("'tensorflow' in __import__('sys').modules")
+imported <- py_eval("'tensorflow' in __import__('sys').modules")
 stopifnot(
-  "the model has a kernel and a bias" = length(model$weights) == 2,
+  "the model has three kernels and their biases" = length(model$weights) == 6,
   "Keras runs on JAX" = config_backend() == "jax",
   "TensorFlow is not imported" = !imported,
-  "Python is the one that uv made" = grepl("/uv/", reticulate::py_exe())
+  "Python is the one that uv made" = grepl("/uv/", py_exe())
 )
