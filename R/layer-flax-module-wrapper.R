@@ -69,8 +69,8 @@
 #' flax <- reticulate::import("flax")
 #' nn <- flax$linen
 #'
-#' # One step per assignment: Flax numbers Dense_0, Dense_1 in the order in which they are made, and R makes the parts of a
-#' # pipe from its end.
+#' # One step per assignment: Flax numbers Dense_0, Dense_1 in the order in which they are made,
+#' # and R makes the parts of a pipe from its end.
 #' MyFlaxModule(nn$Module) %py_class% {
 #'   `__annotations__` <- reticulate::dict(units = reticulate::import_builtins()$int)
 #'   units <- 64L
