@@ -10,7 +10,7 @@
 #'
 #' @keywords internal
 #' @importFrom keras3 use_backend config_backend shape
-#' @importFrom rlang caller_arg caller_env
+#' @importFrom rlang caller_env
 "_PACKAGE"
 
 # The package's one environment of mutable state.

@@ -1,5 +1,6 @@
 """Linen modules that the tests share, from the plainest to one that does everything."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -46,8 +47,6 @@ class TwoStreams(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
-        import jax
-
         return tuple(jax.random.normal(self.make_rng(name), inputs.shape) for name in ("left", "right"))
 
 

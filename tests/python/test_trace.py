@@ -42,12 +42,12 @@ def test_wanted_results_are_computed_without_the_rest():
 
     def function(data, x):
         weights = jax.random.normal(jax.random.wrap_key_data(data), (3, 2))
-        jax.debug.callback(calls.append, x.sum())
         return jax.pure_callback(calls.append, jax.ShapeDtypeStruct((), "float32"), x), weights
 
     traced = trace(function, Spec((2,), "uint32"), Spec((None, 3), "float32"))
     (weights,) = traced.evaluate([False, True], jax.random.key_data(jax.random.key(1)))
     np.testing.assert_array_equal(weights, jax.random.normal(jax.random.key(1), (3, 2)))
+    assert calls == []
 
 
 def test_results_that_depend_on_an_argument_without_values_see_ones():

@@ -61,7 +61,6 @@ test_that("an error of the core's keeps its whole text and the exception as its 
 
 test_that("the causes in Python's exceptions are documented", {
   skip_without_flax()
-  errors <- reticulate::import("kerasflax")
   causes <- vapply(the$core$KerasFlaxError$`__subclasses__`(), \(class) class$cause, "")
   rd <- tools::Rd_db("kerasflax")[["layer_flax_module_wrapper.Rd"]]
   text <- paste(capture.output(tools::Rd2txt(rd, options = list(underline_titles = FALSE))), collapse = " ")
