@@ -8,7 +8,7 @@ import functools
 import inspect
 import operator
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from . import _rng, _variables
+from . import _rng, _store, _variables
 from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
 from ._trace import Spec, Trace, trace, until_learned
@@ -25,6 +25,8 @@ from ._trees import Form, map_leaves, ordered_like, simplify
 PyTree = Any
 
 _LOSSES = "losses"
+# As Keras names it below the layer's own path.
+_SEED_PATH = "seed_generator/seed_generator_state"
 
 
 class FlaxLayer(keras.layers.Layer):
@@ -312,6 +314,23 @@ class FlaxLayer(keras.layers.Layer):
         Calls inside a compiled step, as `fit` and `predict` make them, are not recorded.
         """
         return dict(self._memory.sown)
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
+        _store.save(self._saved_variables(), store)
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        """Set the weights and the seed's state from one of Keras's files.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            VariablesError: The file does not fit; nothing is set then.
+        """
+        self._check_built()
+        _store.load(self._saved_variables(), store, self.name)
+
+    def _saved_variables(self) -> dict[str, keras.Variable]:
+        return getattr(self, "_variables_by_path", {}) | {_SEED_PATH: self.seed_generator.state}
 
     def _check_built(self) -> None:
         if not self.built:

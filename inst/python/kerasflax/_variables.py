@@ -19,9 +19,9 @@ import numpy as np
 from jax.tree_util import GetAttrKey, KeyEntry
 
 from ._errors import StateError, VariablesError
+from ._paths import SEPARATOR
 
 PyTree = Any
-SEPARATOR = "/"
 
 
 # Pytree <-> named arrays ------------------------------------------------------------------------------------------------
@@ -170,10 +170,32 @@ def fitted(
     given = plain({name: tree for name, tree in given.items() if not ignored(str(name))})
     _, arrays = Template.of(given)
     others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
+    collections = ", ".join(sorted({collection_of(path) for path in expected})) or "none"
+    return fitted_by_path(
+        expected,
+        arrays,
+        others=others,
+        fixed_shape=fixed_shape,
+        partial=partial,
+        advice=f"The module's collections: {collections}. Pass what `module.init()` returns for this module and input.",
+    )
+
+
+def fitted_by_path(
+    expected: Mapping[str, jax.ShapeDtypeStruct | Any],
+    arrays: Mapping[str, Any],
+    *,
+    others: Mapping[str, Any] | None = None,
+    fixed_shape: Callable[[str], bool] = lambda _: True,
+    partial: bool = False,
+    what: str = "`variables`",
+    advice: str,
+) -> dict[str, jax.Array]:
+    """Do what `fitted` does, for arrays by path; in messages, `what` they are, and what to do."""
+    others = dict(others or {})
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
     deleted = [path for path, value in arrays.items() if isinstance(value, jax.Array) and value.is_deleted()]
     problems += [f"{path}: the array has been deleted" for path in deleted]
-    arrays = {path: value for path, value in arrays.items() if path not in deleted}
     others |= dict.fromkeys(deleted)
     if not partial:
         missing = (path for path in expected if path not in arrays and path not in others)
@@ -181,6 +203,8 @@ def fitted(
     collections = {collection_of(path) for path in expected}
     result = {}
     for path, value in arrays.items():
+        if path in others:
+            continue
         if path not in expected:
             collection = collection_of(path)
             if partial or collection in collections or collection == path or fixed_shape(path):
@@ -195,10 +219,9 @@ def fitted(
             result[path] = array
     if problems:
         raise VariablesError(
-            f"`variables` does not fit the module in {len(problems)} place{'s' * (len(problems) > 1)}:\n"
+            f"{what} does not fit the module in {len(problems)} place{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + f"\nThe module's collections: {', '.join(sorted(collections)) or 'none'}. "
-            "Pass what `module.init()` returns for this module and input."
+            + f"\n{advice}"
         )
     return result
 

@@ -1,0 +1,527 @@
+"""Modules that others wrote, wrapped as they are: Hugging Face's, brax's, ott's, e3x's, flaxmodels', and jraph in Flax.
+
+None of these packages is needed otherwise, so that each case is skipped where its package is missing, or where its module does
+not run in plain Flax either. To run them (in an environment of its own, since flaxmodels and transformers pin what they need):
+
+    pip install pytest transformers==4.57.6 brax e3x ott-jax diffrax jraph flaxmodels
+    PYTHONPATH=inst/python python -m pytest tests/python/test_third_party.py
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from kerasflax import FlaxLayer
+from kerasflax._trees import simplify
+from kerasflax._variables import named_leaves
+
+# Old libraries on a new JAX. kerasflax's own warnings are of no such category, and stay errors.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{category}")
+    for category in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning", "SyntaxWarning")
+]
+
+PyTree = Any
+BATCH, LENGTH = 4, 6
+OTHER_BATCH, OTHER_LENGTH = 5, 9
+SEED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A module of somebody else's.
+
+    Attributes:
+        package: What has to be installed.
+        build: From the modules that are imported to the Flax module.
+        inputs: From a batch size and a length to a pytree of arrays, as a user would give it. Axes that depend on neither are
+            those that a Keras input has to know.
+        imports: What `build` is given, by dotted path; `package` alone otherwise.
+        arguments: From the inputs to the positional and keyword arguments of plain `apply`.
+        mode: The mode argument of plain `apply` and its value at inference; None where the module has no mode.
+        draws: Whether the module draws in training.
+        output: From the outputs to the array that a model is trained on.
+        streams: The streams that plain `init` needs besides `params`.
+        tolerance: Of the outputs, relative to the largest.
+    """
+
+    package: str
+    build: Callable[..., nn.Module]
+    inputs: Callable[[int, int], PyTree]
+    imports: tuple[str, ...] = ()
+    arguments: Callable[[PyTree], tuple[tuple[Any, ...], dict[str, Any]]] = lambda inputs: ((inputs,), {})
+    mode: tuple[str, bool] | None = None
+    draws: bool = False
+    output: Callable[[PyTree], Any] = lambda outputs: outputs
+    streams: tuple[str, ...] = ()
+    tolerance: float = 1e-5
+
+    def load(self):
+        imports = self.imports or (self.package,)
+        pytest.importorskip(self.package, reason=f"{self.package} is not installed")
+        try:
+            loaded = [importlib.import_module(path) for path in imports]
+        except Exception as error:
+            pytest.skip(f"{self.package} cannot be imported with JAX {jax.__version__}: {error!r}")
+        module = self.build(*loaded)
+        try:
+            self.init(module)
+        except Exception as error:
+            pytest.skip(f"plain Flax cannot run it with JAX {jax.__version__}: {error!r}")
+        return module
+
+    def keywords(self):
+        return dict([self.mode]) if self.mode else {}
+
+    def init(self, module):
+        arguments, keywords = self.arguments(self.inputs(BATCH, LENGTH))
+        rngs = dict.fromkeys(("params", *self.streams), jax.random.key(SEED))
+        return jax.eval_shape(lambda: module.init(rngs, *arguments, **keywords, **self.keywords()))
+
+    def apply(self, module, variables, inputs):
+        """What plain Flax returns at inference."""
+
+        def run(variables, inputs):
+            arguments, keywords = self.arguments(inputs)
+            rngs = dict.fromkeys(self.streams, jax.random.key(SEED))
+            mutable = nn.DenyList(["params"])
+            return module.apply(variables, *arguments, rngs=rngs, mutable=mutable, **keywords, **self.keywords())[0]
+
+        return jax.jit(run)(variables, inputs)
+
+
+def floats(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def integers(*shape, below=50):
+    return np.random.default_rng(0).integers(1, below, shape).astype(np.int32)
+
+
+def images(size=32):
+    return lambda batch, length: floats(batch, size, size, 3)
+
+
+def vectors(size):
+    return lambda batch, length: floats(batch, size)
+
+
+def tokens(*names):
+    """Text as the tokenizers of `transformers` give it, with positions where they are asked for."""
+
+    def inputs(batch, length):
+        parts = {
+            "ids": integers(batch, length),
+            "mask": np.ones((batch, length), np.int32),
+            "type_ids": np.zeros((batch, length), np.int32),
+            "position_ids": np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)).copy(),
+            "features": floats(batch, 8, 32),
+        }
+        return {name: next(parts[end] for end in ("position_ids", "type_ids", *parts) if name.endswith(end)) for name in names}
+
+    return inputs
+
+
+def spread(inputs):
+    return (), inputs
+
+
+def listed(inputs):
+    return tuple(inputs), {}
+
+
+def hugging_face(model, name, config, inputs, sizes, **options):
+    """A module of `transformers`, from its class, its configuration's class and sizes."""
+    is_dict = isinstance(inputs(1, 1), dict)
+    return Case(
+        "transformers",
+        lambda modeling, package: getattr(modeling, name)(getattr(package, config)(**sizes)),
+        inputs,
+        imports=(f"transformers.models.{model}.modeling_flax_{model}", "transformers"),
+        **{"arguments": spread if is_dict else Case.arguments, "mode": ("deterministic", True), "draws": True} | options,
+    )
+
+
+HIDDEN = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = HIDDEN | {"vocab_size": 60, "max_position_embeddings": 32}
+IMAGE = HIDDEN | {"image_size": 32, "patch_size": 8}
+PAIRS = {
+    "vocab_size": 60,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
+POSITIONED = tokens("input_ids", "attention_mask", "position_ids")
+TYPED = tokens("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def last(outputs):
+    return outputs["last_hidden_state"]
+
+
+class GraphNetwork(nn.Module):
+    """A graph network as jraph's examples build them in Flax."""
+
+    @nn.compact
+    def __call__(self, graph):
+        import jraph
+
+        def update(size):
+            return jraph.concatenated_args(lambda inputs: nn.relu(nn.Dense(size)(inputs)))
+
+        graph = graph._replace(globals=jnp.zeros((graph.n_node.shape[0], 1)))
+        graph = jraph.GraphMapFeatures(nn.Dense(8), nn.Dense(8), nn.Dense(8))(graph)
+        return jraph.GraphNetwork(update(8), update(8), update(2))(graph)
+
+
+class Attention(nn.Module):
+    """Graph attention; jraph leaves the networks in it to the user."""
+
+    @nn.compact
+    def __call__(self, graph):
+        import jraph
+
+        return jraph.GAT(
+            attention_query_fn=lambda nodes: nn.Dense(8)(nodes),
+            attention_logit_fn=lambda sent, received, edges: nn.Dense(1)(jnp.concatenate((sent, received), axis=-1)),
+            node_update_fn=lambda nodes: nn.Dense(4)(nodes),
+        )(graph).nodes
+
+
+def graphs(batch, length):
+    """One graph of as many nodes as the batch has. Keras's models take no None, which jraph allows for `globals`."""
+    import jraph
+
+    return jraph.GraphsTuple(
+        nodes=floats(batch, 5),
+        edges=floats(2 * batch, 3),
+        senders=np.arange(2 * batch, dtype=np.int32) % batch,
+        receivers=np.arange(2 * batch, dtype=np.int32) // 2,
+        n_node=np.array([batch], np.int32),
+        n_edge=np.array([2 * batch], np.int32),
+        globals=np.zeros((1, 1), np.float32),
+    )
+
+
+def messages(batch, length):
+    """Features of three atoms each and what they are to each other, in e3x's shapes."""
+    others = np.array([[1, 2], [0, 2], [0, 1]], np.int32)
+    return {
+        "inputs": floats(batch, 3, 1, 4, 8),
+        "basis": floats(batch, 3, 2, 1, 4, 5),
+        "adj_idx": np.broadcast_to(others, (batch, 3, 2)).copy(),
+    }
+
+
+CASES = {
+    "transformers: Bert": hugging_face("bert", "FlaxBertModule", "BertConfig", TYPED, TEXT, output=last),
+    "transformers: Bert, a classifier": hugging_face(
+        "bert", "FlaxBertForSequenceClassificationModule", "BertConfig", TYPED, TEXT, output=lambda outputs: outputs["logits"]
+    ),
+    "transformers: Roberta": hugging_face(
+        "roberta", "FlaxRobertaModule", "RobertaConfig", TYPED, TEXT | {"max_position_embeddings": 40}, output=last
+    ),
+    "transformers: DistilBert": hugging_face(
+        "distilbert",
+        "FlaxDistilBertModule",
+        "DistilBertConfig",
+        tokens("input_ids", "attention_mask"),
+        {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32},
+        output=last,
+    ),
+    "transformers: GPT2": hugging_face(
+        "gpt2",
+        "FlaxGPT2LMHeadModule",
+        "GPT2Config",
+        POSITIONED,
+        {"vocab_size": 60, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+        output=lambda outputs: outputs["logits"],
+    ),
+    "transformers: Llama": hugging_face(
+        "llama", "FlaxLlamaModule", "LlamaConfig", POSITIONED, TEXT | {"num_key_value_heads": 1}, draws=False, output=last
+    ),
+    "transformers: T5": hugging_face(
+        "t5",
+        "FlaxT5Module",
+        "T5Config",
+        tokens("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"),
+        {
+            "vocab_size": 60,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+        },
+        output=last,
+    ),
+    "transformers: Bart": hugging_face(
+        "bart",
+        "FlaxBartModule",
+        "BartConfig",
+        tokens(
+            "input_ids",
+            "attention_mask",
+            "position_ids",
+            "decoder_input_ids",
+            "decoder_attention_mask",
+            "decoder_position_ids",
+        ),
+        PAIRS | {"max_position_embeddings": 32},
+        output=last,
+    ),
+    "transformers: Whisper": hugging_face(
+        "whisper",
+        "FlaxWhisperModule",
+        "WhisperConfig",
+        tokens("input_features", "decoder_input_ids", "decoder_attention_mask", "decoder_position_ids"),
+        PAIRS | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 64, "dropout": 0.1},
+        output=last,
+    ),
+    "transformers: ViT": hugging_face(
+        "vit",
+        "FlaxViTForImageClassificationModule",
+        "ViTConfig",
+        images(),
+        IMAGE | {"hidden_dropout_prob": 0.1},
+        output=lambda outputs: outputs["logits"],
+    ),
+    "transformers: Dinov2": hugging_face(
+        "dinov2",
+        "FlaxDinov2Module",
+        "Dinov2Config",
+        images(),
+        IMAGE | {"intermediate_size": 64, "hidden_dropout_prob": 0.1},
+        output=last,
+    ),
+    "transformers: CLIP's images": hugging_face(
+        "clip",
+        "FlaxCLIPVisionModule",
+        "CLIPVisionConfig",
+        images(),
+        IMAGE | {"attention_dropout": 0.1},
+        output=lambda outputs: outputs["pooler_output"],
+    ),
+    "transformers: ResNet": hugging_face(
+        "resnet",
+        "FlaxResNetModule",
+        "ResNetConfig",
+        images(),
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        draws=False,
+        output=lambda outputs: outputs["pooler_output"],
+    ),
+    "transformers: Wav2Vec2": hugging_face(
+        "wav2vec2",
+        "FlaxWav2Vec2Module",
+        "Wav2Vec2Config",
+        lambda batch, length: floats(batch, 40 * length),
+        HIDDEN
+        | {
+            "vocab_size": 60,
+            "conv_dim": (8, 8),
+            "conv_stride": (5, 2),
+            "conv_kernel": (10, 3),
+            "num_feat_extract_layers": 2,
+            "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 2,
+            "mask_time_prob": 0.0,
+            "do_stable_layer_norm": True,
+            "feat_extract_norm": "layer",
+        },
+        output=last,
+        tolerance=1e-4,
+    ),
+    "brax: MLP": Case(
+        "brax", lambda networks: networks.MLP([8, 4], layer_norm=True), vectors(6), imports=("brax.training.networks",)
+    ),
+    "brax: SNMLP, with state of its own": Case(
+        "brax",
+        lambda networks: networks.SNMLP([8, 4]),
+        vectors(6),
+        imports=("brax.training.networks",),
+        streams=("sing_vec",),
+    ),
+    "brax: VisionMLP, of a dict": Case(
+        "brax",
+        lambda networks: networks.VisionMLP([8, 4], state_obs_key="state"),
+        lambda batch, length: {"pixels/view_0": floats(batch, 16, 16, 3), "state": floats(batch, 5)},
+        imports=("brax.training.networks",),
+    ),
+    "brax: PolicyModuleWithStd, two outputs": Case(
+        "brax",
+        lambda networks: networks.PolicyModuleWithStd(3, [8], nn.swish, nn.initializers.lecun_uniform(), False, "log", 1.0),
+        vectors(6),
+        imports=("brax.training.networks",),
+        output=lambda outputs: outputs[0],
+    ),
+    "ott: ICNN": Case(
+        "ott",
+        lambda icnn: icnn.ICNN(dim_data=4, dim_hidden=[8, 8], act_fn=nn.softplus),
+        vectors(4),
+        imports=("ott.neural.networks.icnn",),
+    ),
+    "ott: PotentialMLP": Case(
+        "ott",
+        lambda potentials: potentials.PotentialMLP(dim_hidden=[8, 8]),
+        vectors(4),
+        imports=("ott.neural.networks.potentials",),
+    ),
+    "e3x: TensorDense": Case(
+        "e3x", lambda e3x: e3x.nn.TensorDense(features=4, max_degree=1), lambda batch, length: floats(batch, 1, 4, 6)
+    ),
+    "e3x: MessagePass": Case("e3x", lambda e3x: e3x.nn.MessagePass(), messages, arguments=spread, tolerance=1e-4),
+    "flaxmodels: ResNet18": Case(
+        "flaxmodels",
+        lambda flaxmodels: flaxmodels.ResNet18(output="logits", pretrained=None, num_classes=3),
+        images(),
+        mode=("train", False),
+        tolerance=1e-4,
+    ),
+    "flaxmodels: StyleGAN2's mapping": Case(
+        "flaxmodels",
+        lambda flaxmodels: flaxmodels.stylegan2.MappingNetwork(8, 0, 8, 0, 8, 4, 2),
+        vectors(8),
+    ),
+    "jraph: GraphNetwork": Case("jraph", lambda jraph: GraphNetwork(), graphs, output=lambda outputs: outputs["nodes"]),
+    "jraph: GAT": Case("jraph", lambda jraph: Attention(), graphs),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A case's layer, built by its symbolic call."""
+
+    case: Case
+    module: nn.Module
+    layer: FlaxLayer
+    inputs: PyTree
+    outputs: PyTree
+
+    def model(self):
+        return keras.Model(self.inputs, self.outputs)
+
+    def apply(self, variables, inputs):
+        return self.case.apply(self.module, variables, inputs)
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+def wrapped(request):
+    case = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        give_jax_its_old_names(patch)
+        module = case.load()
+        layer = FlaxLayer(module, seed=SEED)
+        inputs = keras_inputs(case)
+        yield Wrapped(case, module, layer, inputs, layer(inputs))
+
+
+def give_jax_its_old_names(patch):
+    """Arguments that libraries of 2024 use and JAX has dropped since."""
+    clip = jnp.clip
+
+    def old_clip(arr=None, /, min=None, max=None, *, a=None, a_min=None, a_max=None):
+        return clip(a if arr is None else arr, min if a_min is None else a_min, max if a_max is None else a_max)
+
+    patch.setattr(jnp, "clip", old_clip)
+
+
+def keras_inputs(case):
+    """Keras's inputs, whose sizes are unknown where they depend on the batch or the length."""
+
+    def tensor(path, x, y):
+        shape = [a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)]
+        name = getattr(path[-1], "key", None) if len(path) == 1 else None
+        return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=name)
+
+    return jax.tree_util.tree_map_with_path(tensor, case.inputs(BATCH, LENGTH), case.inputs(OTHER_BATCH, OTHER_LENGTH))
+
+
+def arrays(tree):
+    return named_leaves({"out": simplify(tree)[0]})
+
+
+def assert_same(got, expected, tolerance):
+    got, expected = arrays(got), arrays(expected)
+    assert got.keys() == expected.keys()
+    for path in expected:
+        scale = max(1.0, float(np.max(np.abs(expected[path]), initial=0.0)))
+        np.testing.assert_allclose(got[path], expected[path], rtol=0, atol=tolerance * scale, err_msg=path)
+
+
+def is_same(left, right):
+    left, right = arrays(left), arrays(right)
+    return all(np.array_equal(left[path], right[path]) for path in left)
+
+
+def test_the_output_spec_has_the_shapes_of_the_outputs(wrapped):
+    case, outputs = wrapped.case, {}
+    for sizes in ((BATCH, LENGTH), (OTHER_BATCH, OTHER_LENGTH)):
+        variables = wrapped.layer.flax_variables
+        run = jax.eval_shape(wrapped.apply, variables, case.inputs(*sizes))
+        for path, output in arrays(run).items():
+            outputs.setdefault(path, []).append(output.shape)
+    specs = {path: tuple(spec.shape) for path, spec in arrays(wrapped.outputs).items()}
+    assert specs == {
+        path: tuple(a if a == b else None for a, b in zip(*shapes, strict=True)) for path, shapes in outputs.items()
+    }
+
+
+@pytest.mark.parametrize("sizes", [(BATCH, LENGTH), (OTHER_BATCH, OTHER_LENGTH)], ids=["batch of 4", "batch of 5"])
+def test_outputs_are_those_of_plain_apply(wrapped, sizes):
+    case = wrapped.case
+    inputs = case.inputs(*sizes)
+    variables = wrapped.layer.flax_variables
+    outputs = wrapped.layer(inputs)
+    expected = wrapped.apply(variables, inputs)
+    assert type(outputs) is type(expected)
+    assert_same(outputs, expected, case.tolerance)
+
+
+def test_a_model_predicts_on_another_batch_size(wrapped):
+    inputs = wrapped.case.inputs(OTHER_BATCH, OTHER_LENGTH)
+    expected = wrapped.apply(wrapped.layer.flax_variables, inputs)
+    assert_same(wrapped.model().predict_on_batch(inputs), expected, wrapped.case.tolerance)
+
+
+def test_steps_of_training_move_the_weights(wrapped):
+    case, layer = wrapped.case, wrapped.layer
+    output = case.output(wrapped.outputs)
+    features = keras.ops.mean(output, axis=tuple(range(1, len(output.shape) - 1))) if len(output.shape) > 2 else output
+    predictions = keras.layers.Dense(1)(features if len(output.shape) > 1 else features[:, None])
+    model = keras.Model(wrapped.inputs, predictions)
+    model.compile("adam", "mse")
+    before = [np.asarray(variable) for variable in layer.trainable_variables]
+    losses = [model.train_on_batch(case.inputs(BATCH, LENGTH), floats(BATCH, 1)) for _ in range(2)]
+    assert np.isfinite(losses).all()
+    moved = [not np.array_equal(a, b) for a, b in zip(before, layer.trainable_variables, strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_training_draws_where_the_module_has_dropout_and_inference_does_not(wrapped):
+    inputs = wrapped.case.inputs(BATCH, LENGTH)
+    variables = wrapped.layer.flax_variables
+
+    def run(training):
+        wrapped.layer.flax_variables = variables
+        return wrapped.layer(inputs, training=training)
+
+    assert is_same(run(False), run(False))
+    assert is_same(run(True), run(True)) is not wrapped.case.draws
