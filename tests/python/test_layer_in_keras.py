@@ -84,6 +84,64 @@ def test_a_sequential_model_of_tokens_trains():
     np.testing.assert_allclose(model.predict(tokens, verbose=0), expected[tokens], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
+def test_a_sequential_model_without_an_input_calls_the_module_on_integers(dtype):
+    seen = set()
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            seen.add(str(tokens.dtype))
+            return nn.Embed(5, 3)(tokens).mean(1)
+
+    layer = FlaxLayer(Net(), seed=1)
+    model = keras.Sequential([layer, keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    tokens = np.arange(32).reshape(8, 4).astype(dtype) % 5
+    model.fit(tokens, np.zeros((8, 2)), batch_size=4, verbose=0)
+    assert seen <= {"int32", "uint8"}
+    expected = Net().apply(layer.flax_variables, tokens[:3]) @ model.layers[1].kernel.value
+    np.testing.assert_allclose(model.predict(tokens[:3], verbose=0), expected + model.layers[1].bias.value, rtol=1e-5)
+
+
+def test_a_sequential_model_without_an_input_knows_its_shapes_after_floats():
+    model = keras.Sequential([FlaxLayer(nn.Dense(2))])
+    model.compile("sgd", "mse")
+    model.fit(V.astype("float64"), Y[:, :2], verbose=0)
+    assert model.output_shape == (8, 2)
+    with pytest.raises(ValueError, match="kernel"):
+        keras.Sequential([FlaxLayer(nn.Dense(2), variables={"params": {}})])(V)
+
+
+def test_weights_are_regularized_and_constrained_by_path():
+    layer = FlaxLayer(
+        MLP(),
+        regularizers={"params/**/kernel": keras.regularizers.L2(0.5), "params/Dense_1/*": "l1"},
+        constraints={"params/Dense_0/kernel": keras.constraints.NonNeg()},
+    )
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    params = layer.flax_variables["params"]
+    one = sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(params["Dense_1"]))
+    expected = 0.5 * np.square(params["Dense_0"]["kernel"]).sum() + 0.01 * one
+    np.testing.assert_allclose(sum(layer.losses), expected, rtol=1e-5)
+    assert params["Dense_0"]["kernel"].min() < 0
+    model.train_on_batch(V, np.zeros((8, layer(V).shape[-1])))
+    params = layer.flax_variables["params"]
+    assert params["Dense_0"]["kernel"].min() >= 0
+    assert params["Dense_1"]["kernel"].min() < 0
+
+
+@pytest.mark.parametrize("argument", ["regularizers", "constraints"])
+def test_a_pattern_that_no_trainable_weight_fits_is_an_error(argument):
+    module = nn.Sequential([nn.Dense(3), nn.BatchNorm(True)])
+    with pytest.raises(kerasflax.ArgumentError, match="batch_stats/\\*\\*"):
+        FlaxLayer(module, **{argument: {"batch_stats/**": None}})(V)
+    with pytest.raises(kerasflax.ArgumentError, match="dict by pattern"):
+        FlaxLayer(module, **{argument: ["l2"]})
+
+
 def test_used_twice_the_layer_shares_its_weights_and_two_layers_of_one_module_do_not():
     module = nn.Dense(3)
     layer, other = FlaxLayer(module), FlaxLayer(module)

@@ -259,7 +259,6 @@ conformance_table <- function() {
       nn <- flax_linen()
       FieldMode(nn$Module) %py_class% {
         `__annotations__` <- annotations(train = "bool")
-        train <- NULL
         `__call__` <- nn$compact(\(self, inputs) {
           stopifnot(!is.null(self$train))
           x <- (nn$BatchNorm(use_running_average = !self$train))((nn$Dense(3L))(inputs))
@@ -267,7 +266,7 @@ conformance_table <- function() {
         })
       }
       new_case(
-        FieldMode(), floats(4, 2),
+        FieldMode(train = NULL), floats(4, 2),
         streams = dropout_in_training, plain = \(training) FieldMode(train = training)
       )
     }),
@@ -606,6 +605,16 @@ coder <- function() {
   Coder()
 }
 
+# Before anything that needs Python. The programs are small and many: they take longer to compile than to run, and a third
+# less where XLA does not optimise them.
+begin_conformance_test <- function(env = parent.frame()) {
+  skip_without_flax()
+  config <- reticulate::import("jax")$config
+  before <- config$jax_disable_most_optimizations
+  config$update("jax_disable_most_optimizations", TRUE)
+  withr::defer(config$update("jax_disable_most_optimizations", before), envir = env)
+}
+
 # Every case of the table, with its behaviour and its module system.
 for_each_case <- function(f) {
   table <- conformance_table()
@@ -653,7 +662,7 @@ plain_step <- function(case, variables, inputs, keys) {
   }
   has_params <- !is.null(variables$params)
   c(value, state) %<-% if (has_params) {
-    c(result, gradients) %<-% jax$value_and_grad(loss, has_aux = TRUE)(variables$params)
+    c(result, gradients) %<-% jax$jit(jax$value_and_grad(loss, has_aux = TRUE))(variables$params)
     variables$params <- jax$tree$map(\(param, gradient) param - learning_rate * gradient, variables$params, gradients)
     result
   } else {

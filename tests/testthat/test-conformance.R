@@ -1,19 +1,19 @@
-# Every behaviour of a case, on one layer: a layer of its own for each test would compile everything once more.
+# Every behaviour of a case, one after the other on one layer: with a layer of its own each would compile all of it again.
 for_each_case(function(name, make) {
   delayedAssign("case", make())
   delayedAssign("layer", layer_of(case))
 
   test_that(paste0(name, ": initial variables are those of plain init"), {
-    skip_without_flax()
+    begin_conformance_test()
     expected <- plain_init(case)
-    kept <- layer_of(case)$flax_variables
+    kept <- layer$flax_variables
     expect_setequal(names(kept), setdiff(names(expected), case$sown))
     expect_same_tree(kept, expected[names(kept)], tolerance = 1e-6)
   })
 
   for (mode in c("training", "inference")) {
     test_that(paste0(name, ": outputs, state and sown values are those of plain apply in ", mode), {
-      skip_without_flax()
+      begin_conformance_test()
       before <- layer$flax_variables
       keys <- keys_of(layer, case$streams[[mode]])
       outputs <- layer(case$inputs, training = mode == "training")
@@ -28,7 +28,7 @@ for_each_case(function(name, make) {
   }
 
   test_that(paste0(name, ": symbolic outputs agree with eager ones"), {
-    skip_without_flax()
+    begin_conformance_test()
     symbolic <- leaves_of(layer(keras_inputs(case, case$inputs)))
     eager <- leaves_of(without_null(layer(case$inputs)))
     expect_identical(names(symbolic), names(eager))
@@ -41,7 +41,7 @@ for_each_case(function(name, make) {
   })
 
   test_that(paste0(name, ": fit() takes the step that plain Flax takes"), {
-    skip_without_flax()
+    begin_conformance_test()
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$training)
     plain <- plain_step(case, before, case$inputs, keys)
@@ -59,7 +59,7 @@ for_each_case(function(name, make) {
   })
 
   test_that(paste0(name, ": predict() on another batch size is plain apply"), {
-    skip_without_flax()
+    begin_conformance_test()
     inputs <- if (case$any_batch) rows_of(case$inputs, c(1:4, 2:4)) else case$inputs
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$inference)

@@ -8,7 +8,8 @@ import functools
 import inspect
 import operator
 import random
-from collections.abc import Iterator, Mapping, MutableMapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from . import _rng, _store, _variables
+from . import _paths, _rng, _store, _variables
 from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
 from ._trace import Spec, Trace, trace, until_learned
@@ -53,6 +54,9 @@ class FlaxLayer(keras.layers.Layer):
             adopted without a copy and stay usable. Trainable weights must have the shapes that the module gives them; other
             collections may have other shapes.
         seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.
+        regularizers: By pattern of paths (see `kerasflax._paths`), Keras regularizers of trainable weights:
+            `{"params/**/kernel": keras.regularizers.L2(1e-4)}`. Where several patterns fit a weight, the last one counts.
+        constraints: Likewise, Keras constraints.
         **kwargs: What every Keras layer takes: `name`, `trainable`, `dtype`, `autocast`, `activity_regularizer`. A `dtype`
             given here, or a global policy other than `float32`, rules the params and the computation; otherwise the dtypes
             that the module declares stand. State always keeps its dtype.
@@ -73,6 +77,8 @@ class FlaxLayer(keras.layers.Layer):
         variables: Mapping[str, PyTree] | None = None,
         *,
         seed: int | None = None,
+        regularizers: Mapping[str, Any] | None = None,
+        constraints: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_backend()
@@ -83,6 +89,8 @@ class FlaxLayer(keras.layers.Layer):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
         self.module = module
         self.seed = seed
+        self.regularizers = _by_pattern("regularizers", regularizers, keras.regularizers.get)
+        self.constraints = _by_pattern("constraints", constraints, keras.constraints.get)
         self._adapter = adapt(module, method)
         self.supports_masking = self._adapter.takes_mask
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
@@ -109,6 +117,7 @@ class FlaxLayer(keras.layers.Layer):
         else:
             self._memory.input_forms[jax.tree.structure(inputs)] = form
         if not self.built:
+            _refuse_misdeclared_input()
             # Keras tells `build` the shapes alone.
             self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
             mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
@@ -139,6 +148,8 @@ class FlaxLayer(keras.layers.Layer):
         )
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
         self.trainable = self.trainable  # type: ignore[has-type]
+        self._apply_by_pattern("regularizer", self.regularizers)
+        self._apply_by_pattern("constraint", self.constraints)
         self._memory.given = None
         if not self._follows_policy:
             # A policy casts the params that the module is called with, and `init` knows nothing of it.
@@ -182,6 +193,12 @@ class FlaxLayer(keras.layers.Layer):
             key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))
         # JAX sorts a dict by its keys.
         return dict(zip(sorted(expected), traced.evaluate(wanted, key_data), strict=True))
+
+    def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
+        trainable = [path for path in self._variables_by_path if self._path_is_trainable(path)]
+        for pattern, value in values.items():
+            for path in _paths.matched(pattern, trainable):
+                setattr(self._variables_by_path[path], attribute, value)
 
     def _path_is_trainable(self, path: str) -> bool:
         return self._adapter.trainable(_variables.collection_of(path))
@@ -387,9 +404,20 @@ def _check_keywords(keywords: Mapping[str, Any]) -> None:
     if unknown:
         raise ArgumentError(
             f"No layer takes {', '.join(f'`{name}`' for name in unknown)}.\n"
-            f"Besides `module`, `method`, `variables` and `seed` there are {', '.join(sorted(known))}; "
+            f"Besides `module`, `method`, `variables`, `seed`, `regularizers` and `constraints` there are "
+            f"{', '.join(sorted(known))}; "
             "the module's own fields are given to the module."
         )
+
+
+def _by_pattern(name: str, values: Mapping[str, Any] | None, get: Callable[[Any], Any]) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
+        raise ArgumentError(
+            f'`{name}` must be a dict by pattern of paths, got {values!r}.\nPass {{"params/**/kernel": ...}}, say.'
+        )
+    return {pattern: get(value) for pattern, value in values.items()}
 
 
 def _checked_seed(seed: Any) -> int | None:
@@ -413,6 +441,21 @@ def _raised_as_is() -> Iterator[None]:
         # Keras marks exceptions that it has replaced already in this way, and lets them pass.
         error._keras_call_info_injected = True  # type: ignore[attr-defined]
         raise
+
+
+def _refuse_misdeclared_input() -> None:
+    """Refuse to be built on an input that a Sequential model has declared in another kind of dtype than it is called with.
+
+    A Sequential model without an input declares one in its first layer's compute dtype as soon as it is called, integers or
+    not. NotImplementedError makes it call its layers on what it was called with instead.
+    """
+    for frame, _ in traceback.walk_stack(None):
+        if frame.f_code.co_name == "_maybe_build" and isinstance(model := frame.f_locals.get("self"), keras.Sequential):
+            declared = model._layers[0]
+            called_with = getattr(frame.f_locals["call_spec"].first_arg, "dtype", "float32")
+            is_float = map(keras.backend.is_float_dtype, (str(declared.dtype), keras.backend.standardize_dtype(called_with)))
+            if isinstance(declared, keras.layers.InputLayer) and len(set(is_float)) == 2:
+                raise NotImplementedError("The model's input has been declared in another dtype.")
 
 
 def _spec_of(x: Any) -> Spec:

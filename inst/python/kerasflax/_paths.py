@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+from ._errors import ArgumentError
 
 SEPARATOR = "/"
 
 
-def matching(pattern: str, paths: Iterable[str]) -> list[str]:
-    """The paths that fit a pattern, in their order."""
-    names = pattern.split(SEPARATOR)
-    return [path for path in paths if _fits(path.split(SEPARATOR), names)]
+def matched(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The paths that fit a pattern, in their order.
 
-
-def near(pattern: str, paths: Iterable[str], count: int = 3) -> list[str]:
-    """Paths that a pattern may have meant, nearest first."""
-    paths = list(paths)
-    return difflib.get_close_matches(pattern, paths, count, cutoff=0) or paths[:count]
+    Raises:
+        ArgumentError: None does; the message shows those nearest to the pattern.
+    """
+    found = [path for path in paths if _fits(path.split(SEPARATOR), pattern.split(SEPARATOR))]
+    if not found:
+        near = difflib.get_close_matches(pattern, paths, cutoff=0)
+        raise ArgumentError(
+            f"No weight has a path that fits {pattern!r}.\n"
+            + (f"The nearest of {len(paths)} are {', '.join(near)}." if near else "There is none to choose from.")
+        )
+    return found
 
 
 def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
