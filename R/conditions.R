@@ -55,24 +55,34 @@ find_r_condition <- function(exception) {
   NULL
 }
 
-# reticulate keeps a condition's fields as attributes of the exception.
+# The condition that signals it again, with what its message leaves unsaid.
 as_r_condition <- function(exception) {
+  condition <- r_condition_of(exception)
+  condition$message <- paste(c(condition$message, advice_on_if(condition)), collapse = "\n")
+  condition
+}
+
+# reticulate keeps a condition's fields as attributes of the exception.
+r_condition_of <- function(exception) {
   fields <- reticulate::py_to_r(reticulate::py_get_attr(exception, "__dict__"))
   fields <- lapply(fields, reticulate::py_to_r)
   own <- setdiff(names(fields), c("r_class", "__notes__", "_keras_call_info_injected"))
-  explain_if(structure(fields[own], class = fields$r_class))
+  structure(fields[own], class = fields$r_class)
 }
 
-# `if` cannot be taught what a tensor is, and what it says of one helps nobody.
-explain_if <- function(condition) {
+# What the core adds to the text of a Python exception.
+r_advice <- function(exception) {
+  if (reticulate::py_has_attr(exception, "r_class")) advice_on_if(r_condition_of(exception))
+}
+
+# `if` cannot be taught what a tensor is, and what it says of one helps nobody. NULL for any other error.
+advice_on_if <- function(condition) {
   if (inherits(condition, "simpleError") && rlang::is_call(condition$call, c("if", "while"))) {
-    condition$message <- paste0(
-      condition$message,
-      "\nA tensor inside a module has no values yet for `if` to ask for. ",
+    paste(
+      "A tensor inside a module has no values yet for `if` to ask for.",
       "Use `op_where()` for a choice by element, `op_cond()` for one between computations."
     )
   }
-  condition
 }
 
 # The core speaks of Python's things. Only whole words, since names of the user's own stand among them.

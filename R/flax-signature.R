@@ -1,11 +1,8 @@
 # The formals of R functions inside a module, made visible to Python.
 #
 # An R function that reticulate has handed to Python shows the signature `(*args, **kwargs)` there, so that nobody could
-# tell whether it takes `training`. The function itself is in the closure of the Python function, and can be asked.
-
-register_r_formals <- function(core) {
-  core$`_signature`$register_foreign_formals(r_formals)
-}
+# tell whether it takes `training`. The function itself is in the closure of the Python function, and can be asked: the
+# core does so by what `.onLoad()` registers.
 
 # From a Python function to a dict of its arguments, each with whether it has a default; NULL where it is not an R
 # function, or shows its signature by itself (as the plain methods of a `%py_class%` do).

@@ -7,7 +7,7 @@ python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
   the$core <- reticulate::import_from_path(
     "kerasflax",
     path = system.file("python", package = pkgname, lib.loc = libname),
-    delay_load = list(on_load = function() register_r_formals(the$core))
+    delay_load = list(on_load = function() the$core$`_foreign`$register(r_formals, r_advice))
   )
 }
 

@@ -1,10 +1,19 @@
 import inspect
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from conformance import LINEN
 from modules import MLP
 
 from kerasflax import ModuleError
 from kerasflax._adapter import ADAPTERS, Adapter, adapt
+from kerasflax._trace import until_learned
+from kerasflax._variables import Template
+
+CASES = {f"linen: {name}": case for name, case in LINEN.items()}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def wrapper(module, inputs):
@@ -33,3 +42,39 @@ def test_what_is_no_module_is_an_error(module, message):
     with pytest.raises(ModuleError) as error:
         adapt(module, None)
     assert message in str(error.value)
+
+
+def assert_same(got, expected):
+    got, expected = (Template.of(tree)[1] for tree in (got, expected))
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(got[path], expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+@cases
+def test_init_is_plain_init_less_what_is_sown(case):
+    adapter = adapt(case.module, case.method)
+    key = jax.random.key(7)
+    outputs, variables = until_learned(lambda: adapter.init(key, case.first))
+    expected = case.init(key)
+    assert_same(variables, {name: tree for name, tree in expected.items() if not adapter.sows(name)})
+    assert jax.tree.leaves(outputs)
+    assert [name for name in variables if adapter.trainable(name)] == [name for name in variables if name == "params"]
+
+
+@cases
+@pytest.mark.parametrize("training", [False, True])
+def test_apply_is_plain_apply_with_the_streams_that_the_module_asks_for(case, training):
+    adapter = adapt(case.module, case.method)
+    _, variables = until_learned(lambda: adapter.init(jax.random.key(7), case.first))
+    seed_state = jnp.array([3, 5], jnp.uint32)
+
+    def apply():
+        return adapter.apply(variables, case.inputs, training=training, mask=None, seed_state=seed_state)
+
+    outputs, state, sown = until_learned(apply)
+    expected, written = case.apply(variables, case.inputs, training, seed_state)
+    assert_same({"out": outputs}, {"out": expected})
+    assert_same(state, {name: tree for name, tree in written.items() if not adapter.sows(name)})
+    assert_same(sown, {name: tree for name, tree in written.items() if adapter.sows(name)})
+    assert adapter.draws(training) == bool(case.streams[training])

@@ -30,9 +30,7 @@ def test_a_pattern_chooses_paths_in_their_order(pattern, positions):
     assert matched(pattern, PATHS) == [PATHS[i] for i in positions]
 
 
-@pytest.mark.parametrize(
-    "pattern", ["params/Dense_0", "params/dense_0/kernel", "", "*", "params.Dense_0.kernel"]
-)
+@pytest.mark.parametrize("pattern", ["params/Dense_0", "params/dense_0/kernel", "", "*", "params.Dense_0.kernel"])
 def test_a_pattern_that_chooses_nothing_is_an_error_with_the_nearest(pattern):
     with pytest.raises(ArgumentError) as error:
         matched(pattern, PATHS[:4])

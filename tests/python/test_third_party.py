@@ -1,10 +1,10 @@
 """Modules that others wrote, wrapped as they are: Hugging Face's, brax's, ott's, e3x's, flaxmodels', and jraph in Flax.
 
-None of these packages is needed otherwise, so that each case is skipped where its package is missing, or where its module does
-not run in plain Flax either. To run them (in an environment of its own, since flaxmodels and transformers pin what they need):
+None of these packages is needed otherwise, so that each case is skipped where its package is missing, or where it asks JAX or
+Flax for names that they no longer have. To run them, in an environment of their own:
 
-    pip install pytest transformers==4.57.6 brax e3x ott-jax diffrax jraph flaxmodels
-    PYTHONPATH=inst/python python -m pytest tests/python/test_third_party.py
+    pip install '.[test]' transformers==4.57.6 brax e3x ott-jax diffrax jraph flaxmodels
+    python -m pytest tests/python/test_third_party.py
 """
 
 import contextlib
@@ -72,10 +72,9 @@ class Case:
     tolerance: float = 1e-5
 
     def load(self):
-        imports = self.imports or (self.package,)
-        pytest.importorskip(self.package, reason=f"{self.package} is not installed")
         try:
-            loaded = [importlib.import_module(path) for path in imports]
+            pytest.importorskip(self.package, reason=f"{self.package} is not installed")
+            loaded = [importlib.import_module(path) for path in self.imports or (self.package,)]
         except Exception as error:
             pytest.skip(f"{self.package} cannot be imported with JAX {jax.__version__}: {error!r}")
         module = self.build(*loaded)
@@ -459,13 +458,13 @@ def compiling_quickly():
 
 
 def give_jax_its_old_names(patch):
-    """Arguments that libraries of 2024 use and JAX has dropped since."""
+    """The argument `a_max`, which the T5 of transformers 4.57 gives `jnp.clip`, and which JAX has dropped since."""
     clip = jnp.clip
 
-    def old_clip(arr=None, /, min=None, max=None, *, a=None, a_min=None, a_max=None):
-        return clip(a if arr is None else arr, min if a_min is None else a_min, max if a_max is None else a_max)
+    def clip_with_a_max(*args, a_max=None, **keywords):
+        return clip(*args, **keywords, **({} if a_max is None else {"max": a_max}))
 
-    patch.setattr(jnp, "clip", old_clip)
+    patch.setattr(jnp, "clip", clip_with_a_max)
 
 
 def keras_inputs(case):
@@ -473,8 +472,8 @@ def keras_inputs(case):
 
     def tensor(path, x, y):
         shape = [a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)]
-        name = getattr(path[-1], "key", "")
-        return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=None if "/" in name else name or None)
+        name = getattr(path[-1], "key", None) if path else None
+        return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=None if name is None or "/" in name else name)
 
     return jax.tree_util.tree_map_with_path(tensor, case.inputs(BATCH, LENGTH), case.inputs(OTHER_BATCH, OTHER_LENGTH))
 

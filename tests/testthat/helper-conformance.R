@@ -610,7 +610,7 @@ coder <- function() {
 begin_conformance_test <- function(env = parent.frame()) {
   skip_without_flax()
   config <- reticulate::import("jax")$config
-  before <- config$jax_disable_most_optimizations
+  before <- config$values[["jax_disable_most_optimizations"]]
   config$update("jax_disable_most_optimizations", TRUE)
   withr::defer(config$update("jax_disable_most_optimizations", before), envir = env)
 }

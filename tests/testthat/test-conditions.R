@@ -68,3 +68,12 @@ test_that("the causes in Python's exceptions are documented", {
     expect_match(text, cause, fixed = TRUE)
   }
 })
+
+test_that("what `if` says of a tensor gains what to write, wherever the layer is called from", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(1L), method = \(module, x) if (x > 0) x else -x)
+  expect_error(layer(array(1, c(2, 3))), "op_where\\(\\)")
+  model <- keras_model_sequential(layers = list(layer)) |> compile("sgd", "mse")
+  expect_error(fit(model, array(1, c(2, 3)), array(1, c(2, 3)), verbose = 0), "op_where\\(\\)")
+  expect_error(layer_flax_module_wrapper(array(1, c(2, 3)), flax_linen()$Dense(1L), \(module, x) if (x > 0) x), "op_cond")
+})

@@ -449,7 +449,7 @@ def _refuse_misdeclared_input() -> None:
     A Sequential model without an input declares one in its first layer's compute dtype as soon as it is called, integers or
     not. NotImplementedError makes it call its layers on what it was called with instead.
     """
-    for frame, _ in traceback.walk_stack(None):
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code.co_name == "_maybe_build" and isinstance(model := frame.f_locals.get("self"), keras.Sequential):
             declared = model._layers[0]
             called_with = getattr(frame.f_locals["call_spec"].first_arg, "dtype", "float32")

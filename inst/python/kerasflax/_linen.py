@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import Scope
 
-from . import _rng
+from . import _foreign, _rng
 from ._errors import FieldError, MethodError
 from ._signature import Signature, signature_of
 from ._trace import TraceAgainError, running_module
@@ -285,7 +285,7 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _naming_the_path(name: str) -> Iterator[None]:
-    """Add to an exception's message the path of the module in which it was raised."""
+    """Add to an exception's message what another language says of it, and the path of the module in which it was raised."""
     try:
         yield
     except TraceAgainError:
@@ -296,13 +296,15 @@ def _naming_the_path(name: str) -> Iterator[None]:
             for frame, _ in traceback.walk_tb(error.__traceback__)
             if isinstance(frame.f_locals.get("self"), nn.Module) and frame.f_locals["self"].scope is not None
         ]
+        notes = [_foreign.advice(error)]
         if modules:
             path = "/".join([name, *modules[-1].path])
-            where = f"(raised in {path}, of class {type(modules[-1]).__name__})"
+            notes.append(f"(raised in {path}, of class {type(modules[-1]).__name__})")
+        for note in filter(None, notes):
             if len(error.args) == 1 and isinstance(error.args[0], str):
-                error.args = (f"{error.args[0]}\n{where}",)
+                error.args = (f"{error.args[0]}\n{note}",)
             else:
-                error.add_note(where)
+                error.add_note(note)
         raise
 
 

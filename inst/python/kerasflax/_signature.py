@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from . import _foreign
 from ._errors import MethodError
 
 # The mode arguments and whether they are true in training.
@@ -39,22 +40,6 @@ MODE_ARGUMENTS: Mapping[str, bool] = {
 }
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-ForeignFormals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
-_foreign_formals: ForeignFormals | None = None
-
-
-def register_foreign_formals(formals: ForeignFormals | None) -> None:
-    """Let another language say what its functions take.
-
-    A function of another language shows Python `(*args, **kwargs)`. R registers here how its formals are had.
-
-    Args:
-        formals: From a Python function to its arguments, in order, each with whether it has a default; None for a
-            function that is not of that language. None takes the registration back.
-    """
-    global _foreign_formals
-    _foreign_formals = formals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +184,7 @@ def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:
 
 
 def _parameters(method: Callable[..., Any], name: str) -> Any:
-    formals = _foreign_formals(inspect.unwrap(method)) if _foreign_formals else None
+    formals = _foreign.formals(inspect.unwrap(method))
     if formals is not None:
         parameters = [_foreign_parameter(argument, has_default) for argument, has_default in formals.items()]
         return [parameter for parameter in parameters if parameter is not None]
