@@ -176,6 +176,8 @@ check_layer_arguments <- function(dots, call = caller_env()) {
   check_layer_argument(dots, "seed", is_seed, "a whole number from 0 to 2^32 - 1", call)
   check_layer_argument(dots, "trainable", rlang::is_bool, "TRUE or FALSE", call)
   check_layer_argument(dots, "name", is_layer_name, "one string, not empty and without \"/\"", call)
+  check_layer_argument(dots, "regularizers", is_named_list, "a named list by pattern of paths", call)
+  check_layer_argument(dots, "constraints", is_named_list, "a named list by pattern of paths", call)
   invisible(dots)
 }
 

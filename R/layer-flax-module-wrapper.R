@@ -33,9 +33,14 @@
 #' the true shapes and dtypes of the input. `layer$flax_variables` has the variables as they are; assigning a named list to it
 #' sets what the list names.
 #'
+#' `regularizers = list("params/**/kernel" = regularizer_l2(1e-4))` penalises every kernel, `constraints` likewise constrains
+#' weights. In such a pattern `*` stands for any part of one name and `**` for any number of names; one that no trainable weight
+#' fits is an error.
+#'
 #' # State and randomness
 #' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
-#' run repeats. With `trainable = FALSE` the module runs as at inference, as Keras's own batch normalization does.
+#' run repeats; the state of the streams is saved with the weights. With `trainable = FALSE` the module runs as at inference,
+#' as Keras's own batch normalization does.
 #'
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
@@ -57,7 +62,7 @@
 #'   and stay usable when the model is trained. `params` must have the shapes that the module gives them.
 #' @param ... For the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or policy that rules the params and the
 #'   computation in place of the dtypes that the module declares; `seed`, a whole number from 0 to 2^32 - 1;
-#'   `activity_regularizer`; `autocast`.
+#'   `regularizers` and `constraints`, named lists by pattern of paths; `activity_regularizer`; `autocast`.
 #'
 #' @returns Depends on `object`:
 #' * a sequential model: the model, invisibly;

@@ -96,6 +96,8 @@ test_that("an argument that no layer takes is refused", {
     layer_flax_module_wrapper(input, dense, name = "a/{b}")
     layer_flax_module_wrapper(input, dense, dtype = "float33")
     layer_flax_module_wrapper(input, dense, dtype = "int32")
+    layer_flax_module_wrapper(input, dense, regularizers = "l2")
+    layer_flax_module_wrapper(input, dense, constraints = list("params/krnel" = constraint_nonneg()))
   })
 })
 

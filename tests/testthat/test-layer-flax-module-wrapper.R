@@ -219,6 +219,50 @@ test_that("a sequential model without an input shape is built by fit()", {
   expect_length(model$weights, 8)
 })
 
+test_that("a sequential model without an input shape takes integer tokens", {
+  skip_without_flax()
+  model <- keras_model_sequential() |> layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
+  compile(model, optimizer_sgd(0), "mse")
+  tokens <- matrix(0:7 %% 5L, 4)
+  fit(model, tokens, array(0, c(4, 2, 3)), verbose = 0)
+  table <- as.array(get_layer(model, "embed")$flax_variables$params$embedding)
+  expected <- array(table[t(tokens) + 1, ], c(2, 4, 3)) |> aperm(c(2, 1, 3))
+  expect_equal(predict(model, tokens, verbose = 0), expected, tolerance = 1e-6)
+})
+
+test_that("weights are regularized and constrained by patterns of their paths", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(
+    module = flax_linen()$Dense(3L),
+    regularizers = list("params/kernel" = regularizer_l2(0.5)),
+    constraints = list("**/kernel" = constraint_nonneg())
+  )
+  model <- keras_model_sequential(4) |> layer()
+  kernel <- as.array(layer$flax_variables$params$kernel)
+  expect_true(any(kernel < 0))
+  expect_equal(as.numeric(layer$losses[[1]]), 0.5 * sum(kernel^2), tolerance = 1e-6)
+  compile(model, "sgd", "mse")
+  train_on_batch(model, matrix(1, 2, 4), matrix(1, 2, 3))
+  expect_true(all(as.array(layer$flax_variables$params$kernel) >= 0))
+})
+
+test_that("weights and the state of the streams are saved by path, and the next step is the one that would have come", {
+  skip_without_flax()
+  model <- function(seed) {
+    keras_model_sequential(c(5, 5, 1)) |>
+      layer_flax_module_wrapper(conv_net(), seed = seed) |>
+      compile(optimizer_sgd(0.1), "mse")
+  }
+  first <- model(1)
+  fit(first, images(), targets(), epochs = 2, verbose = 0)
+  file <- withr::local_tempfile(fileext = ".weights.h5")
+  save_model_weights(first, file)
+  second <- model(2)
+  load_model_weights(second, file)
+  expect_identical(predict(second, images(), verbose = 0), predict(first, images(), verbose = 0))
+  expect_identical(train_on_batch(second, images(), targets()), train_on_batch(first, images(), targets()))
+})
+
 test_that("arrays of R, NumPy and JAX are called at once", {
   skip_without_flax()
   nn <- flax_linen()
