@@ -7,10 +7,17 @@ python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
   the$core <- reticulate::import_from_path(
     "kerasflax",
     path = system.file("python", package = pkgname, lib.loc = libname),
-    delay_load = list(on_load = function() the$core$`_foreign`$register(r_formals, r_advice))
+    delay_load = list(on_load = register_r)
   )
+  # Where Python has been started before, nothing is delayed, and reticulate leaves the hook out.
+  if (reticulate::py_available()) {
+    register_r()
+  }
 }
 
 .onAttach <- function(libname, pkgname) {
   packageStartupMessage("kerasflax: layer_flax_module_wrapper() takes the place of keras3's.")
 }
+
+# Tells the core how R functions and errors are to be understood.
+register_r <- function() the$core$`_foreign`$register(r_formals, r_advice)

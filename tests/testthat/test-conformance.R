@@ -29,13 +29,11 @@ for_each_case(function(name, make) {
 
   test_that(paste0(name, ": symbolic outputs agree with eager ones"), {
     begin_conformance_test()
-    symbolic <- leaves_of(layer(keras_inputs(case, case$inputs)))
+    symbolic <- leaves_of(layer(keras_inputs(case$inputs)))
     eager <- leaves_of(without_null(layer(case$inputs)))
     expect_identical(names(symbolic), names(eager))
     for (path in names(eager)) {
-      expected <- as.list(sizes(eager[[path]]))
-      if (case$any_batch) expected[1] <- list(NULL)
-      expect_identical(symbolic[[path]]$shape, expected)
+      expect_identical(symbolic[[path]]$shape, c(list(NULL), as.list(sizes(eager[[path]])[-1])))
       expect_identical(symbolic[[path]]$dtype, dtype_of(eager[[path]]))
     }
   })
@@ -45,7 +43,7 @@ for_each_case(function(name, make) {
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$training)
     plain <- plain_step(case, before, case$inputs, keys)
-    inputs <- keras_inputs(case, case$inputs)
+    inputs <- keras_inputs(case$inputs)
     model <- keras_model(inputs, score(layer(inputs)))
     compile(model, optimizer_sgd(learning_rate), "mse")
     n <- sizes(leaves_of(case$inputs)[[1]])[[1]]
@@ -60,10 +58,10 @@ for_each_case(function(name, make) {
 
   test_that(paste0(name, ": predict() on another batch size is plain apply"), {
     begin_conformance_test()
-    inputs <- if (case$any_batch) rows_of(case$inputs, c(1:4, 2:4)) else case$inputs
+    inputs <- rows_of(case$inputs, c(1:4, 2:4))
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$inference)
-    tensors <- keras_inputs(case, case$inputs)
+    tensors <- keras_inputs(case$inputs)
     model <- keras_model(tensors, layer(tensors))
     got <- leaves_of(predict(model, inputs, verbose = 0))
     expected <- leaves_of(without_null(plain_apply(case, before, inputs, "inference", keys)$outputs))
@@ -73,4 +71,49 @@ for_each_case(function(name, make) {
     expect_equal(lapply(got, as.vector), lapply(expected, numbers), tolerance = 1e-5)
     expect_equal(lapply(got, dim), lapply(expected, sizes))
   })
+})
+
+test_that("linen: the mask that Keras has computed arrives as `mask`", {
+  begin_conformance_test()
+  module <- masked()
+  layer <- layer_flax_module_wrapper(module = module)
+  x <- floats(4, 5, 2)
+  x[, 2:3, ] <- 0
+  input <- keras_input(c(5, 2))
+  model <- keras_model(input, input |> layer_masking(0) |> layer())
+  got <- as.vector(predict(model, x, verbose = 0))
+  expected <- module$apply(layer$flax_variables, as_jax(x), mask = as_jax(x[, , 1] != 0))
+  expect_equal(got, numbers(expected), tolerance = 1e-5)
+  expect_false(isTRUE(all.equal(got, numbers(module$apply(layer$flax_variables, as_jax(x))))))
+})
+
+test_that("linen: a layer used twice is plain apply after plain apply, on one set of weights", {
+  begin_conformance_test()
+  module <- flax_linen()$Dense(3L)
+  layer <- layer_flax_module_wrapper(module = module)
+  input <- keras_input(3)
+  model <- keras_model(input, input |> layer() |> layer())
+  compile(model, optimizer_sgd(learning_rate), "mse")
+  x <- floats(4, 3)
+  fit(model, x, x, verbose = 0)
+  variables <- layer$flax_variables
+  expected <- module$apply(variables, module$apply(variables, as_jax(x)))
+  expect_equal(as.vector(predict(model, x, verbose = 0)), numbers(expected), tolerance = 1e-5)
+  expect_length(model$weights, 2)
+})
+
+test_that("linen: two layers of one module have weights of their own", {
+  begin_conformance_test()
+  module <- coder()
+  first <- layer_flax_module_wrapper(module = module, method = "encode", seed = 1)
+  second <- layer_flax_module_wrapper(module = module, seed = 2)
+  input <- keras_input(3)
+  model <- keras_model(input, input |> first() |> second())
+  compile(model, optimizer_sgd(learning_rate), "mse")
+  x <- floats(4, 3)
+  fit(model, x, x, verbose = 0)
+  expected <- module$apply(second$flax_variables, module$apply(first$flax_variables, as_jax(x), method = "encode"))
+  expect_equal(as.vector(predict(model, x, verbose = 0)), numbers(expected), tolerance = 1e-5)
+  expect_length(model$weights, 6)
+  expect_false(isTRUE(all.equal(params_of(first$flax_variables), params_of(second$flax_variables)[1:2])))
 })

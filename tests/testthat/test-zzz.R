@@ -14,3 +14,19 @@ test_that("loading declares what is needed of Python", {
     expect_match(printed, requirement, fixed = TRUE)
   }
 })
+
+test_that("`training` reaches R functions in whatever order Python and the package are started", {
+  skip_without_flax()
+  for (first in c("invisible(reticulate::py_config())", "")) {
+    printed <- run_r(c(
+      first,
+      "library(kerasflax)
+       told <- NULL
+       method <- function(module, inputs, training = FALSE) { told <<- c(told, training); module(inputs) }
+       layer <- layer_flax_module_wrapper(module = reticulate::import('flax.linen')$Dense(2L), method = method)
+       invisible(layer(matrix(1, 2, 2), training = TRUE))
+       cat('\\ntold', tail(told, 1), '\\n')"
+    ))
+    expect_match(printed, "told TRUE", fixed = TRUE)
+  }
+})

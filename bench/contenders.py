@@ -1,0 +1,163 @@
+"""Who is measured: kerasflax, Keras's own FlaxLayer, and plain Flax, alone or driven by Keras's `fit()`.
+
+Everybody has the same module, the same loss function and stochastic gradient descent. Plain Flax is initialised with one row,
+as its users do it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import kerasflax
+import optax
+from flax import linen as nn
+from keras.src.utils import jax_layer
+from workloads import Workload, loss
+
+PyTree = Any
+RATE = 0.001
+
+
+class Needless:
+    """Stands for TensorFlow in `keras.layers.FlaxLayer`, which asks it one question at build, needlessly on JAX.
+
+    Without TensorFlow the build ends there in an error; with it, it would be seconds and 460 MB dearer. FlaxLayer is spared both.
+    """
+
+    inside_function = staticmethod(lambda: False)
+
+
+jax_layer.tf = Needless
+
+
+# Plain Flax -------------------------------------------------------------------------------------------------------------
+
+
+def init(module: nn.Module, inputs: Any, *, jit: bool) -> PyTree:
+    function = jax.jit(module.init) if jit else module.init
+    return function(jax.random.key(0), jnp.asarray(inputs[:1]))
+
+
+def split(variables: PyTree) -> tuple[PyTree, PyTree]:
+    return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+
+
+def gradient_step(module: nn.Module, optimizer: optax.GradientTransformation) -> Callable[..., tuple[PyTree, ...]]:
+    """The step that everybody writes: from params, other collections, optimizer's state and a batch to those and the loss."""
+
+    def total(params: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, PyTree]:
+        logits, state = module.apply({"params": params, **state}, x, training=True, mutable=list(state))
+        return loss(y, logits).mean(), state
+
+    def step(params: PyTree, state: PyTree, moments: PyTree, x: jax.Array, y: jax.Array) -> tuple[PyTree, ...]:
+        (value, state), gradients = jax.value_and_grad(total, has_aux=True)(params, state, x, y)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return optax.apply_updates(params, updates), state, moments, value
+
+    return step
+
+
+class Loop:
+    """A bare Python loop around `jit(step)` with donated state, behind the two methods that the worker needs of a model."""
+
+    def __init__(self, module: nn.Module, inputs: Any) -> None:
+        optimizer = optax.sgd(RATE)
+        params, state = split(init(module, inputs, jit=True))
+        self._state = (params, state, optimizer.init(params))
+        self._step = jax.jit(gradient_step(module, optimizer), donate_argnums=(0, 1, 2))
+
+    def train_on_batch(self, x: Any, y: Any) -> float:
+        *self._state, value = self._step(*self._state, x, y)
+        return float(value)
+
+    def epochs(self, x: Any, y: Any, batch: int) -> Iterator[float]:
+        """Run epochs without end, and yield each one's loss."""
+        while True:
+            for start in range(0, len(x), batch):
+                *self._state, value = self._step(*self._state, x[start : start + batch], y[start : start + batch])
+            jax.block_until_ready(self._state)
+            yield float(value)
+
+
+class OptaxModel(keras.Model):
+    """The same step, driven by Keras's `fit()`: what Keras's trainer costs, and nothing of a layer."""
+
+    def __init__(self, module: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        params, state = split(init(module, inputs, jit=True))
+        self._nest = types.SimpleNamespace(params=jax.tree.structure(params), state=jax.tree.structure(state))
+        self._module = module
+        self._params = [_weight(leaf, trainable=True) for leaf in jax.tree.leaves(params)]
+        self._state = [_weight(leaf, trainable=False) for leaf in jax.tree.leaves(state)]
+        self.built = True
+        # Keras wants an optimizer; it has nothing to do.
+        self.compile(optimizer=keras.optimizers.SGD(RATE))
+
+    def train_step(self, state: tuple[Any, ...], data: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        params, others, optimizer_variables, metrics = state
+        x, y = data[:2]
+        optimizer = optax.sgd(RATE)
+        step = gradient_step(self._module, optimizer)
+        params = self._nest.params.unflatten(params)
+        params, others, _, value = step(params, self._nest.state.unflatten(others), optimizer.init(params), x, y)
+        return {"loss": value}, (jax.tree.leaves(params), jax.tree.leaves(others), optimizer_variables, metrics)
+
+
+# Layers -----------------------------------------------------------------------------------------------------------------
+
+
+class ThinLayer(keras.layers.Layer):
+    """The least that a layer around `module.apply` can do, as a lower bound for kerasflax under Keras's own training step."""
+
+    def __init__(self, module: nn.Module, inputs: Any) -> None:
+        super().__init__(autocast=False)
+        variables = init(module, inputs, jit=True)
+        self._module = module
+        self._nest = types.SimpleNamespace(of=jax.tree.structure(variables))
+        flat = jax.tree_util.tree_flatten_with_path(variables)[0]
+        self._leaves = [_weight(leaf, trainable=path[0].key == "params") for path, leaf in flat]
+        self._collections = [name for name in variables if name != "params"]
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        variables = self._nest.of.unflatten([leaf.value for leaf in self._leaves])
+        outputs, state = self._module.apply(variables, inputs, training=training, mutable=self._collections)
+        leaves = self._nest.of.unflatten(self._leaves)
+        jax.tree.map(lambda leaf, value: leaf.assign(value), {name: leaves[name] for name in state}, state)
+        return outputs
+
+
+class EmptyLayer(keras.layers.Layer):
+    """One weight and a sum: what remains of a step is Keras's trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.add_weight(shape=(10,))
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[:, :10] * self.scale
+
+
+def _weight(value: jax.Array, *, trainable: bool) -> keras.Variable:
+    return keras.Variable(value, dtype=value.dtype, trainable=trainable)
+
+
+LAYERS: dict[str, Callable[[nn.Module, Any], keras.layers.Layer]] = {
+    "kerasflax": lambda module, inputs: kerasflax.FlaxLayer(module, seed=0),
+    "keras_flaxlayer": lambda module, inputs: keras.layers.FlaxLayer(module),
+    "thin_layer": ThinLayer,
+    "empty_layer": lambda module, inputs: EmptyLayer(),
+}
+
+
+def layer_model(workload: Workload, make_layer: Callable[[], keras.layers.Layer]) -> keras.Model:
+    """The layer in a model with a batch of any size, built and compiled."""
+    inputs = keras.Input(workload.shape, dtype="int32" if workload.tokens else "float32")
+    model = keras.Model(inputs, make_layer()(inputs))
+    model.compile(optimizer=keras.optimizers.SGD(RATE), loss=loss)
+    return model

@@ -1,0 +1,18 @@
+"""How long imports take, in one process: keras and flax, and then kerasflax. Prints one line of JSON."""
+
+# ruff: noqa: E402, F401, I001
+import json
+import os
+import time
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+start = time.perf_counter()
+import flax
+import keras
+
+others = time.perf_counter()
+import kerasflax
+
+end = time.perf_counter()
+print(json.dumps({"keras_flax_s": others - start, "kerasflax_s": end - others}))
