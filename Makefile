@@ -4,7 +4,7 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test document format lint check cran-user
+.PHONY: help setup install demo test document format lint check cran-user bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -42,3 +42,6 @@ check: ## R CMD check --as-cran, without a Python and with one
 
 cran-user: setup ## install the tarball and run the README's example as a user from CRAN would
 	@tools/cran-user
+
+bench: install ## measure kerasflax against plain Flax and FlaxLayer, into bench/results.md (ROUNDS=5: most of an hour)
+	@tools/run python bench/run.py --rounds $(or $(ROUNDS),5)

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
-import kerasflax
 import optax
 from flax import linen as nn
 from keras.src.utils import jax_layer
 from workloads import Workload, loss
+
+import kerasflax
 
 PyTree = Any
 RATE = 0.001
@@ -26,7 +27,7 @@ RATE = 0.001
 class Needless:
     """Stands for TensorFlow in `keras.layers.FlaxLayer`, which asks it one question at build, needlessly on JAX.
 
-    Without TensorFlow the build ends there in an error; with it, it would be seconds and 460 MB dearer. FlaxLayer is spared both.
+    Without TensorFlow the build ends there in an error; with it, it is seconds and 460 MB dearer. FlaxLayer is spared both.
     """
 
     inside_function = staticmethod(lambda: False)

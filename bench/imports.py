@@ -1,6 +1,6 @@
 """How long imports take, in one process: keras and flax, and then kerasflax. Prints one line of JSON."""
 
-# ruff: noqa: E402, F401, I001
+# ruff: noqa: E402, F401
 import json
 import os
 import time

@@ -61,15 +61,10 @@ _FAMILIES: dict[str, Callable[[int], Workload]] = {
     "depth": lambda n: Workload(lambda: modules.Deep(n), (16,), batch=8, steps=20),
     "size": lambda n: Workload(lambda: modules.OneLarge(n), (1000,), batch=8, steps=3),
 }
-GROWTH = {
-    "weights": (10, 100, 1_000, 10_000),
-    "depth": (1, 10, 100, 300),
-    "size": (10_000, 1_000_000, 100_000_000),
-}
 
 
 def workload(name: str) -> Workload:
-    """The workload of a name: one of `WORKLOADS`, or `<family>-<n>` of a family in `GROWTH`."""
+    """The workload of a name: one of `WORKLOADS`, or `<family>-<n>` of one of the families."""
     if name in WORKLOADS:
         return WORKLOADS[name]
     family, _, n = name.partition("-")

@@ -80,6 +80,10 @@ def with_mode(name, sense=True):
     return lambda inputs, training: ((inputs,), {name: training is sense})
 
 
+def by_position(inputs, training):
+    return (inputs, None, training), {}
+
+
 DROPOUT = {True: ("dropout",), False: ()}
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -284,6 +288,21 @@ class Lifted(nn.Module):
         return nn.jit(nn.Dense)(3)(nn.remat(nn.Dense)(4)(x))
 
 
+class Block(nn.Module):
+    """It branches on the mode, so that a lifted transform must hold the mode static."""
+
+    @nn.compact
+    def __call__(self, x, mask=None, training=False):
+        x = nn.Dense(3)(x)
+        return nn.Dropout(0.5, deterministic=False)(x) if training else x
+
+
+class Collecting(nn.Module):
+    @nn.compact
+    def __call__(self, *args, scale=2.0):
+        return nn.Dense(3)(args[0]) * scale
+
+
 class Loop(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -428,6 +447,13 @@ LINEN = {
     "vmap": Case(Ensemble(), floats(4, 2)),
     # Lifted transforms take a key from every stream that they are given.
     "jit and remat": Case(Lifted(), floats(4, 2), streams=DROPOUT),
+    "remat with a static mode": Case(nn.remat(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT),
+    "jit with a static mode": Case(nn.jit(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT),
+    "jit with a mode static by name": Case(
+        nn.jit(Block, static_argnames=("training",))(), floats(4, 2), with_mode("training"), streams=DROPOUT
+    ),
+    "any number of arguments": Case(Collecting(), floats(4, 2)),
+    "Flax's SpectralNorm": Case(nn.SpectralNorm(nn.Dense(3)), floats(4, 2), with_mode("update_stats")),
     "while_loop": Case(Loop(), floats(4, 2), differentiable=False),
     "a shared submodule": Case(Shared(), floats(4, 3)),
     "a submodule as a field, a name with a dot": Case(Parts(nn.Dense(4)), floats(4, 2)),

@@ -74,24 +74,45 @@ class LinenAdapter:
         self._draws = {True: False, False: False}
         self._sown: set[str] = set()
         self._axes: set[str] = set()
+        self._mode_by_position = False
 
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
-        arguments, keywords = self._signature.fill(inputs, training=False, mask=mask)
-        with self._running() as seen:
-            init = self._in_mode(False).init_with_output
-            outputs, variables = self._in_axes(functools.partial(init, key, *arguments, method=self._method, **keywords))
+        try:
+            outputs, variables, seen = self._init(key, inputs, mask)
+        except TraceAgainError:
+            raise
+        except Exception as error:
+            # A module lifted with `static_argnums` fails where the mode is given by name, and does not tell.
+            if self._mode_by_position or not self._signature.takes_mode_by_position:
+                raise
+            self._mode_by_position = True
+            try:
+                outputs, variables, seen = self._init(key, inputs, mask)
+            except Exception:
+                self._mode_by_position = False
+                raise error from error.__cause__
         self._sown |= seen.sown
         for known in self._streams.values():
             # Drawn here, the stream of the initial values says nothing of later calls.
             known |= seen.drawn - {_PARAMS}
         return outputs, self._state(flax.core.unfreeze(variables))
 
+    def _init(self, key: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, PyTree, _Seen]:
+        arguments, keywords = self._arguments(inputs, training=False, mask=mask)
+        with self._running() as seen:
+            init = self._in_mode(False).init_with_output
+            run = functools.partial(init, key, *arguments, method=self._method, **keywords)
+            return *self._in_axes(run), seen
+
+    def _arguments(self, inputs: PyTree, *, training: bool, mask: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._signature.fill(inputs, training=training, mask=mask, mode_by_position=self._mode_by_position)
+
     def apply(
         self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
-        arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
+        arguments, keywords = self._arguments(inputs, training=training, mask=mask)
         with self._running() as seen:
             try:
                 apply = functools.partial(

@@ -4,7 +4,8 @@ The whole rule:
 
     argument                                            gets
     inputs; without one of that name, the first         the layer's input, whole
-    training, train, is_training, enable_dropout        True in training, False otherwise
+    training, train, is_training, enable_dropout,
+    update_stats                                        True in training, False otherwise
     deterministic, use_running_average                  the opposite
     mask                                                the input's Keras mask, where there is one
     any other with a default                            its default
@@ -35,6 +36,7 @@ MODE_ARGUMENTS: Mapping[str, bool] = {
     "train": True,
     "is_training": True,
     "enable_dropout": True,
+    "update_stats": True,
     "deterministic": False,
     "use_running_average": False,
 }
@@ -49,7 +51,8 @@ class Signature:
     Attributes:
         name: The method, as messages name it.
         parameters: Its parameters but the module, by name and in order, the variadic ones left out.
-        variadic: Whether it takes arguments beyond those, so that more names may be spread over it.
+        variadic: Whether it takes arguments beyond those.
+        collects: Whether it takes any number of arguments by position, so that no argument by name alone is the input.
         held: The arguments that fields of the module, or a `functools.partial`, already settle.
         mode_fields: The fields of the module that are set to the mode for a call.
     """
@@ -57,6 +60,7 @@ class Signature:
     name: str
     parameters: Mapping[str, inspect.Parameter]
     variadic: bool
+    collects: bool = False
     held: frozenset[str] = frozenset()
     mode_fields: frozenset[str] = frozenset()
 
@@ -65,17 +69,26 @@ class Signature:
         """Whether the method takes Keras's mask."""
         return "mask" in self.parameters
 
+    @property
+    def takes_mode_by_position(self) -> bool:
+        """Whether there is a mode argument that can be given by position as well as by name."""
+        return any(name in MODE_ARGUMENTS and p.kind is p.POSITIONAL_OR_KEYWORD for name, p in self.parameters.items())
+
     def fields(self, *, training: bool) -> dict[str, bool]:
         """The values of the mode fields."""
         return _mode(self.mode_fields, training)
 
-    def fill(self, inputs: Any, *, training: bool, mask: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fill(
+        self, inputs: Any, *, training: bool, mask: Any = None, mode_by_position: bool = False
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of one call.
 
         Args:
             inputs: The layer's input, a pytree of arrays.
             training: The mode.
             mask: The input's mask, a pytree of boolean arrays and None.
+            mode_by_position: Whether the mode is given by position where it can be, as a lifted transform with
+                `static_argnums` asks for, and not by name, as others do.
 
         Returns:
             Positional arguments and keyword arguments.
@@ -86,16 +99,18 @@ class Signature:
         modes = _mode(self.parameters.keys() - self.held, training)
         free = {name: p for name, p in self.parameters.items() if name not in modes and name not in self.held}
         values = self._spread(inputs, free)
+        collected: tuple[Any, ...] = ()
         if values is None:
-            target = "inputs" if "inputs" in free else next((name for name in free if name != "mask"), None)
+            target = "inputs" if "inputs" in free else next((name for name in free if self._can_take_input(name)), None)
             if target is None and not self.variadic:
                 raise MethodError(
                     f"{self.name} takes no input: its arguments are {self._shown()}.\n"
                     "Give it an argument `inputs` (after the module), which receives the layer's input."
                 )
             if target is None:
-                return (inputs,), modes
-            values = {target: inputs}
+                collected, values = (inputs,), {}
+            else:
+                values = {target: inputs}
         if self.takes_mask and (mask is not None or _required(self.parameters["mask"])):
             values.setdefault("mask", mask)
         missing = [name for name, parameter in free.items() if _required(parameter) and name not in values]
@@ -106,7 +121,12 @@ class Signature:
                 "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
                 "(module, inputs, training) that takes the input apart."
             )
-        return self._bind(values, modes)
+        if collected:
+            return collected, modes | values
+        return self._bind(values, modes, mode_by_position)
+
+    def _can_take_input(self, name: str) -> bool:
+        return name != "mask" and not (self.collects and self.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY)
 
     def _spread(self, inputs: Any, free: Mapping[str, inspect.Parameter]) -> dict[str, Any] | None:
         """The values of several arguments, or None where one gets the input whole."""
@@ -124,14 +144,20 @@ class Signature:
             return dict(zip(required, inputs, strict=True))
         return None
 
-    def _bind(self, values: dict[str, Any], modes: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arrays by position as far as they go, which lifted transforms ask for; the mode by name wherever it may be."""
+    def _bind(
+        self, values: dict[str, Any], modes: dict[str, Any], mode_by_position: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arrays by position as far as they go, which lifted transforms ask for; the mode by name where it may be."""
         positional = []
         for name, parameter in self.parameters.items():
-            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and name in modes:
-                positional.append(modes.pop(name))
-            elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY and name in values:
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                break
+            if name in values:
                 positional.append(values.pop(name))
+            elif name in modes and (mode_by_position or parameter.kind is inspect.Parameter.POSITIONAL_ONLY):
+                positional.append(modes.pop(name))
+            elif mode_by_position and not _required(parameter):
+                positional.append(parameter.default)
             else:
                 break
         return tuple(positional), modes | values
@@ -165,6 +191,7 @@ def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any
         name=name,
         parameters=named,
         variadic=len(named) < len(parameters),
+        collects=any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters),
         held=frozenset(
             field
             for field, value in mode_fields.items()

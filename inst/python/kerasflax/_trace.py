@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import export
 from jax.interpreters import partial_eval
 
+from ._evaluate import evaluate
+
 PyTree = Any
 T = TypeVar("T")
 
@@ -117,7 +119,7 @@ def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -
     with jax.ensure_compile_time_eval():
         results = []
         others = {id(value) for value in (*consts, *values)}
-        for result in jax.core.eval_jaxpr(jaxpr, consts, *values):
+        for result in evaluate(jaxpr, consts, *values):
             # An array that belongs to the code, or stands for two results, must not be handed out as anybody's own.
             results.append(jnp.array(result, copy=id(result) in others))
             others.add(id(result))

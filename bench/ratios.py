@@ -1,0 +1,103 @@
+"""The figures that come out of the runs: medians over the rounds, ratios of each round, and the targets of the ratios."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Runs = Sequence[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A median with its spread."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure | None:
+        return cls(statistics.median(values), min(values), max(values)) if values else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """kerasflax against the best of some others, round by round.
+
+    Attributes:
+        key: What is compared.
+        title: In words.
+        others: The contenders of whom the best counts.
+        against: They, in words.
+        target: What the ratio may be; None where nothing is promised.
+    """
+
+    key: str
+    title: str
+    others: tuple[str, ...]
+    against: str
+    target: float | None = None
+
+    def of(self, runs: Runs, workload: str) -> Figure | None:
+        own = by_round(runs, workload, "kerasflax", self.key)
+        others = [by_round(runs, workload, other, self.key) for other in self.others]
+        best = {number: min(o[number] for o in others if number in o) for number in set().union(*others)}
+        return Figure.of([own[number] / best[number] for number in own if best.get(number)])
+
+
+INITS = (("flax_eager", "flax_jit"), "the better of Flax's eager and jitted init")
+FLAX_LAYER = (("keras_flaxlayer",), "FlaxLayer")
+FLAX_FIT = (("flax_fit",), "Flax + optax in fit()")
+FLAX = (("flax_jit",), "plain Flax")
+RATIOS = (
+    Ratio("build_s", "Build", *FLAX_LAYER, target=0.5),
+    Ratio("build_s", "Build", *INITS, target=1.0),
+    Ratio("peak_mb", "Peak memory", *INITS, target=1.05),
+    Ratio("build_mb", "Memory the build adds", *INITS, target=1.05),
+    Ratio("step_s", "Step", *FLAX_FIT, target=1.02),
+    Ratio("step_s", "Step", *FLAX_LAYER, target=1.0),
+    Ratio("call_s", "Eager call", ("flax_jit",), "jitted apply", target=1.2),
+    Ratio("call_s", "Eager call", *FLAX_LAYER),
+    Ratio("first_step_s", "First step", *FLAX_FIT),
+    Ratio("first_step_s", "First step", *FLAX_LAYER),
+    Ratio("save_s", "Save", *FLAX),
+    Ratio("load_s", "Load", *FLAX),
+    Ratio("file_mb", "Size on disk", *FLAX),
+)
+
+
+def by_round(runs: Runs, workload: str, contender: str, key: str) -> dict[int, float]:
+    return {
+        run["round"]: run[key] for run in runs if (run["workload"], run["contender"]) == (workload, contender) and key in run
+    }
+
+
+def figure(runs: Runs, workload: str, contender: str, key: str) -> Figure | None:
+    return Figure.of(list(by_round(runs, workload, contender, key).values()))
+
+
+def failure(runs: Runs, workload: str, contender: str, measure: str) -> str | None:
+    for run in runs:
+        if (run["workload"], run["contender"], run["measure"]) == (workload, contender, measure) and "fails" in run:
+            return run["fails"]
+    return None
+
+
+def names(runs: Runs, measures: Sequence[str] = ("build", "step", "use")) -> list[str]:
+    """The workloads that are no growth series, in the order of the runs."""
+    found = dict.fromkeys(run["workload"] for run in runs if run["measure"] in measures)
+    grown = {name for series in growth(runs).values() for name in series.values()}
+    return [name for name in found if name not in grown]
+
+
+def growth(runs: Runs) -> dict[str, dict[int, str]]:
+    """By family and size, the workload's name."""
+    series: dict[str, dict[int, str]] = {}
+    for run in runs:
+        family, _, size = run["workload"].partition("-")
+        if size.isdigit() and run["workload"] != "weights-2000":
+            series.setdefault(family, {})[int(size)] = run["workload"]
+    return series

@@ -1,0 +1,123 @@
+"""Run the benchmarks: every measurement in a process of its own, the contenders in turn, for several rounds.
+
+    python bench/run.py [--rounds 5] [--only REGEX] [--to FOLDER]
+
+`--only` keeps the jobs whose "workload contender measure" the expression matches; what it yields is written to build/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import machine
+import report
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+# The names of workloads.py, which imports too much for a process that only waits.
+WORKLOADS = ("mlp", "batchnorms", "cnn", "vit", "resnet50", "lm", "r-cnn", "weights-2000")
+CONTENDERS = {
+    "build": ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer"),
+    "step": ("kerasflax", "flax_loop", "flax_fit", "thin_layer", "keras_flaxlayer"),
+    "use": ("kerasflax", "flax_jit", "keras_flaxlayer"),
+}
+# Run once: they show an order of growth, not a per cent.
+GROWTH = {
+    "weights": (10, 100, 1_000, 10_000),
+    "depth": (1, 10, 100),
+    "size": (10_000, 1_000_000, 100_000_000),
+}
+GROWTH_CONTENDERS = {"build": ("kerasflax", "flax_eager", "flax_jit"), "step": ("kerasflax", "flax_fit")}
+SECONDS = 300
+GROWTH_SECONDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    workload: str
+    contender: str
+    measure: str
+    seconds: int = SECONDS
+
+    @property
+    def command(self) -> list[str]:
+        if self.measure == "library":
+            return ["Rscript", str(HERE / "r_library.R")]
+        if self.workload == "r-cnn":
+            return ["Rscript", str(HERE / "r_cnn.R"), self.contender, self.measure]
+        if self.measure == "import":
+            return [sys.executable, str(HERE / "imports.py")]
+        return [sys.executable, str(HERE / "worker.py"), self.workload, self.contender, self.measure]
+
+    def __str__(self) -> str:
+        return f"{self.workload} {self.contender} {self.measure}"
+
+
+def jobs_of_every_round() -> Iterator[Job]:
+    yield Job("python", "kerasflax", "import")
+    yield Job("r", "kerasflax", "library")
+    # The trainer's own cost.
+    yield Job("mlp", "empty_layer", "step")
+    for workload in WORKLOADS:
+        for measure, contenders in CONTENDERS.items():
+            for contender in contenders:
+                # Where a step takes a second, a layer's cost cannot show.
+                if not (contender == "thin_layer" and workload in ("resnet50", "lm")):
+                    yield Job(workload, contender, measure)
+
+
+def jobs_of_one_round() -> Iterator[Job]:
+    yield Job("r-cnn", "kerasflax", "entries")
+    for family, sizes in GROWTH.items():
+        for size in sizes:
+            for measure, contenders in GROWTH_CONTENDERS.items():
+                for contender in contenders:
+                    yield Job(f"{family}-{size}", contender, measure, GROWTH_SECONDS)
+
+
+def run(job: Job) -> dict[str, object]:
+    # Nothing that one process leaves behind may help the next.
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "inst" / "python"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    try:
+        done = subprocess.run(job.command, env=environment, capture_output=True, text=True, timeout=job.seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"fails": f"not done after {job.seconds} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        return {"fails": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    return json.loads(lines[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="REGEX")
+    parser.add_argument("--to", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    folder = arguments.to or (ROOT / "build" if arguments.only else HERE)
+    results = {"machine": machine.description(), "rounds": arguments.rounds, "runs": []}
+    start = time.perf_counter()
+    for number in range(arguments.rounds):
+        jobs = [*jobs_of_every_round(), *(jobs_of_one_round() if number == 0 else ())]
+        for job in jobs:
+            if re.search(arguments.only, str(job)):
+                values = run(job)
+                name = {"workload": job.workload, "contender": job.contender, "measure": job.measure, "round": number}
+                results["runs"].append(name | values)
+                print(f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(values)}", flush=True)
+        # A run that breaks off has its rounds until then.
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.write(folder)
+
+
+if __name__ == "__main__":
+    main()
