@@ -13,6 +13,8 @@ from ratios import RATIOS, Ratio, Runs, figure, growth, names
 KEPT, MISSED, PLAIN = "#0072B2", "#D55E00", "#555555"
 GROWTH_COLOURS = {"kerasflax": "#0072B2", "flax_eager": "#E69F00", "flax_jit": "#009E73"}
 PER_ROW = 4
+FINE = (0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5, 2, 2.5, 3)
+COARSE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -21,17 +23,13 @@ def write(runs: Runs, path: Path) -> None:
     workloads = names(runs)
     ratios = [ratio for ratio in RATIOS if any(ratio.of(runs, workload) for workload in workloads)]
     series = growth(runs)
-    rows = -(-len(ratios) // PER_ROW)
-    picture = Picture(figsize=(13, 0.9 + rows * (0.8 + 0.24 * len(workloads)) + (2.8 if series else 0)), layout="constrained")
-    heights = [1.0] * rows + [2.8 / (0.8 + 0.24 * max(len(workloads), 1))] * bool(series)
-    if not heights:
-        return
-    grid = picture.add_gridspec(len(heights), PER_ROW, height_ratios=heights)
+    rows = -(-(len(ratios) + len(series)) // PER_ROW)
+    picture = Picture(figsize=(13, 0.5 + rows * (1.1 + 0.22 * max(len(workloads), 4))), layout="constrained")
+    panels = iter([picture.add_subplot(rows, PER_ROW, i + 1) for i in range(len(ratios) + len(series))])
     for i, ratio in enumerate(ratios):
-        axes = picture.add_subplot(grid[i // PER_ROW, i % PER_ROW])
-        draw_ratio(axes, ratio, runs, workloads, is_left=i % PER_ROW == 0)
-    for i, (family, sizes) in enumerate(series.items()):
-        draw_growth(picture.add_subplot(grid[-1, i]), family, sizes, runs)
+        draw_ratio(next(panels), ratio, runs, workloads, is_left=i % PER_ROW == 0)
+    for family, sizes in series.items():
+        draw_growth(next(panels), family, sizes, runs)
     picture.suptitle("kerasflax against the others: median ratio and range of the rounds (left of 1 kerasflax is better)")
     picture.savefig(path, dpi=130)
 
@@ -43,11 +41,11 @@ def draw_ratio(axes: Axes, ratio: Ratio, runs: Runs, workloads: list[str], *, is
             axes.text(0.02, row, "no comparison", transform=axes.get_yaxis_transform(), va="center", color="#999999", size=7)
             continue
         colour = PLAIN if ratio.target is None else KEPT if value.median <= ratio.target else MISSED
-        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.5)
-        axes.plot(value.median, row, "o", color=colour, markersize=5)
+        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.5, clip_on=False)
+        axes.plot(value.median, row, "o", color=colour, markersize=5, clip_on=False)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.8), max(high, 1.25))
+    axes.set_xlim(min(low / 1.05, 0.75), max(high * 1.05, 1.34))
     axes.axvline(1, color="#999999", linewidth=1)
     target = ""
     if ratio.target is not None:
@@ -57,7 +55,8 @@ def draw_ratio(axes: Axes, ratio: Ratio, runs: Runs, workloads: list[str], *, is
     axes.set_yticks(range(len(workloads)), workloads if is_left else [""] * len(workloads))
     axes.set_ylim(len(workloads) - 0.5, -0.5)
     low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in (0.001, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100) if low <= tick <= high])
+    ticks = FINE if high / low < 4 else COARSE
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(NullLocator())

@@ -86,7 +86,7 @@ def failure(runs: Runs, workload: str, contender: str, measure: str) -> str | No
     return None
 
 
-def names(runs: Runs, measures: Sequence[str] = ("build", "step", "use")) -> list[str]:
+def names(runs: Runs, measures: Sequence[str] = ("build", "step")) -> list[str]:
     """The workloads that are no growth series, in the order of the runs."""
     found = dict.fromkeys(run["workload"] for run in runs if run["measure"] in measures)
     grown = {name for series in growth(runs).values() for name in series.values()}

@@ -19,12 +19,14 @@ TABLES = (
     ("first_step_s", "step", "Time to the first step, from nothing", "s", 1),
     ("step_s", "step", "Time per step", "ms", 1000),
     ("peak_training_mb", "step", "Peak memory of training", "MiB", 1),
-    ("call_s", "use", "Time per eager call, warm", "ms", 1000),
-    ("first_call_s", "use", "The first eager call", "s", 1),
-    ("save_s", "use", "Save", "s", 1),
-    ("load_s", "use", "Load", "s", 1),
-    ("file_mb", "use", "Size on disk", "MiB", 1),
+    ("call_s", "build", "Time per eager call, warm", "ms", 1000),
+    ("first_call_s", "build", "The first eager call", "s", 1),
+    ("save_s", "build", "Save", "s", 1),
+    ("load_s", "build", "Load", "s", 1),
+    ("file_mb", "build", "Size on disk", "MiB", 1),
 )
+# Columns that hold words.
+WORDS = ("", "measured on", "who", "measure", "what it says")
 TITLES = {
     "kerasflax": "kerasflax",
     "flax_eager": "Flax, eager init",
@@ -48,11 +50,11 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        f"Written by `make bench`: medians of {results['rounds']} rounds, least to greatest in brackets. "
+        f"Written by `make bench`. Rounds: {results['rounds']}; medians, least to greatest in brackets. "
         "What is measured and how: [README.md](README.md)."
     )
     yield ""
-    yield from table(["", ""], results["machine"].items())
+    yield from table(["", "measured on"], results["machine"].items())
     yield "![Ratios by workload](results.png)"
     yield ""
     yield from ratio_table(runs)
@@ -77,7 +79,8 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     head = list(head)
     yield "| " + " | ".join(head) + " |"
-    yield "|---|" + "---:|" * (len(head) - 1)
+    # Words to the left, numbers to the right.
+    yield "|" + "|".join("---" if name in WORDS else "---:" for name in head) + "|"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
     yield ""

@@ -28,7 +28,6 @@ WORKLOADS = ("mlp", "batchnorms", "cnn", "vit", "resnet50", "lm", "r-cnn", "weig
 CONTENDERS = {
     "build": ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer"),
     "step": ("kerasflax", "flax_loop", "flax_fit", "thin_layer", "keras_flaxlayer"),
-    "use": ("kerasflax", "flax_jit", "keras_flaxlayer"),
 }
 # Run once: they show an order of growth, not a per cent.
 GROWTH = {

@@ -51,7 +51,7 @@ def ready(model: Any) -> Any:
     return model
 
 
-# Build ------------------------------------------------------------------------------------------------------------------
+# Build, and what is done with what was built ----------------------------------------------------------------------------
 
 
 def measure_build(load: Workload, contender: str, module: nn.Module, layer: Layer) -> dict[str, float]:
@@ -65,12 +65,57 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
     ready(built)
     seconds = time.perf_counter() - start
     peak = peak_megabytes()
-    return {
-        "build_s": seconds,
-        "peak_mb": peak,
-        # A peak of the imports that the build stays under says nothing of the build.
-        "build_mb": max(peak, megabytes()) - before if peak > peak_before else megabytes() - before,
-    }
+    # Where the build stays under a peak of the imports, that peak says nothing of the build.
+    added = (peak if peak > peak_before else megabytes()) - before
+    figures = {"build_s": seconds, "peak_mb": peak, "build_mb": added}
+    x = jax.device_put(load.inputs(load.batch))
+    if contender == "flax_eager":
+        return figures
+    if contender == "flax_jit":
+        return figures | measure_flax(module, built, x)
+    return figures | measure_model(built, x)
+
+
+def measure_flax(module: nn.Module, variables: Any, x: jax.Array) -> dict[str, float]:
+    apply = jax.jit(module.apply)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "variables.msgpack")
+        return call_seconds(lambda: apply(variables, x)) | file_seconds(
+            path,
+            save=lambda: path.write_bytes(serialization.to_bytes(variables)),
+            load=lambda: ready(jax.device_put(serialization.from_bytes(variables, path.read_bytes()))),
+        )
+
+
+def measure_model(model: keras.Model, x: jax.Array) -> dict[str, float]:
+    layer = model.layers[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.weights.h5")
+        return call_seconds(lambda: layer(x)) | file_seconds(
+            path, save=lambda: model.save_weights(path), load=lambda: (model.load_weights(path), ready(model))
+        )
+
+
+def call_seconds(call: Callable[[], jax.Array]) -> dict[str, float]:
+    def timed() -> float:
+        start = time.perf_counter()
+        call().block_until_ready()
+        return time.perf_counter() - start
+
+    end = time.perf_counter() + CALL_SECONDS
+    first, _, _ = timed(), timed(), timed()
+    times = [timed() for _ in range(5)]
+    while time.perf_counter() < end:
+        times.append(timed())
+    return {"first_call_s": first, "call_s": statistics.median(times)}
+
+
+def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> dict[str, float]:
+    start = time.perf_counter()
+    save()
+    saved = time.perf_counter()
+    load()
+    return {"save_s": saved - start, "load_s": time.perf_counter() - saved, "file_mb": path.stat().st_size / 2**20}
 
 
 # Steps ------------------------------------------------------------------------------------------------------------------
@@ -121,53 +166,9 @@ def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> Iterator[float]:
         yield from times.seconds
 
 
-# Use: eager calls, files ------------------------------------------------------------------------------------------------
-
-
-def measure_use(load: Workload, contender: str, module: nn.Module, layer: Layer) -> dict[str, float]:
-    x = jax.device_put(load.inputs(load.batch))
-    with tempfile.TemporaryDirectory() as folder:
-        if contender == "flax_jit":
-            variables = ready(contenders.init(module, load.inputs(1), jit=True))
-            apply = jax.jit(module.apply)
-            path = Path(folder, "variables.msgpack")
-            return call_seconds(lambda: apply(variables, x)) | file_seconds(
-                path,
-                lambda: path.write_bytes(serialization.to_bytes(variables)),
-                lambda: ready(jax.device_put(serialization.from_bytes(variables, path.read_bytes()))),
-            )
-        model = ready(contenders.layer_model(load, layer))
-        path = Path(folder, "model.weights.h5")
-        return call_seconds(lambda: model.layers[-1](x)) | file_seconds(
-            path, lambda: model.save_weights(path), lambda: (model.load_weights(path), ready(model))
-        )
-
-
-def call_seconds(call: Callable[[], jax.Array]) -> dict[str, float]:
-    def timed() -> float:
-        start = time.perf_counter()
-        call().block_until_ready()
-        return time.perf_counter() - start
-
-    end = time.perf_counter() + CALL_SECONDS
-    first, _, _ = timed(), timed(), timed()
-    times = [timed() for _ in range(5)]
-    while time.perf_counter() < end:
-        times.append(timed())
-    return {"first_call_s": first, "call_s": statistics.median(times)}
-
-
-def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> dict[str, float]:
-    start = time.perf_counter()
-    save()
-    saved = time.perf_counter()
-    load()
-    return {"save_s": saved - start, "load_s": time.perf_counter() - saved, "file_mb": path.stat().st_size / 2**20}
-
-
 # --------------------------------------------------------------------------------------------------------------------------
 
-MEASURES = {"build": measure_build, "step": measure_step, "use": measure_use}
+MEASURES = {"build": measure_build, "step": measure_step}
 
 
 def run(name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None) -> str:

@@ -46,11 +46,18 @@ def simplify(tree: PyTree) -> tuple[PyTree, Form]:
         The simplified tree and its form.
     """
     leaves, treedef = jax.tree.flatten(tree)
+    if treedef == _LEAF:
+        return tree, _LEAF_FORM
     model = ordered_like(jax.tree.unflatten(treedef, range(len(leaves))), tree)
     simplified = _simplified(model)
     order = jax.tree.leaves(simplified)
     positions = sorted(range(len(order)), key=order.__getitem__)
     return map_leaves(leaves.__getitem__, simplified), Form(model, tuple(positions))
+
+
+_LEAF = jax.tree.structure(0)
+# Most calls have one array, and need not be taken apart.
+_LEAF_FORM = Form(0, (0,))
 
 
 def map_leaves(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
