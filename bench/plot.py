@@ -13,8 +13,12 @@ from ratios import RATIOS, Ratio, Runs, figure, growth, names
 KEPT, MISSED, PLAIN = "#0072B2", "#D55E00", "#555555"
 GROWTH_COLOURS = {"kerasflax": "#0072B2", "flax_eager": "#E69F00", "flax_jit": "#009E73"}
 PER_ROW = 4
-FINE = (0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5, 2, 2.5, 3)
-COARSE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+# By the range that an axis spans.
+TICKS = {
+    2.6: (0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5, 2),
+    20: (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    float("inf"): (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+}
 
 mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -55,7 +59,7 @@ def draw_ratio(axes: Axes, ratio: Ratio, runs: Runs, workloads: list[str], *, is
     axes.set_yticks(range(len(workloads)), workloads if is_left else [""] * len(workloads))
     axes.set_ylim(len(workloads) - 0.5, -0.5)
     low, high = axes.get_xlim()
-    ticks = FINE if high / low < 4 else COARSE
+    ticks = next(ticks for span, ticks in TICKS.items() if high / low < span)
     axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

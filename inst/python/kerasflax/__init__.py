@@ -13,6 +13,7 @@ from ._errors import (
     VariablesError,
 )
 from ._layer import FlaxLayer
+from ._models import freeze, parameters, unfreeze
 
 __all__ = [
     "ArgumentError",
@@ -26,4 +27,7 @@ __all__ = [
     "ShapeError",
     "StateError",
     "VariablesError",
+    "freeze",
+    "parameters",
+    "unfreeze",
 ]

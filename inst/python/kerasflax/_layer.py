@@ -9,7 +9,7 @@ import inspect
 import operator
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -147,7 +147,7 @@ class FlaxLayer(keras.layers.Layer):
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
-        self.trainable = self.trainable  # type: ignore[has-type]
+        self.trainable = self.trainable
         self._apply_by_pattern("regularizer", self.regularizers)
         self._apply_by_pattern("constraint", self.constraints)
         self._memory.given = None
@@ -306,23 +306,66 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
-        self._check_built()
+        self.check_built()
         return self._template.tree(
             {path: _variables.alias(variable.value) for path, variable in self._variables_by_path.items()}
         )
 
     @flax_variables.setter
     def flax_variables(self, value: Mapping[str, PyTree]) -> None:
-        self._check_built()
-        arrays = _variables.fitted(
+        self.assign_variables(self.fitted_variables(value))
+
+    def fitted_variables(self, value: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+        """Arrays by path for a nested dict that may be assigned to `flax_variables`; nothing is set.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            VariablesError: Something does not fit; it lists every place by path.
+        """
+        self.check_built()
+        return _variables.fitted(
             self._variables_by_path,
             value,
             fixed_shape=lambda path: True,
             partial=True,
             ignored=self._adapter.sows,
         )
+
+    def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
+        """Set variables by path, as `fitted_variables` returns them."""
         for path, array in arrays.items():
             self._variables_by_path[path].assign(array)
+
+    @property
+    def variables_by_path(self) -> dict[str, keras.Variable]:
+        """The Keras variables of every collection, by path; empty before the layer is built."""
+        return dict(getattr(self, "_variables_by_path", {}))
+
+    @property
+    def trainable_paths(self) -> list[str]:
+        """The paths of the weights that training changes, unless they are frozen."""
+        return [path for path in self.variables_by_path if self._path_is_trainable(path)]
+
+    @property
+    def frozen(self) -> list[str]:
+        """The paths of the weights that are excluded from training, one by one."""
+        return list(self._memory.frozen)
+
+    @frozen.setter
+    def frozen(self, paths: Sequence[str]) -> None:
+        self._memory.frozen = tuple(paths)
+        self.trainable = self.trainable
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer is trained, and its module run in training mode; frozen weights are excluded all the same."""
+        return bool(super().trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        for path in self._memory.frozen if self.built else ():
+            self._variables_by_path[path].trainable = False
 
     @property
     def sown(self) -> dict[str, PyTree]:
@@ -343,13 +386,14 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: The file does not fit; nothing is set then.
         """
-        self._check_built()
+        self.check_built()
         _store.load(self._saved_variables(), store, self.name)
 
     def _saved_variables(self) -> dict[str, keras.Variable]:
-        return getattr(self, "_variables_by_path", {}) | {_SEED_PATH: self.seed_generator.state}
+        return self.variables_by_path | {_SEED_PATH: self.seed_generator.state}
 
-    def _check_built(self) -> None:
+    def check_built(self) -> None:
+        """Raise NotBuiltError where the layer has no variables yet."""
         if not self.built:
             raise NotBuiltError(
                 f"The layer {self.name!r} has no variables yet.\nBuild it first: call it on an input, or put it in a model."
@@ -364,6 +408,7 @@ class _Memory:
 
     Attributes:
         given: Variables that await the build.
+        frozen: Paths of weights that are not trained.
         input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
         mask_spec: The spec of the first call's mask.
         input_forms: By the structure that Keras handles, what the layer was called with.
@@ -375,6 +420,7 @@ class _Memory:
     """
 
     given: Mapping[str, PyTree] | None = None
+    frozen: tuple[str, ...] = ()
     input_dtypes: PyTree = None
     mask_spec: PyTree = None
     input_forms: dict[Any, Form] = dataclasses.field(default_factory=dict)

@@ -55,7 +55,7 @@ def simplify(tree: PyTree) -> tuple[PyTree, Form]:
     return map_leaves(leaves.__getitem__, simplified), Form(model, tuple(positions))
 
 
-_LEAF = jax.tree.structure(0)
+_LEAF: Any = jax.tree.structure(0)
 # Most calls have one array, and need not be taken apart.
 _LEAF_FORM = Form(0, (0,))
 

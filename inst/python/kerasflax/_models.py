@@ -1,0 +1,180 @@
+"""What is Flax's in a layer or a model: its variables, its parameters as a table, and which of them are frozen.
+
+Each function takes a `FlaxLayer` or a Keras model that holds some. A layer's weights have their paths,
+`params/Dense_0/kernel`; a model's have the layer's name before it, `flax_layer/params/Dense_0/kernel`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+
+from . import _paths, _variables
+from ._errors import ArgumentError, VariablesError
+from ._layer import FlaxLayer
+
+PyTree = Any
+
+
+def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
+    """The Flax layers of a model and of the models in it, by name.
+
+    Raises:
+        ArgumentError: There is none, two have one name, or it is no model.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise ArgumentError(f"A Flax layer, or a model that holds one, is needed, got {type(model).__name__}.")
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, FlaxLayer)]
+    if not found:
+        classes = sorted({type(layer).__name__ for layer in model._flatten_layers(include_self=False)})
+        raise ArgumentError(f"{model.name!r} holds no Flax layer; it holds {', '.join(classes) or 'no layer'}.")
+    layers = {layer.name: layer for layer in found}
+    if len(layers) < len(found):
+        twice = sorted({layer.name for layer in found if layers[layer.name] is not layer})
+        raise ArgumentError(f"Two Flax layers of {model.name!r} have the name {twice[0]!r}.\nGive each a `name` of its own.")
+    return layers
+
+
+def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
+    """The variables of a layer by collection, or of a model by layer and collection; see `FlaxLayer.flax_variables`."""
+    if isinstance(target, FlaxLayer):
+        return target.flax_variables
+    return {name: layer.flax_variables for name, layer in flax_layers(target).items()}
+
+
+def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) -> None:
+    """Set what a nested dict names, and leave the rest: all of it, or nothing.
+
+    Raises:
+        VariablesError: Something does not fit; every place is listed by path.
+    """
+    if isinstance(target, FlaxLayer):
+        target.flax_variables = value
+        return
+    layers = flax_layers(target)
+    if not isinstance(value, Mapping) or not value.keys() <= layers.keys():
+        got = ", ".join(map(repr, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise VariablesError(f"The variables of a model are a dict by layer, of {', '.join(map(repr, layers))}; got {got}.")
+    fitted, problems = {}, []
+    for name, tree in value.items():
+        try:
+            fitted[name] = layers[name].fitted_variables(tree)
+        except VariablesError as error:
+            problems.append(f"Layer {name!r}: {error}")
+    if problems:
+        raise VariablesError("\n".join(problems))
+    for name, arrays in fitted.items():
+        layers[name].assign_variables(arrays)
+
+
+def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
+    """Exclude weights from training: they get no gradients, and the optimizer keeps nothing for them.
+
+    Args:
+        target: A layer that has been built, or a model.
+        path: A pattern of paths (see `kerasflax._paths`), several, or None for every trainable weight.
+
+    Returns:
+        The paths of the weights that are frozen now and were not before.
+
+    Raises:
+        ArgumentError: A pattern that no trainable weight fits.
+        NotBuiltError: A layer has no variables yet.
+    """
+    return _set_frozen(target, path, True)
+
+
+def unfreeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
+    """Include frozen weights in training again; see `freeze`. Returns the paths of those that are not frozen any more."""
+    return _set_frozen(target, path, False)
+
+
+def _set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> list[str]:
+    named = _named_layers(target)
+    for layer in named.values():
+        layer.check_built()
+    places = {prefix + path: (layer, path) for prefix, layer in named.items() for path in layer.trainable_paths}
+    patterns = ["**"] if path is None else [path] if isinstance(path, str) else list(path)
+    chosen = dict.fromkeys(found for pattern in patterns for found in _paths.matched(pattern, list(places)))
+    changed = [found for found in chosen if (places[found][1] in places[found][0].frozen) is not value]
+    for layer in named.values():
+        own = {places[found][1] for found in chosen if places[found][0] is layer}
+        layer.frozen = sorted(own | set(layer.frozen) if value else set(layer.frozen) - own)
+    optimizer = getattr(target, "optimizer", None)
+    if changed and optimizer is not None and optimizer.built:
+        warnings.warn("The model has been compiled and trained: compile it again before it is trained on.", stacklevel=3)
+    return changed
+
+
+def _named_layers(target: FlaxLayer | keras.Model) -> dict[str, FlaxLayer]:
+    """Layers by what stands before their paths."""
+    if isinstance(target, FlaxLayer):
+        return {"": target}
+    return {f"{name}/": layer for name, layer in flax_layers(target).items()}
+
+
+_COLUMNS = ["layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable"]
+_STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "mean": jnp.mean,
+    "sd": jnp.std,
+    "min": jnp.min,
+    "max": jnp.max,
+    "n_nonfinite": lambda x: jnp.sum(~jnp.isfinite(x)),
+}
+
+
+def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, list[Any]]:
+    """A table of the weights of a layer or model, one row per weight, as a dict of columns.
+
+    Args:
+        target: A built Flax layer, or a model; of a model, the weights of other layers are rows too.
+        stats: Whether to compute, on the device, of each weight the mean, the standard deviation (of the population), the
+            least and the largest value, in float32, and the number of values that are not finite.
+
+    Returns:
+        `layer`, the layer's name; `collection`, None for layers that are not Flax's; `path`, within the layer; `shape`, a
+        list of sizes; `dtype`; `size`, in elements; `bytes`; `trainable`; and with `stats` the columns `mean`, `sd`, `min`,
+        `max`, `n_nonfinite`, where what an empty weight has not is nan.
+    """
+    if isinstance(target, FlaxLayer):
+        target.check_built()
+    trainable = {id(weight) for weight in target.trainable_weights}
+    weights = {id(weight): (place, weight) for layer in target._flatten_layers() for *place, weight in _rows(layer)}
+    rows = []
+    for (layer, collection, path), weight in weights.values():
+        shape = [int(size) for size in weight.shape]
+        size = math.prod(shape)
+        number = size * weight.value.dtype.itemsize
+        row = [layer, collection, path, shape, weight.dtype, size, number, id(weight) in trainable]
+        rows.append(row + _statistics(weight.value) if stats else row)
+    names = [*_COLUMNS, *_STATISTICS] if stats else _COLUMNS
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def _rows(layer: keras.layers.Layer) -> list[tuple[str, str | None, str, keras.Variable]]:
+    """Of each weight that the layer itself owns the layer's name, the collection, the path and the weight."""
+    if isinstance(layer, FlaxLayer):
+        named = layer.variables_by_path
+        return [(layer.name, _variables.collection_of(path), path, weight) for path, weight in named.items()]
+    own = layer._trainable_variables + layer._non_trainable_variables
+    return [(layer.name, None, _path_within(layer, weight), weight) for weight in own]
+
+
+def _path_within(layer: keras.layers.Layer, weight: keras.Variable) -> str:
+    return weight.path.rpartition(f"{layer.name}/")[2]
+
+
+@jax.jit
+def _statistics_of(x: jax.Array) -> list[jax.Array]:
+    x = x.astype(jnp.float32)
+    return [statistic(x) for statistic in _STATISTICS.values()]
+
+
+def _statistics(x: jax.Array) -> list[Any]:
+    return [math.nan] * 4 + [0] if x.size == 0 else [value.item() for value in _statistics_of(x)]

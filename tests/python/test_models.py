@@ -1,0 +1,175 @@
+import warnings
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import linen as nn
+from modules import MLP, ConvNet
+
+import kerasflax
+from kerasflax import ArgumentError, FlaxLayer, NotBuiltError, VariablesError, _models
+from kerasflax._variables import named_leaves
+
+X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+Y = np.linspace(0, 1, 8 * 2, dtype=np.float32).reshape(8, 2)
+
+
+def model_of(*layers):
+    model = keras.Sequential([keras.Input(X.shape[1:]), *layers])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    return model
+
+
+def two():
+    return model_of(FlaxLayer(ConvNet(), name="net"), keras.layers.Dense(4, name="middle"), FlaxLayer(nn.Dense(2), name="head"))
+
+
+def changed(model, before):
+    after = named_leaves(_models.variables(model))
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def test_frozen_weights_get_no_gradient_and_no_slots_and_are_counted():
+    model = two()
+    assert kerasflax.freeze(model, "net/params/**/kernel") == ["net/params/Conv_0/kernel", "net/params/Dense_0/kernel"]
+    before = named_leaves(_models.variables(model))
+    model.fit(X, Y, verbose=0)
+    paths = {path for path in before if path.startswith("net/params") and path.endswith("kernel")}
+    assert changed(model, before) == before.keys() - paths
+    slots = [v.path for v in model.optimizer.variables]
+    assert not any("net_params" in path and "kernel" in path for path in slots)
+    assert model.count_params() == sum(leaf.size for leaf in before.values()) + sum(
+        w.size for w in model.layers[1].get_weights()
+    )
+    with pytest.warns(UserWarning, match="compile it again"):
+        assert kerasflax.unfreeze(model) == sorted(paths)
+
+
+@pytest.mark.parametrize("after_training", [False, True])
+def test_freezing_works_before_and_after_training_and_says_when_to_compile_again(after_training):
+    model = two()
+    if after_training:
+        model.fit(X, Y, verbose=0)
+        with pytest.warns(UserWarning, match="compile it again"):
+            kerasflax.freeze(model, "head/params/*")
+        model.compile("sgd", "mse")
+    else:
+        kerasflax.freeze(model, "head/params/*")
+    before = named_leaves(_models.variables(model))
+    model.fit(X, Y, verbose=0)
+    assert not {path for path in changed(model, before) if path.startswith("head")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kerasflax.freeze(model, "head/params/*") == []
+
+
+def test_the_layers_own_setting_leaves_frozen_weights_frozen():
+    layer = FlaxLayer(MLP())
+    layer(np.ones((1, 3), np.float32))
+    kerasflax.freeze(layer, ["params/Dense_0/*", "params/Dense_1/bias"])
+    frozen = ["params/Dense_0/bias", "params/Dense_0/kernel", "params/Dense_1/bias"]
+    assert layer.frozen == frozen
+    layer.trainable = False
+    assert not layer.trainable_weights
+    layer.trainable = True
+    assert [w.path.partition("/")[2] for w in layer.trainable_weights] == ["params/Dense_1/kernel"]
+    assert kerasflax.unfreeze(layer, "params/Dense_0/*") == frozen[:2]
+    assert len(layer.trainable_weights) == 3
+    assert kerasflax.freeze(layer) == [*frozen[:2], "params/Dense_1/kernel"]
+    assert not layer.trainable_weights
+
+
+def test_what_cannot_be_frozen_is_an_error_and_changes_nothing():
+    layer = FlaxLayer(ConvNet())
+    with pytest.raises(NotBuiltError):
+        kerasflax.freeze(layer, "params/**")
+    layer(X)
+    for pattern in ("batch_stats/**", ["params/Dense_0/kernel", "params/Dnse_0/kernel"]):
+        with pytest.raises(ArgumentError, match="nearest of 6 are params/"):
+            kerasflax.freeze(layer, pattern)
+    assert layer.frozen == []
+    with pytest.raises(ArgumentError, match="holds no Flax layer; it holds Dense"):
+        kerasflax.freeze(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ArgumentError, match="got dict"):
+        kerasflax.freeze({})
+
+
+def test_layers_of_one_name_are_an_error():
+    inner = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3), name="same")])
+    model = keras.Sequential([keras.Input((3,)), inner, FlaxLayer(nn.Dense(3), name="same")])
+    with pytest.raises(ArgumentError, match="have the name 'same'"):
+        _models.variables(model)
+
+
+def test_a_models_variables_are_set_together_or_not_at_all():
+    model = two()
+    before = _models.variables(model)
+    assert set(before) == {"net", "head"}
+    good = {"params": {"bias": np.ones(2)}}
+    with pytest.raises(VariablesError) as error:
+        _models.set_variables(model, {"head": good, "net": {"params": {"Dense_0": {"bias": np.ones(9), "x": 1.0}}}})
+    assert "Layer 'net'" in str(error.value)
+    assert "in 2 places" in str(error.value)
+    assert not changed(model, named_leaves(before))
+    with pytest.raises(VariablesError, match="got 'other'"):
+        _models.set_variables(model, {"other": good})
+    _models.set_variables(model, {"head": good})
+    np.testing.assert_array_equal(model.get_layer("head").flax_variables["params"]["bias"], 1)
+
+
+def test_the_table_has_a_row_for_each_weight_and_the_totals_of_the_model():
+    model = two()
+    kerasflax.freeze(model, "net/params/Conv_0/*")
+    table = kerasflax.parameters(model, stats=True)
+    assert sum(table["size"]) == model.count_params()
+    trainable = [size for size, is_trainable in zip(table["size"], table["trainable"], strict=True) if is_trainable]
+    assert sum(trainable) == sum(w.value.size for w in model.trainable_weights)
+    rows = dict(zip(zip(table["layer"], table["path"], strict=True), zip(*table.values(), strict=True), strict=True))
+    kernel = np.asarray(model.get_layer("net").flax_variables["params"]["Conv_0"]["kernel"])
+    row = rows["net", "params/Conv_0/kernel"]
+    assert row[1] == "params"
+    assert row[3:8] == (list(kernel.shape), "float32", kernel.size, kernel.nbytes, False)
+    np.testing.assert_allclose(row[8:12], [kernel.mean(), kernel.std(), kernel.min(), kernel.max()], rtol=1e-5)
+    assert row[12] == 0
+    assert rows["middle", "kernel"][1] is None
+    assert rows["net", "batch_stats/BatchNorm_0/mean"][7] is False
+
+
+def test_the_table_counts_what_is_not_finite_and_knows_empty_and_integer_weights():
+    class Odd(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.variable("state", "empty", lambda: jnp.zeros((0, 3)))
+            self.variable("state", "count", lambda: jnp.array(3, jnp.int32))
+            self.variable("state", "bad", lambda: jnp.array([1.0, np.nan, np.inf]))
+            return x
+
+    layer = FlaxLayer(Odd())
+    with pytest.raises(NotBuiltError):
+        kerasflax.parameters(layer)
+    layer(np.ones((1, 2), np.float32))
+    table = kerasflax.parameters(layer, stats=True)
+    assert table["path"] == ["state/bad", "state/count", "state/empty"]
+    assert table["n_nonfinite"] == [2, 0, 0]
+    assert table["mean"][1] == 3
+    assert np.isnan(table["mean"][2])
+    assert table["size"] == [3, 1, 0]
+
+
+def test_a_shared_layer_is_one_row_per_weight():
+    shared = FlaxLayer(nn.Dense(3), name="shared")
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, shared(shared(inputs)))
+    assert kerasflax.parameters(model)["path"] == ["params/bias", "params/kernel"]
+
+
+def test_setting_weights_by_keras_and_by_flax_is_one_truth():
+    layer = FlaxLayer(nn.Dense(2))
+    layer(np.ones((1, 3), np.float32))
+    layer.set_weights([np.full(2, 5.0), np.ones((3, 2))])
+    np.testing.assert_array_equal(layer.flax_variables["params"]["bias"], 5)
+    layer.flax_variables = {"params": {"bias": jnp.zeros(2)}}
+    np.testing.assert_array_equal(layer.get_weights()[0], 0)
+    assert jax.tree.structure(layer.flax_variables) == jax.tree.structure(_models.variables(layer))
