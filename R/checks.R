@@ -103,7 +103,7 @@ check_method <- function(method, call = caller_env()) {
   )
 }
 
-check_variables <- function(variables, call = caller_env()) {
+check_variables <- function(variables, arg = "variables", call = caller_env()) {
   if (is.null(variables) || is_python_object(variables)) {
     return(invisible(variables))
   }
@@ -113,14 +113,14 @@ check_variables <- function(variables, call = caller_env()) {
       return(invisible(variables))
     }
     abort_kerasflax(
-      c("{.arg variables} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
+      c("{.arg {arg}} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
       cause = "variables",
       call = call
     )
   }
   abort_kerasflax(
     c(
-      "{.arg variables} must be a named list of collections, as {.code module$init()} returns it.",
+      "{.arg {arg}} must be a named list of collections, as {.code module$init()} returns it.",
       x = "It is {what_is(variables)}.",
       i = "Give {.code list(params = list(...))}."
     ),
@@ -140,6 +140,36 @@ check_flax_layer <- function(object, call = caller_env()) {
       i = "A model's layers are in {.code model$layers}, and by name in {.code get_layer(model, name)}."
     ),
     cause = "object",
+    call = call
+  )
+}
+
+# A Flax layer, or anything of Keras's that may hold one.
+check_flax_object <- function(object, call = caller_env()) {
+  if (is_keras_layer(object)) {
+    return(invisible(object))
+  }
+  abort_kerasflax(
+    c(
+      "{.arg object} must be a layer made by {.fn layer_flax_module_wrapper}, or a model that holds one.",
+      x = "It is {what_is(object)}."
+    ),
+    cause = "object",
+    call = call
+  )
+}
+
+check_path_patterns <- function(path, call = caller_env()) {
+  if (is.null(path) || is.character(path) && length(path) > 0 && !anyNA(path)) {
+    return(invisible(path))
+  }
+  abort_kerasflax(
+    c(
+      "{.arg path} must be patterns of paths, or NULL for every trainable weight.",
+      x = "It is {what_is(path)}.",
+      i = "Give {.code \"params/**/kernel\"}, say."
+    ),
+    cause = "argument",
     call = call
   )
 }

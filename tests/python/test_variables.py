@@ -124,11 +124,16 @@ def test_a_collection_that_the_module_does_not_create_is_taken_as_given():
     assert arrays["constants/c"].dtype == jnp.int32
 
 
-def test_integers_become_floats_where_floats_belong_and_not_the_other_way():
+def test_integers_become_floats_where_floats_belong_and_the_other_way_where_nothing_is_lost():
     given = {"params": {"w": np.array([1, 2]), "b": True}, "stats": {"n": ARRAY}}
     assert {array.dtype.name for array in fit(given).values()} == {"float32"}
-    with pytest.raises(VariablesError, match=r"n: expected int32\(3\), got dtype float32"):
-        fitted({"s/n": np.zeros(3, np.int32)}, {"s": {"n": np.zeros(3)}}, fixed_shape=lambda path: False)
+    expected = {"s/n": np.zeros(2, np.uint32)}
+    whole = fitted(expected, {"s": {"n": np.array([3.0, 2.0**32 - 1])}}, fixed_shape=lambda path: True)
+    assert whole["s/n"].tolist() == [3, 2**32 - 1]
+    assert whole["s/n"].dtype == jnp.uint32
+    for lost in ([1.5, 0.0], [-1.0, 0.0], [np.nan, 0.0], [2.0**32, 0.0]):
+        with pytest.raises(VariablesError, match=r"n: expected uint32\(2\), got values of float64 that it does not hold"):
+            fitted(expected, {"s": {"n": np.array(lost)}}, fixed_shape=lambda path: True)
 
 
 def test_half_precision_given_stays_half_precision():

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 from . import _paths, _variables
 from ._errors import ArgumentError, VariablesError
@@ -46,6 +47,34 @@ def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     if isinstance(target, FlaxLayer):
         return target.flax_variables
     return {name: layer.flax_variables for name, layer in flax_layers(target).items()}
+
+
+def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
+    """The variables as nested dicts of what other languages know, each value exactly: R asks for them.
+
+    Arrays are NumPy's, of float32, integers or booleans; scalars are Python's; of random keys there are the data; boxes of
+    metadata are opened. Every name is a string.
+    """
+    if not isinstance(target, FlaxLayer):
+        return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
+    target.check_built()
+    result: dict[str, Any] = {}
+    for path, variable in target.variables_by_path.items():
+        *parents, name = path.split(_paths.SEPARATOR)
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = _known_elsewhere(np.asarray(variable.value))
+    return result
+
+
+def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(np.float32)
+    elif array.dtype == np.int32 and array.size and array.min() == np.iinfo(np.int32).min:
+        # R has NA in the place of the least integer.
+        array = array.astype(np.float64)
+    return array if array.ndim else array.item()
 
 
 def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) -> None:
@@ -87,15 +116,16 @@ def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None)
         ArgumentError: A pattern that no trainable weight fits.
         NotBuiltError: A layer has no variables yet.
     """
-    return _set_frozen(target, path, True)
+    return _warned(*set_frozen(target, path, True))
 
 
 def unfreeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
     """Include frozen weights in training again; see `freeze`. Returns the paths of those that are not frozen any more."""
-    return _set_frozen(target, path, False)
+    return _warned(*set_frozen(target, path, False))
 
 
-def _set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> list[str]:
+def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> tuple[list[str], bool]:
+    """Do what `freeze` and `unfreeze` do; return the changed paths, and whether the model must be compiled again."""
     named = _named_layers(target)
     for layer in named.values():
         layer.check_built()
@@ -107,7 +137,11 @@ def _set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, v
         own = {places[found][1] for found in chosen if places[found][0] is layer}
         layer.frozen = sorted(own | set(layer.frozen) if value else set(layer.frozen) - own)
     optimizer = getattr(target, "optimizer", None)
-    if changed and optimizer is not None and optimizer.built:
+    return changed, bool(changed and optimizer is not None and optimizer.built)
+
+
+def _warned(changed: list[str], must_compile: bool) -> list[str]:
+    if must_compile:
         warnings.warn("The model has been compiled and trained: compile it again before it is trained on.", stacklevel=3)
     return changed
 

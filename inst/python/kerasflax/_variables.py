@@ -145,8 +145,8 @@ def fitted(
 ) -> dict[str, jax.Array]:
     """Check given variables against those expected, and make arrays of them.
 
-    A JAX array is shared, not copied (see `alias`). A dtype of another kind (integers where floats belong) is cast to the
-    expected one; a scalar fits any variable of one element.
+    A JAX array is shared, not copied (see `alias`). A dtype of another kind (integers where floats belong, or the other
+    way round whole floats) is cast to the expected one where it holds every value; a scalar fits any variable of one element.
 
     Args:
         expected: Of each variable its path and something with `shape` and `dtype`.
@@ -240,10 +240,15 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str
     fits = len(shape) == len(wanted) and all(w in (s, None) for s, w in zip(shape, wanted, strict=True))
     if fixed_shape and not fits and not fills:
         return None, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
-    array = alias(value)
-    if _kind(array.dtype) != _kind(expected.dtype):
-        if _kind(array.dtype) > _kind(expected.dtype):
-            return None, f"expected {_shown(expected)}, got dtype {array.dtype}"
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if _kind(array.dtype) > _kind(expected.dtype):
+        with np.errstate(invalid="ignore"):
+            held = np.asarray(array).astype(expected.dtype)
+        if not np.array_equal(held, array):
+            return None, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
+        array = held
+    array = alias(array)
+    if _kind(array.dtype) < _kind(expected.dtype):
         array = array.astype(expected.dtype)
     return (array.reshape(wanted) if fills else array), None
 

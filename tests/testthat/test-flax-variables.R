@@ -1,0 +1,110 @@
+# A module whose state has every kind of value that R has to hold.
+kinds <- function() {
+  nn <- flax_linen()
+  jnp <- reticulate::import("jax.numpy", convert = FALSE)
+  values <- list(
+    half = jnp$array(list(0.1, -2.5), "bfloat16"),
+    least = jnp$array(list(-2147483648, 5), "int32"),
+    most = jnp$array(list(4294967295, 1), "uint32"),
+    flags = jnp$array(list(TRUE, FALSE)),
+    scalar = jnp$array(2.5, "float32"),
+    count = jnp$array(3L, "int32"),
+    single = jnp$array(list(1.5), "float32"),
+    key = reticulate::import("jax.random", convert = FALSE)$key(7L),
+    table = jnp$reshape(jnp$arange(6, dtype = "float16"), list(2L, 3L))
+  )
+  Kinds(nn$Module) %py_class% {
+    `__call__` <- nn$compact(\(self, inputs) {
+      for (name in names(values)) self$variable("state", name, \() values[[name]])
+      (nn$Dense(3L))(inputs)
+    })
+  }
+  layer <- layer_flax_module_wrapper(module = Kinds())
+  layer(matrix(1, 2, 4))
+  layer
+}
+
+test_that("values of every dtype arrive in R as they are, and go back as they were", {
+  skip_without_flax()
+  layer <- kinds()
+  state <- flax_variables(layer)$state
+  expect_identical(state$half, array(c(0.10009765625, -2.5), 2))
+  expect_identical(state$least, array(c(-2147483648, 5), 2))
+  expect_identical(state$most, array(c(4294967295, 1), 2))
+  expect_identical(state$flags, array(c(TRUE, FALSE), 2))
+  expect_identical(state$scalar, 2.5)
+  expect_identical(state$count, 3L)
+  expect_identical(state$single, array(1.5, 1))
+  expect_identical(state$key, array(c(0, 7), 2))
+  expect_identical(state$table, matrix(c(0, 1, 2, 3, 4, 5), 2, byrow = TRUE))
+
+  bytes <- function() lapply(flax_variables(layer, "jax")$state[names(state) != "key"], \(x) reticulate::py_str(x$tobytes()))
+  before <- bytes()
+  zeros <- rapply(state, \(x) x * 0L, how = "replace")
+  zeros$flags[] <- FALSE
+  flax_variables(layer) <- list(state = zeros)
+  expect_identical(flax_variables(layer)$state$most, array(c(0, 0), 2))
+  expect_false(identical(bytes(), before))
+  flax_variables(layer) <- list(state = state)
+  expect_identical(flax_variables(layer)$state, state)
+  expect_identical(bytes(), before)
+})
+
+test_that("a model's variables are named by layer, and what is not named stays", {
+  skip_without_flax()
+  nn <- flax_linen()
+  model <- keras_model_sequential(4) |>
+    layer_flax_module_wrapper(nn$Dense(3L), name = "first") |>
+    layer_dense(3) |>
+    layer_flax_module_wrapper(nn$Dense(2L), name = "second")
+  before <- flax_variables(model)
+  expect_named(before, c("first", "second"))
+  flax_variables(model) <- list(second = list(params = list(bias = c(1, -1))))
+  after <- flax_variables(model)
+  expect_identical(after$first, before$first)
+  expect_identical(after$second$params$kernel, before$second$params$kernel)
+  expect_identical(after$second$params$bias, array(c(1, -1), 2))
+  expect_identical(as.array(get_layer(model, "second")$get_weights()[[1]]), array(c(1, -1), 2))
+})
+
+test_that("JAX arrays are handed out without a copy, and live on through training", {
+  skip_without_flax()
+  model <- keras_model_sequential(4) |> layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
+  compile(model, optimizer_sgd(0.1), "mse")
+  kernel <- flax_variables(model, as = "jax")$dense$params$kernel
+  expect_identical(kernel$unsafe_buffer_pointer(), model$weights[[2]]$value$unsafe_buffer_pointer())
+  before <- as.array(kernel)
+  fit(model, matrix(1, 8, 4), matrix(0, 8, 3), verbose = 0)
+  expect_identical(as.array(kernel), before)
+  expect_false(identical(flax_variables(model)$dense$params$kernel, before))
+})
+
+test_that("what does not fit is listed by path, and nothing is set", {
+  skip_without_flax()
+  layer <- kinds()
+  before <- flax_variables(layer)
+  wrong <- list(
+    params = list(Dense_0 = list(kernel = matrix(0, 2, 2), bias = array(9, 3), krnel = 1)),
+    state = list(most = array(c(-1, 0), 2), count = 1.5)
+  )
+  expect_snapshot(error = TRUE, transform = scrub, {
+    flax_variables(layer) <- wrong
+    flax_variables(layer) <- 3
+    flax_variables(layer) <- list(params = list(kernel = "a"))
+    flax_variables(layer_flax_module_wrapper(module = flax_linen()$Dense(1L), name = "new"))
+    flax_variables(3)
+    flax_variables(layer, as = "tibble")
+    flax_variables(keras_model_sequential(2, name = "plain") |> layer_dense(1))
+  })
+  expect_identical(flax_variables(layer), before)
+  expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables")
+})
+
+test_that("weights set by Keras and weights set by name are one truth", {
+  skip_without_flax()
+  model <- keras_model_sequential(2) |> layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
+  set_weights(model, list(array(3, 1), matrix(c(1, 2), 2)))
+  expect_identical(flax_variables(model)$dense$params, list(bias = array(3, 1), kernel = matrix(c(1, 2), 2)))
+  flax_variables(model) <- list(dense = list(params = list(bias = array(4, 1))))
+  expect_identical(as.vector(predict(model, matrix(1, 1, 2), verbose = 0)), 7)
+})
