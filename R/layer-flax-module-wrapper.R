@@ -12,7 +12,7 @@
 #' | argument | gets |
 #' |---|---|
 #' | `inputs`; without one of that name, the first after the module | the layer's input, whole |
-#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | `TRUE` in `fit()`, `FALSE` in `predict()` and `evaluate()` |
+#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | `TRUE` in `fit()`, `FALSE` otherwise |
 #' | `deterministic`, `use_running_average` | the opposite |
 #' | `mask` | the mask that Keras has computed for the input, where there is one |
 #' | any other | its default; without one it is an error |
