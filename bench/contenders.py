@@ -1,7 +1,7 @@
 """Who is measured: kerasflax, Keras's own FlaxLayer, and plain Flax, alone or driven by Keras's `fit()`.
 
 Everybody has the same module, the same loss function and stochastic gradient descent. Plain Flax is initialised with one row,
-as its users do it.
+as its users do it, and eagerly before it is trained: jitted init compiles for minutes where there are many weights.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Loop:
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         optimizer = optax.sgd(RATE)
-        params, state = split(init(module, inputs, jit=True))
+        params, state = split(init(module, inputs, jit=False))
         self._state = (params, state, optimizer.init(params))
         self._step = jax.jit(gradient_step(module, optimizer), donate_argnums=(0, 1, 2))
 
@@ -90,7 +90,7 @@ class OptaxModel(keras.Model):
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         super().__init__()
-        params, state = split(init(module, inputs, jit=True))
+        params, state = split(init(module, inputs, jit=False))
         self._nest = types.SimpleNamespace(params=jax.tree.structure(params), state=jax.tree.structure(state))
         self._module = module
         self._params = [_weight(leaf, trainable=True) for leaf in jax.tree.leaves(params)]
@@ -117,7 +117,7 @@ class ThinLayer(keras.layers.Layer):
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         super().__init__(autocast=False)
-        variables = init(module, inputs, jit=True)
+        variables = init(module, inputs, jit=False)
         self._module = module
         self._nest = types.SimpleNamespace(of=jax.tree.structure(variables))
         flat = jax.tree_util.tree_flatten_with_path(variables)[0]

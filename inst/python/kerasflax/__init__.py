@@ -1,13 +1,16 @@
 """Flax modules as Keras layers."""
 
+from ._checkpoint import Report, read_variables, write_variables
 from ._errors import (
     ArgumentError,
     BackendError,
     FieldError,
+    FileError,
     KerasFlaxError,
     MethodError,
     ModuleError,
     NotBuiltError,
+    PackageError,
     ShapeError,
     StateError,
     VariablesError,
@@ -19,15 +22,20 @@ __all__ = [
     "ArgumentError",
     "BackendError",
     "FieldError",
+    "FileError",
     "FlaxLayer",
     "KerasFlaxError",
     "MethodError",
     "ModuleError",
     "NotBuiltError",
+    "PackageError",
+    "Report",
     "ShapeError",
     "StateError",
     "VariablesError",
     "freeze",
     "parameters",
+    "read_variables",
     "unfreeze",
+    "write_variables",
 ]

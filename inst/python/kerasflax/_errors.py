@@ -4,9 +4,11 @@
     ├── ArgumentError    (TypeError)     an argument that the layer does not take, or of a kind that it does not take
     ├── BackendError     (RuntimeError)  Keras runs on another backend than JAX
     ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
+    ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written
     ├── MethodError      (TypeError)     a method that is not there, or whose arguments cannot be filled
     ├── ModuleError      (TypeError)     something that is no Flax module instance
     ├── NotBuiltError    (RuntimeError)  variables were asked of a layer that has none yet
+    ├── PackageError     (ImportError)   an optional Python package that is not installed
     ├── ShapeError       (ValueError)    an input shape that leaves the shape of a variable open
     ├── StateError       (ValueError)    a call changed the structure of the state
     └── VariablesError   (ValueError)    variables that do not fit the module
@@ -44,6 +46,12 @@ class FieldError(KerasFlaxError, ValueError):
     cause = "field"
 
 
+class FileError(KerasFlaxError, OSError):
+    """A file that is not there, damaged, of another kind, or cannot be written."""
+
+    cause = "file"
+
+
 class MethodError(KerasFlaxError, TypeError):
     """A method that is not there, or whose arguments cannot be filled."""
 
@@ -60,6 +68,12 @@ class NotBuiltError(KerasFlaxError, RuntimeError):
     """Variables were asked of a layer that has none yet."""
 
     cause = "not_built"
+
+
+class PackageError(KerasFlaxError, ImportError):
+    """An optional Python package that is not installed; `name` is what it is installed by."""
+
+    cause = "package"
 
 
 class ShapeError(KerasFlaxError, ValueError):

@@ -234,12 +234,15 @@ class FlaxLayer(keras.layers.Layer):
         self, arrays: list[jax.Array], inputs: PyTree, mask: PyTree, seed_state: jax.Array, training: bool
     ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
         """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
-        variables = self._template.tree(dict(zip(self._variables_by_path, arrays, strict=True)))
+        held = dict(zip(self._variables_by_path, arrays, strict=True))
+        variables = self._template.tree(held)
         outputs, state, sown = self._adapter.apply(
             variables, self._original(inputs), training=training, mask=mask, seed_state=seed_state
         )
         self._remember_order(outputs)
         _, updates = _variables.Template.of(state)
+        # What was read and not written need not be assigned.
+        updates = {path: value for path, value in updates.items() if value is not held.get(path)}
         return outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:

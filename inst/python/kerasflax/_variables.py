@@ -8,7 +8,7 @@ the structure that went in. Every array has a name, its path: `params/Dense_0/ke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -188,10 +188,15 @@ def fitted_by_path(
     others: Mapping[str, Any] | None = None,
     fixed_shape: Callable[[str], bool] = lambda _: True,
     partial: bool = False,
+    adopt: bool = True,
     what: str = "`variables`",
     advice: str,
-) -> dict[str, jax.Array]:
-    """Do what `fitted` does, for arrays by path; in messages, `what` they are, and what to do."""
+) -> dict[str, Any]:
+    """Do what `fitted` does, for arrays by path; in messages, `what` they are, and what to do.
+
+    With `adopt=False` NumPy's arrays stay NumPy's, and share their memory.
+    """
+    arrays = {without_box(path, expected): value for path, value in arrays.items()}
     others = dict(others or {})
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
     deleted = [path for path, value in arrays.items() if isinstance(value, jax.Array) and value.is_deleted()]
@@ -210,9 +215,9 @@ def fitted_by_path(
             if partial or collection in collections or collection == path or fixed_shape(path):
                 problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
             else:
-                result[path] = alias(value)
+                result[path] = alias(value) if adopt else value
             continue
-        array, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
+        array, problem = _fitted_leaf(expected[path], value, fixed_shape(path), adopt)
         if problem:
             problems.append(f"{path}: {problem}")
         else:
@@ -226,6 +231,14 @@ def fitted_by_path(
     return result
 
 
+def without_box(path: str, expected: Container[str]) -> str:
+    """The path that is expected in the place of one with a box's field `value`, which Flax's files have and paths leave out."""
+    short = path
+    while short not in expected and short.endswith(f"{SEPARATOR}value"):
+        short = short.removesuffix(f"{SEPARATOR}value")
+    return short if short in expected else path
+
+
 def plain(tree: PyTree) -> PyTree:
     """Dicts and lists in the place of other mappings and lists, which JAX would take for leaves (Keras makes such)."""
     if isinstance(tree, Mapping):
@@ -233,7 +246,7 @@ def plain(tree: PyTree) -> PyTree:
     return [plain(subtree) for subtree in tree] if isinstance(tree, list) else tree
 
 
-def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str | None]:
+def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool, adopt: bool) -> tuple[Any, str | None]:
     shape = tuple(np.shape(value))
     wanted = tuple(expected.shape)
     fills = shape == () and wanted != () and all(size == 1 for size in wanted)
@@ -247,7 +260,7 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, str
         if not np.array_equal(held, array):
             return None, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
         array = held
-    array = alias(array)
+    array = alias(array) if adopt else array
     if _kind(array.dtype) < _kind(expected.dtype):
         array = array.astype(expected.dtype)
     return (array.reshape(wanted) if fills else array), None

@@ -1,0 +1,363 @@
+"""Variables in files: Flax's msgpack, safetensors, and Orbax checkpoints.
+
+What is read is data and nothing else. What is written takes the place of an older file only when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from . import _files, _models, _msgpack, _orbax, _safetensors, _variables
+from ._errors import ArgumentError, FileError, VariablesError
+from ._files import Progress
+from ._paths import SEPARATOR
+
+PyTree = Any
+Array = np.ndarray[Any, Any]
+Rename = Mapping[str, str | None] | Callable[[str], str | None]
+
+_FILE_READERS: Mapping[str, Callable[[Path, Progress | None], Any]] = {
+    ".msgpack": _msgpack.read,
+    ".safetensors": _safetensors.read,
+}
+_READABLE = (
+    "What can be read: `.msgpack` (Flax), `.safetensors`, and, under any other name, a directory that is an Orbax checkpoint."
+)
+# What nobody means as the name of an Orbax checkpoint.
+_FOREIGN = {
+    ".bin",
+    ".gguf",
+    ".gz",
+    ".h5",
+    ".hdf5",
+    ".json",
+    ".keras",
+    ".npy",
+    ".npz",
+    ".onnx",
+    ".pickle",
+    ".pkl",
+    ".pt",
+    ".pth",
+}
+_FOREIGN |= {".rda", ".rds", ".tar", ".zip"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of the weights in a file.
+
+    Attributes:
+        mapped: Where each path of the file went.
+        left_over: Paths of the file that went nowhere.
+        missing: Paths of `like` that got nothing.
+    """
+
+    mapped: Mapping[str, str]
+    left_over: Sequence[str]
+    missing: Sequence[str]
+
+    def __str__(self) -> str:
+        renamed = [f"{old} -> {new}" for old, new in self.mapped.items() if old != new]
+        parts = (f"Mapped (and {len(self.mapped) - len(renamed)} as they were)", renamed), ("Left over", self.left_over)
+        lists = [(title, paths) for title, paths in (*parts, ("Missing", self.missing)) if paths]
+        return "\n".join("\n".join([f"{title}:", *(f"  {path}" for path in paths)]) for title, paths in lists)
+
+
+def read_variables(
+    path: str | os.PathLike[str],
+    *,
+    like: keras.layers.Layer | PyTree = None,
+    rename: Rename | None = None,
+    progress: Progress | None = None,
+    report: Callable[[Report], object] | None = None,
+) -> PyTree:
+    """Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
+
+    No code from the file is run, and no length in it is believed before it has been checked. The memory that it takes is that
+    of the arrays; Orbax takes twice that of the largest array on top.
+
+    Args:
+        path: A file of Flax (`.msgpack`), one of safetensors (`.safetensors`), or, without one of these suffixes, a directory
+            that is an Orbax checkpoint.
+        like: A layer, a model, or a nested dict of arrays or of their specs, that what is read must fit: the same paths and
+            shapes, and dtypes of a kind that fits.
+        rename: Where weights are to go: a dict from regular expressions to replacements (`\\1` for a group), of which the first
+            that matches the whole path counts; or a function from path to path. None in the place of a new path leaves the
+            weight out. Paths without a match stay as they are.
+        progress: Called with the bytes that have been read and their total number, again and again.
+        report: Called once with the `Report` of what was mapped, left over and missing, before an error about it is raised.
+
+    Returns:
+        Nested dicts of NumPy arrays, of the dtypes in the file (bfloat16 and 8-bit floats are those of `ml_dtypes`). With
+        `like` they have its structure. Otherwise names are as the file has them: integers in `.msgpack` alone, and the names
+        in a `.safetensors` file, or new ones, are split at "/". Of typed random keys the file holds the data.
+
+    Raises:
+        ArgumentError: `rename` is no such thing, or sends two weights to one path.
+        FileError: There is no such file; it is damaged; it is of another kind.
+        PackageError: safetensors or Orbax is needed, and not installed.
+        VariablesError: What was read does not fit `like`; it lists every place by path.
+    """
+    path = _expanded(path)
+    read = _reader(path)
+    rename_path = _renaming(rename)
+    try:
+        tree = read(path, progress)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    if like is None and rename is None:
+        return _nested(tree) if read is _safetensors.read else tree
+    named = _variables.named_leaves(tree)
+    targets = _targets(named, rename_path)
+    if like is None:
+        _tell(report, targets, targets.values())
+        return _nested({new: named[old] for old, new in targets.items() if new is not None})
+    template, expected = _variables.Template.of(_variables.plain(_tree_of(like, "like")))
+    targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
+    _tell(report, targets, expected)
+    moved = {new: named[old] for old, new in targets.items() if new is not None}
+    fitted = _variables.fitted_by_path(
+        expected,
+        {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
+        others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
+        adopt=False,
+        what=f"What {str(path)!r} holds",
+        advice=_advice(targets),
+    )
+    return template.tree(fitted)
+
+
+def write_variables(
+    variables: keras.layers.Layer | Mapping[str, PyTree],
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write variables to a file that Flax, safetensors or Orbax can read.
+
+    It is written under a temporary name beside its place, which it takes when it is whole.
+
+    Args:
+        variables: A built `FlaxLayer`; a Keras model, of which each Flax layer's variables are written below the layer's name;
+            or a nested dict of arrays. Of typed random keys their data are written, boxes of metadata (`nn.Partitioned`) as
+            Flax writes them: a dict of their fields, which paths leave out.
+        path: The name of the file, whose suffix decides on the format: `.msgpack` (what `flax.serialization` writes),
+            `.safetensors` (the weights' paths are their names; empty dicts and None are not kept), anything else a directory,
+            an Orbax checkpoint (which has no arrays without elements). Integers as names are kept by `.msgpack`, and are text
+            in the others.
+        metadata: Texts by name, for `.safetensors`.
+
+    Raises:
+        ArgumentError: `variables` or `metadata` is no such thing, or no such file is written.
+        FileError: The file cannot be written.
+        PackageError: safetensors or Orbax is needed, and not installed.
+        NotBuiltError: The layer has no variables yet.
+        VariablesError: Something is no array of numbers, or not of a dtype that the format has; nothing has been written.
+    """
+    path = _expanded(path).resolve()
+    write = _writer(path, metadata)
+    tree, arrays = _written(_variables.plain(_tree_of(variables, "variables")))
+    try:
+        with _files.replacing(path) as new:
+            write(tree, arrays, new)
+    except OSError as error:
+        raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+# Where -----------------------------------------------------------------------------------------------------------------
+
+
+def _expanded(path: Any) -> Path:
+    try:
+        path = os.fsdecode(path)
+    except TypeError:
+        path = ""
+    if not path:
+        raise ArgumentError("`path` must be the name of a file.")
+    return Path(path).expanduser()
+
+
+def _reader(path: Path) -> Callable[[Path, Progress | None], Any]:
+    """What reads such a path; it is refused when something else is there."""
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise FileError(f"There is no file {str(path)!r}.")
+    if suffix in _FILE_READERS and path.is_dir():
+        raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\n{_READABLE}")
+    if not (path.is_dir() or path.is_file()):
+        raise FileError(f"{str(path)!r} is neither a file nor a directory.")
+    if path.is_file():
+        kind = _files.kind_of(path)
+        is_as_named = suffix in _FILE_READERS and (kind is None or kind == _files.SAFETENSORS == suffix)
+        if not is_as_named:
+            raise FileError(f"{str(path)!r} is {kind or 'a file of unknown kind'}.\n{_READABLE}")
+    return _FILE_READERS.get(suffix, _orbax.read)
+
+
+def _writer(path: Path, metadata: Mapping[str, str] | None) -> Callable[[PyTree, Mapping[str, Array], Path], None]:
+    """What writes such a path; it is refused when something else is there."""
+    suffix = path.suffix.lower()
+    if suffix in _FOREIGN:
+        raise ArgumentError(
+            f"No file like {path.name!r} is written.\n"
+            "`.msgpack` is for Flax, `.safetensors` for most others, and another name for a directory of Orbax."
+        )
+    if metadata is not None and suffix != ".safetensors":
+        raise ArgumentError("`metadata` is for `.safetensors` files alone.")
+    if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
+        raise ArgumentError(f"`metadata` must hold texts by name, got {metadata!r}.")
+    is_file = suffix in _FILE_READERS
+    if is_file and path.is_dir():
+        raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\nGive the file's own name.")
+    if not is_file and path.exists() and not (path.is_dir() and (_orbax.is_checkpoint(path) or not any(path.iterdir()))):
+        raise FileError(f"{str(path)!r} is there, and no Orbax checkpoint that another could replace.\nGive another name.")
+    if suffix == ".msgpack":
+        return lambda tree, _, new: _msgpack.write(tree, new)
+    if suffix == ".safetensors":
+        return lambda _, arrays, new: _safetensors.write(arrays, new, metadata or {})
+    return _orbax.write
+
+
+# What ------------------------------------------------------------------------------------------------------------------
+
+
+def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
+    if isinstance(value, keras.layers.Layer):
+        return _models.variables(value)
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"`{argument}` must be a layer, a model, or a dict of variables, got {type(value).__name__}.")
+    return value
+
+
+def _written(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
+    """The tree as nested dicts of NumPy's arrays and Python's numbers, as Flax writes it; and its arrays by path."""
+    problems: list[str] = []
+    opened = _opened(tree, "", problems)
+    if problems:
+        raise VariablesError("Arrays of numbers below names can be written, and these are none:\n" + "\n".join(problems))
+    named = _variables.named_leaves(tree)
+    if len(named) < len(jax.tree.leaves(tree)):
+        raise VariablesError(f"Two weights have the same path, which joins names by {SEPARATOR!r}.\nRename one.")
+    return opened, {path: np.asarray(_number(leaf)) for path, leaf in named.items()}
+
+
+def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
+    """Nested dicts in the place of all that nests, as `flax.serialization.to_state_dict` makes them of Flax's own."""
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        if not all(type(key) in (str, int) for key in tree) or len({type(key) for key in tree}) > 1:
+            problems.append(
+                f"  {path or 'the whole'}: a dict by {', '.join(map(repr, tree))}; names are all texts, or all integers"
+            )
+        prefix = path and path + SEPARATOR
+        return {key: _opened(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()}
+    # One level: JAX knows what is in it, and how it is named.
+    children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
+    if [keys for keys, _ in children] != [()]:
+        return _opened({jax.tree_util.keystr(keys, simple=True): child for keys, child in children}, path, problems)
+    try:
+        return _number(tree)
+    except (TypeError, RuntimeError) as error:
+        problems.append(f"  {path}: {error}")
+        return None
+
+
+def _number(leaf: Any) -> Any:
+    """A leaf as a number, where Flax writes it as such, or as a NumPy array; of a random key the data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.number)):
+        raise TypeError(f"{type(leaf).__name__} is no array of numbers")
+    if isinstance(leaf, (bool, int, float, complex, np.generic)):
+        return leaf
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+# Other names -----------------------------------------------------------------------------------------------------------
+
+
+def _renaming(rename: Rename | None) -> Callable[[str], str | None]:
+    if rename is None:
+        return lambda path: path
+    if not isinstance(rename, Mapping):
+        if not callable(rename):
+            raise ArgumentError(f"`rename` must be a dict from patterns to replacements, or a function, got {rename!r}.")
+        return rename
+    try:
+        patterns = [(re.compile(pattern), replacement) for pattern, replacement in rename.items()]
+    except (re.error, TypeError) as error:
+        raise ArgumentError(f"`rename` must have regular expressions as names: {error}.") from error
+
+    def renamed(path: str) -> str | None:
+        for pattern, replacement in patterns:
+            match = pattern.fullmatch(path)
+            if match:
+                try:
+                    return replacement if replacement is None else match.expand(replacement)
+                except (re.error, IndexError, TypeError) as error:
+                    raise ArgumentError(f"`rename` cannot replace {path!r} by {replacement!r}: {error}.") from error
+        return path
+
+    return renamed
+
+
+def _targets(paths: Iterable[str], rename: Callable[[str], str | None]) -> dict[str, str | None]:
+    """Of each path where it goes, None for nowhere; no two go to one place."""
+    targets: dict[str, str | None] = {}
+    sources: dict[str, str] = {}
+    for old in paths:
+        new = targets[old] = rename(old)
+        if new is None:
+            continue
+        if not isinstance(new, str):
+            raise ArgumentError(f"`rename` must give a path, or None to leave a weight out; for {old!r} it gave {new!r}.")
+        if new in sources:
+            raise ArgumentError(f"`rename` sends two weights to {new!r}: {sources[new]!r} and {old!r}.")
+        sources[new] = old
+    return targets
+
+
+def _nested(arrays: Mapping[str, Any]) -> dict[str, PyTree]:
+    result: dict[str, PyTree] = {}
+    for path, array in arrays.items():
+        *parents, name = path.split(SEPARATOR)
+        node = result
+        for i, parent in enumerate(parents):
+            above = SEPARATOR.join(parents[: i + 1])
+            if above in arrays:
+                raise VariablesError(f"{path!r} lies below {above!r}, which is a weight itself.\nLet `rename` tell them apart.")
+            node = node.setdefault(parent, {})
+        node[name] = array
+    return result
+
+
+def _tell(
+    report: Callable[[Report], object] | None, targets: Mapping[str, str | None], expected: Collection[str | None]
+) -> None:
+    if report:
+        mapped = {old: new for old, new in targets.items() if new is not None and new in expected}
+        filled = set(mapped.values())
+        missing = [path for path in expected if path is not None and path not in filled]
+        report(Report(mapped, [old for old in targets if old not in mapped], missing))
+
+
+def _advice(targets: Mapping[str, str | None]) -> str:
+    renamed = [f"  {old} -> {new}" for old, new in targets.items() if old != new and new is not None]
+    if renamed:
+        return "Renamed have been:\n" + "\n".join(renamed)
+    return "Where names alone differ, `rename` can map them."
