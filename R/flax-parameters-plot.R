@@ -5,9 +5,10 @@
 #' Where 'ggplot2' is installed, `ggplot2::autoplot()` makes the same plots of its kind.
 #'
 #' # Size by module
-#' A module's bar holds its own weights, whatever their collections, and not those of modules in it. The largest are on top; of
-#' more than 30 modules the smallest are one bar. The axis is linear, so that lengths are shares of the whole, and each bar
-#' has its number beside it.
+#' A module's bar holds its own weights, whatever their collections, and not those of modules in it; the largest are on top. Of
+#' more than 30 modules those deep in others are counted in them, if that leaves bars enough to tell something, as the blocks
+#' of a transformer do; otherwise the smallest share one bar. The axis is linear, so that lengths are shares of the whole, and
+#' each bar has its number beside it. Only the bar of the smallest may be cut, which it says.
 #'
 #' # Values
 #' For each weight, in the order of the rows: the mean, a thick line one standard deviation to either side, and a thin line
@@ -73,14 +74,22 @@ check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
 
 # What is drawn -----------------------------------------------------------------------------------------------------------
 
-# One row per bar, from the largest to the smallest: `parts`, a list of the names on the way to the module, and the sizes
-# of what is trainable and what is not.
+# One row per bar, from the largest to the smallest: `parts`, a list of the names on the way to the module, the sizes of what
+# is trainable and what is not, and `cut`, the share of its length that a bar is drawn with. The attribute `folded` says where
+# modules in others are counted in those.
 module_sizes <- function(x, max = 30) {
   parts <- module_parts(x)
+  depths <- seq(max(lengths(parts)), 1)
+  groups <- vapply(depths, \(depth) length(unique(lapply(parts, utils::head, depth))), 1L)
+  # Blocks say more than the few largest of their parts, if there are enough of them.
+  depth <- depths[groups <= max & groups >= max / 4]
+  depth <- if (length(depth) > 0 && groups[[1]] > max) depth[[1]] else depths[[1]]
+  parts <- lapply(parts, utils::head, depth)
+
   keys <- vapply(parts, paste, "", collapse = "/")
   keys <- factor(keys, unique(keys))
   sums <- function(rows) vapply(split(x$size[rows], keys[rows]), sum, 0, USE.NAMES = FALSE)
-  sizes <- data.frame(trainable = sums(x$trainable), still = sums(!x$trainable))
+  sizes <- data.frame(trainable = sums(x$trainable), still = sums(!x$trainable), cut = rep(1, nlevels(keys)))
   sizes$parts <- unname(parts[!duplicated(keys)])
   sizes <- sizes[order(-(sizes$trainable + sizes$still)), ]
   if (nrow(sizes) > max) {
@@ -88,8 +97,13 @@ module_sizes <- function(x, max = 30) {
     sizes <- sizes[seq_len(max), ]
     sizes[max, c("trainable", "still")] <- colSums(others[c("trainable", "still")])
     sizes$parts[[max]] <- paste0("other (", with_commas(nrow(others)), " modules)")
+    # Many small ones together would leave no room to compare the large ones.
+    sizes$cut[[max]] <- min(1, 1.5 * sum(sizes[1, c("trainable", "still")]) / sum(sizes[max, c("trainable", "still")]))
   }
   rownames(sizes) <- NULL
+  if (depth < depths[[1]]) {
+    attr(sizes, "folded") <- paste0("\nThe ", with_commas(groups[[1]]), " modules are counted in these ", nrow(sizes))
+  }
   sizes
 }
 
@@ -122,13 +136,14 @@ weight_values <- function(x, max = 40) {
   shared <- shared_names(paths)
   values$parts <- lapply(paths, \(path) path[seq_along(path) > length(shared)])
   scale <- value_scale(c(chosen$min, chosen$max))
-  ends <- list(mean = chosen$mean, low = chosen$mean - chosen$sd, high = chosen$mean + chosen$sd, min = chosen$min, max = chosen$max)
-  for (name in names(ends)) {
-    values[[name]] <- ifelse(is.finite(ends[[name]]), scale$place(ends[[name]]), NA_real_)
+  chosen$low <- chosen$mean - chosen$sd
+  chosen$high <- chosen$mean + chosen$sd
+  for (name in c("mean", "low", "high", "min", "max")) {
+    values[[name]] <- ifelse(is.finite(chosen[[name]]), scale$place(chosen[[name]]), NA_real_)
   }
   shown <- if (nrow(values) < nrow(x)) {
-    first <- if (any(x$n_nonfinite > 0)) ", those that are not finite first"
-    paste0("The ", nrow(values), " largest of ", with_commas(nrow(x)), " weights", first)
+    first <- if (any(x$n_nonfinite > 0)) "those with values that are not finite, then "
+    c(paste(nrow(values), "of", counted(nrow(x), "weight")), paste0(": ", first, "the largest"))
   }
   structure(values, scale = scale, shown = shown, shared = shared)
 }
@@ -153,17 +168,17 @@ value_scale <- function(values) {
     return(list(place = identity, at = at, labels = format(at, trim = TRUE, drop0trailing = TRUE), title = "Value"))
   }
   place <- function(value) asinh(value / unit)
-  powers <- 10^seq(floor(log10(unit)), ceiling(log10(max(reach))))
+  powers <- 10^seq(ceiling(log10(unit)), ceiling(log10(max(reach))))
   at <- c(if (any(values < 0)) -rev(powers), 0, powers)
   at <- at[place(at) >= min(place(c(0, values))) - 0.5 & place(at) <= max(place(values)) + 0.5]
   list(
-    place = place, at = place(at), labels = formatC(at, format = "g"),
+    place = place, at = place(at), labels = vapply(at, format, ""),
     title = "Value (logarithmic on both sides of zero)"
   )
 }
 
 # Okabe and Ito's colours, told apart by the colour-blind.
-trainable_colours <- c(trainable = "#0072B2", "not trainable" = "#E69F00")
+trainable_colours <- c(trainable = "#0072B2", "non-trainable" = "#E69F00")
 
 # Names on the way to a module as one label of at most `width` by `measure`: the longest names lose their middles.
 as_label <- function(parts, width, measure = nchar) {
@@ -191,20 +206,24 @@ short_count <- function(number) {
 size_labels <- function(sizes) {
   total <- sizes$trainable + sizes$still
   share <- 100 * total / max(sum(total), 1)
-  paste0(short_count(total), " (", ifelse(total > 0 & share < 0.1, "<0.1", formatC(share, digits = 1, format = "f")), " %)")
+  share <- ifelse(total > 0 & share < 0.1, "<0.1", formatC(share, digits = 1, format = "f"))
+  paste0(short_count(total), " (", share, " %", ifelse(sizes$cut < 1, ", cut", ""), ")")
 }
 
 size_subtitle <- function(sizes) {
   paste0(
     with_commas(sum(sizes$trainable, sizes$still)), " parameters: ", with_commas(sum(sizes$trainable)), " trainable, ",
-    with_commas(sum(sizes$still)), " not"
+    with_commas(sum(sizes$still)), " non-trainable", attr(sizes, "folded")
   )
 }
 
 value_subtitle <- function(values) {
   shared <- paste(attr(values, "shared"), collapse = "/")
-  weights <- attr(values, "shown") %||% counted(nrow(values), "weight")
-  paste0(weights, if (nzchar(shared)) paste0(" in ", shared), "\nPoint: mean. Thick: one sd to either side. Thin: least to largest")
+  weights <- attr(values, "shown") %||% c(counted(nrow(values), "weight"), "")
+  paste0(
+    weights[[1]], if (nzchar(shared)) paste0(" in ", shared), weights[[2]],
+    "\nPoint: mean. Thick: one sd to either side. Thin: least to largest"
+  )
 }
 
 bad_labels <- function(values) {
@@ -215,16 +234,19 @@ bad_labels <- function(values) {
 
 # Opens a plot of one row per label, from the top, with margins that fit. `notes` are what stands to the right of the rows, and
 # `x_limits` a function of the share of the width that they take. Returns the size of the text and half the height of a bar.
-open_rows <- function(parts, notes, x_limits, header_lines) {
+open_rows <- function(parts, notes, x_limits, subtitle) {
   graphics::par(mar = c(0, 0, 0, 0))
   graphics::plot.new()
   inches <- graphics::par("fin")
   line <- graphics::par("csi")
-  margins <- c(bottom = 3.2, top = header_lines + 2.3) * line
+  margins <- c(bottom = 3.2, top = lengths(strsplit(subtitle, "\n", fixed = TRUE)) + 3.3) * line
   row <- max(inches[[2]] - sum(margins), 0.1) / length(parts)
   cex <- min(0.9, max(0.35, 0.85 * row / line))
   width <- function(text) max(0, graphics::strwidth(text, units = "inches", cex = cex))
-  labels <- vapply(parts, as_label, "", width = 0.45 * inches[[1]], measure = width)
+  # Smaller text first, then shorter names.
+  room <- 0.45 * inches[[1]]
+  cex <- cex * max(min(1, 0.7 / cex), min(1, room / width(vapply(parts, paste, "", collapse = "/"))))
+  labels <- vapply(parts, as_label, "", width = room, measure = width)
   left <- width(labels) + 0.8 * line
   graphics::par(mai = c(margins[["bottom"]], left, margins[["top"]], 0.8 * line))
   taken <- min(0.5, (width(notes) + line * cex) / (inches[[1]] - left - 0.8 * line))
@@ -242,10 +264,9 @@ add_titles <- function(titles, defaults, subtitle, colours) {
   edge <- graphics::grconvertX(0.3 * graphics::par("csi"), "inches", "user")
   edge <- edge + graphics::grconvertX(0, "nfc", "user") - graphics::grconvertX(0, "ndc", "user")
   cex <- graphics::par("cex")
-  graphics::mtext(main, side = 3, line = length(subtitle) + 1.9, at = edge, adj = 0, font = 2, cex = 1.1 * cex)
-  for (i in seq_along(subtitle)) {
-    graphics::mtext(subtitle[[i]], side = 3, line = length(subtitle) - i + 1.6, at = edge, adj = 0, cex = 0.8 * cex, col = "grey30")
-  }
+  graphics::mtext(main, line = length(subtitle) + 1.9, at = edge, adj = 0, font = 2, cex = 1.1 * cex)
+  lines <- rev(seq_along(subtitle)) + 0.6
+  graphics::mtext(subtitle, line = lines, at = edge, adj = 0, cex = 0.8 * cex, col = "grey30")
   legend_at <- graphics::grconvertY(graphics::grconvertY(1, "npc", "inches") + 1.5 * graphics::par("csi"), "inches", "user")
   graphics::legend(
     edge, legend_at, names(colours), fill = colours, border = NA, horiz = TRUE, bty = "n", xpd = NA, cex = 0.8, x.intersp = 0.5
@@ -258,17 +279,23 @@ plot_sizes <- function(sizes, titles) {
   on.exit(graphics::par(old))
   total <- sizes$trainable + sizes$still
   notes <- size_labels(sizes)
-  frame <- open_rows(sizes$parts, notes, \(taken) c(0, max(total, 1) / (1 - taken)), 2)
-  at <- pretty(c(0, max(total, 1)))
+  drawn <- total * sizes$cut
+  frame <- open_rows(sizes$parts, notes, \(taken) c(0, max(drawn, 1) / (1 - taken)), size_subtitle(sizes))
+  at <- pretty(c(0, max(drawn, 1)))
   at <- at[at <= graphics::par("usr")[[2]]]
   graphics::abline(v = at, col = "grey90")
   rows <- seq_along(total)
-  ends <- list(sizes$trainable, total)
-  starts <- list(0, sizes$trainable)
+  middle <- sizes$trainable * sizes$cut
+  starts <- list(0, middle)
+  ends <- list(middle, drawn)
   for (i in 1:2) {
     graphics::rect(starts[[i]], rows - frame$half, ends[[i]], rows + frame$half, col = trainable_colours[[i]], border = NA)
   }
-  graphics::text(total, rows, notes, pos = 4, offset = 0.3, cex = frame$cex, xpd = NA)
+  torn <- sizes$cut < 1
+  tear <- 0.9 * drawn[torn]
+  gap <- graphics::xinch(0.05)
+  graphics::segments(tear - gap, rows[torn] + 0.5, tear + gap, rows[torn] - 0.5, col = "white", lwd = 4)
+  graphics::text(drawn, rows, notes, pos = 4, offset = 0.3, cex = frame$cex, xpd = NA)
   graphics::axis(1, at, short_count(at), cex.axis = 0.8, mgp = c(2, 0.5, 0), tcl = -0.3)
   defaults <- list(main = "Parameters by module", xlab = "Parameters")
   add_titles(titles, defaults, size_subtitle(sizes), trainable_colours)
@@ -285,7 +312,7 @@ plot_values <- function(values, titles) {
   range <- range + c(-0.02, 0.02) * diff(range)
   has_notes <- any(nzchar(notes))
   x_limits <- \(taken) if (has_notes) c(range[[1]], range[[1]] + diff(range) / (1 - taken)) else range
-  frame <- open_rows(values$parts, paste("x", notes), x_limits, 1 + length(strsplit(subtitle, "\n")[[1]]))
+  frame <- open_rows(values$parts, paste("x", notes), x_limits, subtitle)
   rows <- seq_along(notes)
   graphics::abline(v = scale$at, col = "grey90")
   graphics::abline(v = scale$place(0), col = "grey50")
@@ -321,19 +348,26 @@ ggplot_rows <- function(data, parts) {
 ggplot_sizes <- function(sizes) {
   total <- sizes$trainable + sizes$still
   rows <- seq_along(total)
+  drawn <- total * sizes$cut
+  middle <- sizes$trainable * sizes$cut
   kinds <- names(trainable_colours)
   bars <- data.frame(
-    row = rep(rows, 2), from = c(0 * total, sizes$trainable), to = c(sizes$trainable, total),
+    row = rep(rows, 2), from = c(0 * total, middle), to = c(middle, drawn),
     kind = factor(rep(kinds, each = length(rows)), kinds)
   )
-  notes <- data.frame(row = rows, total = total, text = size_labels(sizes))
+  notes <- data.frame(row = rows, end = drawn, text = size_labels(sizes))
+  torn <- notes[sizes$cut < 1, ]
   ggplot_rows(bars, sizes$parts) +
     ggplot2::geom_rect(
       ggplot2::aes(xmin = .data$from, xmax = .data$to, ymin = .data$row - 0.4, ymax = .data$row + 0.4, fill = .data$kind)
     ) +
+    ggplot2::geom_segment(
+      ggplot2::aes(x = 0.89 * .data$end, xend = 0.91 * .data$end, y = .data$row + 0.5, yend = .data$row - 0.5), torn,
+      colour = "white", linewidth = 1.5
+    ) +
     ggplot2::geom_text(
-      ggplot2::aes(x = .data$total, y = .data$row, label = .data$text), notes,
-      hjust = 0, nudge_x = max(total, 1) / 100, size = 2.8
+      ggplot2::aes(x = .data$end, y = .data$row, label = .data$text), notes,
+      hjust = 0, nudge_x = max(drawn, 1) / 100, size = 2.8
     ) +
     ggplot2::scale_x_continuous(labels = short_count, expand = ggplot2::expansion(c(0, 0.3))) +
     ggplot2::scale_fill_manual(values = trainable_colours, drop = FALSE) +

@@ -30,8 +30,8 @@
 #' * `shape`, a list of integer vectors, empty ones for scalars; `dtype`;
 #' * `size`, in elements, and `bytes`, both doubles;
 #' * `trainable`;
-#' * with `stats = TRUE` also `mean`, `sd`, `min`, `max`, which an empty weight has not (`NaN`), and `n_nonfinite`, the number of
-#'   values that are `NaN` or infinite.
+#' * with `stats = TRUE` also `mean`, `sd`, `min`, `max`, which an empty weight has not (`NaN`), and `n_nonfinite`, the number
+#'   of values that are `NaN` or infinite.
 #'
 #' @seealso [plot.flax_parameters()]
 #'
@@ -49,15 +49,20 @@ flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
   check_layer_argument(list(stats = stats), "stats", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
   check_backend()
-  # Not `the$core$parameters()`: reticulate would make R integers of Python's, which end at 2^31.
+  # As it stands in Python, for `as_columns()`.
   parameters <- reticulate::py_get_attr(the$core, "parameters")
   columns <- with_r_conditions(reticulate::py_call(parameters, object, stats = stats))
-  as_double <- reticulate::import("numpy")$float64
-  columns$update(lapply(
-    c(size = "size", bytes = "bytes", if (stats) c(n_nonfinite = "n_nonfinite")),
-    \(name) as_double(reticulate::py_get_item(columns, name))
-  ))
-  new_parameters(reticulate::py_to_r(columns))
+  new_parameters(as_columns(columns))
+}
+
+# Python's columns as R's. Its integers have no end, and reticulate makes R's of them, which end at 2^31.
+as_columns <- function(columns) {
+  as_double <- reticulate::import("numpy")$asarray
+  numbers <- intersect(c("size", "bytes", "n_nonfinite"), names(reticulate::py_to_r(columns)))
+  doubles <- lapply(rlang::set_names(numbers), \(name) as.double(as_double(reticulate::py_get_item(columns, name), "float64")))
+  columns <- reticulate::py_to_r(columns)
+  columns[numbers] <- doubles
+  columns
 }
 
 parameter_columns <- c("layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable")
@@ -183,11 +188,10 @@ parameter_tree <- function(x) {
 # the largest are shown, and the others share one line.
 shown_nodes <- function(tree, x, n) {
   size <- vapply(tree$rows, \(rows) sum(x$size[rows]), 0)
-  largest <- function(nodes, k) nodes[order(-size[nodes])][seq_len(k)]
   depth <- sum(cumsum(tabulate(tree$depth)) <= n)
   shown <- tree$depth <= depth
   if (depth == 0) {
-    shown[largest(which(tree$parent == 0), n - 1)] <- TRUE
+    shown[first_by(-size, which(tree$parent == 0), n - 1)] <- TRUE
     return(shown)
   }
   spare <- n - sum(shown)
@@ -203,13 +207,15 @@ shown_nodes <- function(tree, x, n) {
     } else if (length(children) <= spare) {
       shown[children] <- TRUE
       spare <- spare - length(children)
-    } else if (spare >= 10) {
-      shown[largest(children, spare - 1)] <- TRUE
+    } else if (spare >= min(10, n / 2)) {
+      shown[first_by(-size, children, spare - 1)] <- TRUE
       spare <- 0
     }
   }
   shown
 }
+
+first_by <- function(key, nodes, n) nodes[order(key[nodes])][seq_len(n)]
 
 # Equal for subtrees that differ in the numbers of names alone.
 kind_of <- function(x, used) {
@@ -259,8 +265,9 @@ tree_lines <- function(x, n) {
   c(
     joined(fields),
     if (!all(shown)) {
-      weights <- sum(shown & tree$last == seq_along(shown))
-      cli::col_grey("# ", with_commas(weights), " of ", counted(nrow(x), "weight"), " shown, the others folded. All: print(x, n = Inf)")
+      weights <- with_commas(sum(shown & tree$last == seq_along(shown)))
+      all <- counted(nrow(x), "weight")
+      cli::col_grey("# ", weights, " of ", all, " shown, the others folded. All: print(x, n = Inf)")
     },
     if (length(left_out) > 0) {
       cli::col_grey("# No room for ", paste(left_out, collapse = ", "), ": see the columns, or widen the console")
@@ -312,23 +319,23 @@ field_widths <- function(fields) {
 }
 
 joined <- function(fields) {
-  is_text <- names(fields) %in% c("tree", "shape", "dtype", "mark")
-  titles <- ifelse(names(fields) %in% c("tree", "mark"), "", names(fields))
-  columns <- Map(
-    function(title, field, is_text) {
-      cells <- format(c(title, field), justify = if (is_text) "left" else "right")
-      paste0(c(cli::col_grey(cells[[1]]), cells[-1]))
-    },
-    titles, fields, is_text
-  )
-  is_mark <- names(fields) == "mark"
-  columns[is_mark] <- lapply(columns[is_mark], \(cells) ifelse(grepl("finite", cells), cli::col_red(cells), cli::col_grey(cells)))
-  sub(" +$", "", do.call(paste, c(unname(columns), sep = "  ")))
+  columns <- fields[names(fields) != "mark"]
+  columns <- lapply(names(columns), function(name) {
+    cells <- c(if (name == "tree") "" else name, columns[[name]])
+    # Not format(), which counts a backslash twice.
+    space <- strrep(" ", max(nchar(cells, "width")) - nchar(cells, "width"))
+    cells <- if (name %in% c("tree", "shape", "dtype")) paste0(cells, space) else paste0(space, cells)
+    c(cli::col_grey(cells[[1]]), cells[-1])
+  })
+  lines <- do.call(paste, c(columns, sep = "  "))
+  marks <- c("", fields$mark)
+  marks <- ifelse(grepl("finite", marks), cli::col_red(marks), cli::col_grey(marks))
+  ifelse(c(FALSE, nzchar(fields$mark)), paste0(lines, "  ", marks), sub(" +$", "", lines))
 }
 
 # Numbers and names as text ---------------------------------------------------------------------------------------------------
 
-with_commas <- function(number) formatC(number, format = "d", big.mark = ",")
+with_commas <- function(number) format(number, big.mark = ",", scientific = FALSE, digits = 15, trim = TRUE)
 
 counted <- function(number, noun) paste0(with_commas(number), " ", noun, if (number != 1) "s")
 

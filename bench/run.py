@@ -36,7 +36,7 @@ GROWTH = {
     "size": (10_000, 1_000_000, 100_000_000),
 }
 GROWTH_CONTENDERS = {"build": ("kerasflax", "flax_eager", "flax_jit"), "step": ("kerasflax", "flax_fit")}
-SECONDS = 150
+SECONDS = 240
 GROWTH_SECONDS = 60
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conformance import CONSTANT, Constants, Decoder, Output, Pair
 from flax import linen as nn
+from flax import struct
 from modules import MLP, ConvNet
 
 import kerasflax
@@ -335,3 +336,167 @@ def test_the_keras_tensor_has_the_dtype_of_the_output(policy):
         assert keras.backend.standardize_dtype(layer(keras.Input((3,))).dtype) == str(layer(V).dtype)
     with pytest.raises(kerasflax.ArgumentError, match="must be a floating-point dtype"):
         FlaxLayer(MLP(), dtype="int32")
+
+
+@struct.dataclass
+class Scaled:
+    array: jax.Array
+    scale: float = struct.field(pytree_node=False, default=1.0)
+
+
+class TakesAnything(nn.Module):
+    def __call__(self, q):
+        if isinstance(q, dict):
+            return jnp.stack(list(q.values()))
+        return q.array * q.scale
+
+
+def test_calls_with_other_types_static_fields_or_orders_are_other_calls():
+    layer = FlaxLayer(TakesAnything())
+    x = np.ones((1, 2), np.float32)
+    assert [float(layer(q)[0, 0]) for q in (Scaled(x, 1.0), Scaled(x, 5.0), Scaled(x, 1.0))] == [1, 5, 1]
+    assert layer({"array": x}).shape == (1, 1, 2)
+    for names in ("ab", "ba"):
+        outputs = layer({name: x * (1 + (name == "b")) for name in names})
+        assert outputs[:, 0, 0].tolist() == ([1, 2] if names == "ab" else [2, 1])
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [layer(Scaled(inputs, 2.0)), layer(Scaled(inputs, 5.0))])
+    assert [float(output[0, 0]) for output in model.predict(x, verbose=0)] == [2, 5]
+
+
+def test_losses_of_any_shape_are_summed_up_under_lifted_transforms_too():
+    class Expert(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            self.sow("losses", "aux", jnp.float32(1.0))
+            return nn.Dense(3)(x), None
+
+    class Experts(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(Expert, variable_axes={"params": 0, "losses": 0}, split_rngs={"params": True}, length=4)
+            self.sow("losses", "sum", x.sum(-1))
+            return scan()(x, None)[0]
+
+    layer = FlaxLayer(Experts())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    loss = model.evaluate(V, model.predict(V, verbose=0), verbose=0)
+    np.testing.assert_allclose(loss, 4 + V.sum(), rtol=1e-5)
+
+
+def test_a_padding_mask_hides_keys_from_flaxs_attention():
+    attention = FlaxLayer(nn.MultiHeadDotProductAttention(2))
+    embedding = keras.layers.Embedding(10, 4, mask_zero=True)
+    model = keras.Sequential([keras.Input((4,)), embedding, attention])
+    tokens = np.array([[1, 2, 0, 0], [3, 4, 5, 6], [1, 1, 1, 1], [2, 0, 0, 0]])
+    mask = (tokens != 0)[:, None, None, :]
+    expected = attention.module.apply(attention.flax_variables, embedding(tokens), mask=mask)
+    np.testing.assert_allclose(model.predict(tokens, verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_initial_values_that_depend_on_the_input_are_made_of_the_first_one():
+    class Centred(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x - self.param("mean", lambda key: x.mean(0))
+
+    layer = FlaxLayer(Centred())
+    layer(V + 7)
+    np.testing.assert_allclose(layer.flax_variables["params"]["mean"], V.mean(0) + 7, rtol=1e-6)
+    symbolic = FlaxLayer(Centred())
+    symbolic(keras.Input((3,)))
+    np.testing.assert_allclose(symbolic.flax_variables["params"]["mean"], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda x: jnp.full(3, 1 / np.sqrt(int(x.shape[1]))),
+        lambda x: jnp.ones(3) / jnp.sqrt(x.shape[1]),
+        lambda x: jnp.ones(3) * x.shape[0],
+    ],
+)
+def test_an_initial_value_that_depends_on_an_unknown_size_is_an_error(value):
+    class Sized(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * self.param("scale", lambda key: value(x))
+
+    with pytest.raises(kerasflax.ShapeError, match="depend on a size"):
+        FlaxLayer(Sized())(keras.Input((None, 3)))
+    layer = FlaxLayer(Sized())
+    layer(keras.Input(batch_shape=(8, 4, 3)))
+    np.testing.assert_allclose(layer.flax_variables["params"]["scale"], value(S), rtol=1e-6)
+
+
+def test_a_collection_may_hold_state_and_what_is_sown():
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x, training=False):
+            count = self.variable("stats", "n", lambda: jnp.zeros((), jnp.int32))
+            count.value += not self.is_initializing()
+            if training:
+                self.sow("stats", "h", x)
+            return x + count.value
+
+    layer = FlaxLayer(Both())
+    x = np.zeros((1, 1), np.float32)
+    assert [float(layer(x, training=mode)[0, 0]) for mode in (False, True, False, True, False)] == [1, 2, 3, 4, 5]
+    assert list(layer.flax_variables["stats"]) == ["n"]
+
+
+def test_a_layer_with_state_survives_inference_in_traces_that_keras_knows_nothing_of():
+    layer = FlaxLayer(ConvNet())
+    expected = layer(X)
+    for transform in (jax.jit, jax.checkpoint):
+        np.testing.assert_allclose(transform(lambda x: layer(x))(X), expected, rtol=1e-5)
+    assert jax.eval_shape(lambda x: layer(x), X).shape == expected.shape
+    np.testing.assert_allclose(layer(X), expected, rtol=1e-6)
+
+
+def test_a_mask_goes_on_only_where_its_axes_do():
+    class Strided(nn.Module):
+        @nn.compact
+        def __call__(self, x, mask):
+            return nn.Conv(4, (3,), strides=2)(x)
+
+    inputs = keras.Input((4, 3))
+    outputs = FlaxLayer(Strided())(keras.layers.Masking()(inputs))
+    assert keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(outputs)).predict(S, verbose=0).shape == (8, 4)
+
+
+def test_a_method_is_given_the_whole_modules_variables():
+    class Coder(nn.Module):
+        def setup(self):
+            self.encoder, self.decoder = nn.Dense(2), nn.Dense(3)
+
+        def encode(self, x):
+            return self.encoder(x)
+
+        def __call__(self, x):
+            return self.decoder(self.encode(x))
+
+    variables = Coder().init(jax.random.key(1), V)
+    layer = FlaxLayer(Coder(), method="encode", variables=variables)
+    np.testing.assert_allclose(layer(V), Coder().apply(variables, V, method="encode"), rtol=1e-6)
+    assert list(layer.flax_variables["params"]) == ["encoder"]
+
+
+def test_a_list_is_spread_over_an_input_and_a_mask():
+    class Masked(nn.Module):
+        def __call__(self, x, mask):
+            return x * mask
+
+    np.testing.assert_array_equal(FlaxLayer(Masked())([V, np.zeros_like(V)]), np.zeros_like(V))
+
+
+def test_names_with_a_separator_are_an_error_where_paths_would_be_the_same():
+    class Ambiguous(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("a/bias", nn.initializers.zeros, (3,))
+            return nn.Dense(3, name="a")(x)
+
+    with pytest.raises(kerasflax.StateError, match="params/a/bias"):
+        FlaxLayer(Ambiguous())(V)

@@ -46,7 +46,7 @@ def test_wanted_results_are_computed_without_the_rest():
 
     traced = trace(function, Spec((2,), "uint32"), Spec((None, 3), "float32"))
     (weights,) = traced.evaluate([False, True], jax.random.key_data(jax.random.key(1)))
-    np.testing.assert_array_equal(weights, jax.random.normal(jax.random.key(1), (3, 2)))
+    np.testing.assert_allclose(weights, jax.random.normal(jax.random.key(1), (3, 2)), rtol=1e-6)
     assert calls == []
 
 

@@ -25,11 +25,13 @@ class Adapter(Protocol):
     Attributes:
         name: The module's class, as messages name it.
         takes_mask: Whether the method takes Keras's mask.
+        is_part: Whether the method may use a part of the module's variables alone.
     """
 
     kind: ClassVar[str]
     name: str
     takes_mask: bool
+    is_part: bool
 
     @classmethod
     def accepts(cls, module: object) -> bool:
@@ -80,8 +82,8 @@ class Adapter(Protocol):
     def trainable(self, collection: str) -> bool:
         """Whether the collection holds weights that gradients train."""
 
-    def sows(self, collection: str) -> bool:
-        """Whether the module has been seen to sow into the collection, which is then no state."""
+    def state(self, variables: Variables) -> Variables:
+        """The variables without those that the module has been seen to sow, which are no state."""
 
 
 ADAPTERS: tuple[type[Adapter], ...] = (LinenAdapter,)

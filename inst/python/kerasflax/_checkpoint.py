@@ -82,7 +82,7 @@ def read_variables(
     progress: Progress | None = None,
     report: Callable[[Report], object] | None = None,
 ) -> PyTree:
-    """Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
+    r"""Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
 
     No code from the file is run, and no length in it is believed before it has been checked. The memory that it takes is that
     of the arrays; Orbax takes twice that of the largest array on top.
@@ -92,7 +92,7 @@ def read_variables(
             that is an Orbax checkpoint.
         like: A layer, a model, or a nested dict of arrays or of their specs, that what is read must fit: the same paths and
             shapes, and dtypes of a kind that fits.
-        rename: Where weights are to go: a dict from regular expressions to replacements (`\\1` for a group), of which the first
+        rename: Where weights are to go: a dict from regular expressions to replacements (`\1` for a group), of which the first
             that matches the whole path counts; or a function from path to path. None in the place of a new path leaves the
             weight out. Paths without a match stay as they are.
         progress: Called with the bytes that have been read and their total number, again and again.
@@ -125,7 +125,8 @@ def read_variables(
     if like is None:
         _tell(report, targets, targets.values())
         return _nested({new: named[old] for old, new in targets.items() if new is not None})
-    template, expected = _variables.Template.of(_variables.plain(_tree_of(like, "like")))
+    template, wanted = _variables.Template.of(_variables.plain(_tree_of(like, "like")))
+    expected = {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in wanted.items()}
     targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
     _tell(report, targets, expected)
     moved = {new: named[old] for old, new in targets.items() if new is not None}
@@ -201,8 +202,8 @@ def _reader(path: Path) -> Callable[[Path, Progress | None], Any]:
         raise FileError(f"{str(path)!r} is neither a file nor a directory.")
     if path.is_file():
         kind = _files.kind_of(path)
-        is_as_named = suffix in _FILE_READERS and (kind is None or kind == _files.SAFETENSORS == suffix)
-        if not is_as_named:
+        named = _files.SAFETENSORS if suffix == ".safetensors" else None
+        if suffix not in _FILE_READERS or kind not in (None, named):
             raise FileError(f"{str(path)!r} is {kind or 'a file of unknown kind'}.\n{_READABLE}")
     return _FILE_READERS.get(suffix, _orbax.read)
 

@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Source:
         position: How many bytes have been read.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, progress: Progress | None = None) -> None:
+    def __init__(self, file: BufferedReader, path: Path, progress: Progress | None = None) -> None:
         self.path = path
         self.size = os.fstat(file.fileno()).st_size
         self.position = 0
@@ -49,10 +50,11 @@ class Source:
     def fill(self, array: np.ndarray[Any, Any]) -> None:
         """Read an array's bytes into its memory."""
         self.check(array.nbytes)
-        view = memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
-        for start in range(0, len(view), _PIECE):
-            piece = view[start : start + _PIECE]
-            self._advance(self._file.readinto(piece), len(piece))  # type: ignore[attr-defined]
+        # As bytes, since not every dtype of `ml_dtypes` can be seen as a buffer.
+        data = array.reshape(-1).view(np.uint8).data
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            self._advance(self._file.readinto(piece), len(piece))
 
     def skip_to(self, position: int) -> None:
         """Go on at another position."""

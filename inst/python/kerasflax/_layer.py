@@ -20,7 +20,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from . import _paths, _rng, _store, _variables
 from ._adapter import Method, adapt
 from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
-from ._trace import Spec, Trace, trace, until_learned
+from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
 PyTree = Any
@@ -35,7 +35,8 @@ class FlaxLayer(keras.layers.Layer):
 
     The layer's weights have their Flax paths, `<layer>/params/Dense_0/kernel`. The collection `params` is trainable; every
     other collection is non-trainable state, and what the module writes to it is kept. Random streams are supplied by name,
-    without being declared. What the module sows is not kept, but scalars sown into `losses` are added to the model's losses.
+    without being declared. What the module sows is not kept, but what is
+    sown into `losses`, summed up, is added to the model's losses.
 
     The method receives the layer's input as `inputs` (or as its first argument), and the mode as `training`, `train`,
     `is_training`, or negated as `deterministic` or `use_running_average`, whichever of them it has. The rule is written
@@ -43,8 +44,9 @@ class FlaxLayer(keras.layers.Layer):
     `BatchNormalization` does.
 
     Initial values are those of `module.init(jax.random.key(seed), inputs)`, in inference mode, for the true shapes and
-    dtypes of the input (float32 is assumed where Keras gives a shape alone). Where a size of the input is unknown, it is a
-    symbol in the trace; the shape of a variable cannot depend on it.
+    dtypes of the input (float32 is assumed where Keras gives a shape alone). Where they depend on the input's values, those
+    of the first call's arrays count, and ones where the layer is built without arrays. Where a size of the input is unknown, it
+    is a symbol in the trace; no variable can depend on it.
 
     Args:
         module: A `flax.linen.Module` instance.
@@ -98,11 +100,11 @@ class FlaxLayer(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
         self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
         self._memory = _Memory(given=variables)
-        self._compiled = jax.jit(self._apply, static_argnames="training", inline=True)
+        self._compiled = jax.jit(self._apply, static_argnames=("training", "form"), inline=True)
 
     # Build ---------------------------------------------------------------------------------------------------------------
 
-    def __call__(self, inputs: PyTree, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: PyTree, *args: Any, form: Form | None = None, **kwargs: Any) -> Any:
         """Call the layer on a pytree of arrays or Keras tensors; see `keras.layers.Layer`.
 
         Keras nests lists, tuples, named tuples and dicts. Other pytrees are taken apart for it, and dicts by field stand in
@@ -110,16 +112,17 @@ class FlaxLayer(keras.layers.Layer):
         with, and an eager call of the layer itself returns what the module returned.
         """
         is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
-        inputs, form = simplify(inputs)
-        if is_called_by_keras:
-            # A model repeats a call with what it was given here, simplified: the first call knows better.
-            self._memory.input_forms.setdefault(jax.tree.structure(inputs), form)
-        else:
-            self._memory.input_forms[jax.tree.structure(inputs)] = form
+        if form is None:
+            inputs, form = simplify(inputs)
+        self._memory.input_form = None if form.is_plain else form
+        if not form.is_plain:
+            # A model repeats this call with what Keras was given, and hands the form on.
+            kwargs["form"] = form
         if not self.built:
             _refuse_misdeclared_input()
             # Keras tells `build` the shapes alone.
             self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
+            self._memory.first_inputs = inputs
             mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
             self._memory.mask_spec = jax.tree.map(_spec_of, _mask_if_any(mask))
         outputs = super().__call__(inputs, *args, **kwargs)
@@ -150,18 +153,19 @@ class FlaxLayer(keras.layers.Layer):
         self.trainable = self.trainable
         self._apply_by_pattern("regularizer", self.regularizers)
         self._apply_by_pattern("constraint", self.constraints)
-        self._memory.given = None
+        self._memory.given = self._memory.first_inputs = None
         if not self._follows_policy:
             # A policy casts the params that the module is called with, and `init` knows nothing of it.
-            self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False)] = outputs
+            self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False, self._memory.input_form)] = outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
         templates = []
+        form = self._memory.input_form
 
         def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
             key = jax.random.wrap_key_data(key_data)
-            outputs, variables = self._adapter.init(key, self._original(inputs), mask=mask)
-            self._remember_order(outputs)
+            outputs, variables = self._adapter.init(key, form.restore(inputs) if form else inputs, mask=mask)
+            self._remember_order(outputs, form)
             template, arrays = _variables.Template.of(variables)
             templates.append(template)
             return outputs, arrays
@@ -173,10 +177,10 @@ class FlaxLayer(keras.layers.Layer):
     def _given_values(
         self, template: _variables.Template, expected: Mapping[str, Spec]
     ) -> tuple[_variables.Template, dict[str, jax.Array]]:
-        given: Any = self._memory.given
-        arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, ignored=self._adapter.sows)
+        given = self._kept(self._memory.given)
+        arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, surplus=self._adapter.is_part)
         known = {_variables.collection_of(path) for path in template.leaves}
-        provided = {name: tree for name, tree in given.items() if name not in known and not self._adapter.sows(name)}
+        provided = {name: tree for name, tree in given.items() if name not in known}
         return template.extended(provided, arrays), arrays
 
     def _initial_values(self, traced: Trace) -> dict[str, jax.Array]:
@@ -192,7 +196,14 @@ class FlaxLayer(keras.layers.Layer):
         with jax.ensure_compile_time_eval():
             key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))
         # JAX sorts a dict by its keys.
-        return dict(zip(sorted(expected), traced.evaluate(wanted, key_data), strict=True))
+        try:
+            arrays = traced.evaluate(wanted, key_data, self._memory.first_inputs)
+        except DependsOnSizeError as error:
+            raise ShapeError(
+                f"Initial values of {self._adapter.name} depend on a size of the input that is not known (None).\n"
+                "Give the input's whole shape: the batch size by `keras.Input(batch_shape=...)`, say."
+            ) from error
+        return dict(zip(sorted(expected), arrays, strict=True))
 
     def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
         trainable = [path for path in self._variables_by_path if self._path_is_trainable(path)]
@@ -212,34 +223,40 @@ class FlaxLayer(keras.layers.Layer):
 
     # Call ----------------------------------------------------------------------------------------------------------------
 
-    def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
-        """Call the module; see `keras.layers.Layer.call`."""
+    def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None) -> PyTree:
+        """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
         training = bool(training) and self.trainable
         arrays = [variable.value for variable in self._variables_by_path.values()]
         mask = _mask_if_any(mask)
         with _raised_as_is():
             outputs, state, sown = until_learned(
-                lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training)
+                lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training, form=form)
             )
         for path, value in state.items():
             self._variables_by_path[path].assign(value)
         if self._adapter.draws(training):
             self.seed_generator.next()
         self._take_sown(sown)
-        outputs, self._memory.output_form = simplify(self._in_order(outputs))
-        self._memory.output_ranks = [x.ndim for x in jax.tree.leaves(outputs)]
+        outputs, self._memory.output_form = simplify(self._in_order(outputs, form))
+        self._memory.output_shapes = [x.shape for x in jax.tree.leaves(outputs)]
         return outputs
 
     def _apply(
-        self, arrays: list[jax.Array], inputs: PyTree, mask: PyTree, seed_state: jax.Array, training: bool
+        self,
+        arrays: list[jax.Array],
+        inputs: PyTree,
+        mask: PyTree,
+        seed_state: jax.Array,
+        training: bool,
+        form: Form | None,
     ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
         """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
         held = dict(zip(self._variables_by_path, arrays, strict=True))
         variables = self._template.tree(held)
         outputs, state, sown = self._adapter.apply(
-            variables, self._original(inputs), training=training, mask=mask, seed_state=seed_state
+            variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
         )
-        self._remember_order(outputs)
+        self._remember_order(outputs, form)
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
@@ -247,52 +264,51 @@ class FlaxLayer(keras.layers.Layer):
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
         for value in jax.tree.leaves(sown.get(_LOSSES)):
-            if value.size == 1:
-                self.add_loss(value.reshape(()))
+            self.add_loss(value.sum())
         if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(sown)):
             self._memory.sown = sown
 
-    def _original(self, inputs: PyTree) -> PyTree:
-        """The inputs as the layer was called with them, before they were simplified for Keras."""
-        form = self._memory.input_forms.get(jax.tree.structure(inputs))
-        return form.restore(inputs) if form else inputs
-
-    def _remember_order(self, outputs: PyTree) -> None:
+    def _remember_order(self, outputs: PyTree, form: Form | None) -> None:
         """Remember the order of dicts, which JAX sorts by key where a trace ends."""
-        self._memory.output_models[jax.tree.structure(outputs)] = simplify(outputs)[1].model
+        self._memory.output_models[jax.tree.structure(outputs), form] = simplify(outputs)[1].model
 
-    def _in_order(self, outputs: PyTree) -> PyTree:
-        return ordered_like(outputs, self._memory.output_models[jax.tree.structure(outputs)])
+    def _in_order(self, outputs: PyTree, form: Form | None) -> PyTree:
+        return ordered_like(outputs, self._memory.output_models[jax.tree.structure(outputs), form])
 
-    def compute_output_spec(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None) -> PyTree:
+    def compute_output_spec(
+        self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None
+    ) -> PyTree:
         """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
         specs = jax.tree.map(_spec_of, (inputs, _mask_if_any(mask)))
         with _raised_as_is():
-            outputs = self._output_spec(*specs, training=bool(training) and self.trainable)
-        outputs, _ = simplify(self._in_order(outputs))
-        self._memory.output_ranks = [len(spec.shape) for spec in jax.tree.leaves(outputs)]
+            outputs = self._output_spec(*specs, training=bool(training) and self.trainable, form=form)
+        outputs, _ = simplify(self._in_order(outputs, form))
+        self._memory.output_shapes = [spec.shape for spec in jax.tree.leaves(outputs)]
         return map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
         """Hand the input's mask on to the outputs that still have the axes that it masks."""
         if not hasattr(previous_mask, "shape"):
             return None
-        rank = len(previous_mask.shape)
-        return [previous_mask if output_rank > rank else None for output_rank in self._memory.output_ranks]
+        axes = tuple(previous_mask.shape)
+        return [
+            previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None
+            for shape in self._memory.output_shapes
+        ]
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or a nested structure of shapes."""
-        outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False)
+        outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False, form=None)
         return jax.tree.map(lambda spec: spec.shape, simplify(outputs)[0])
 
-    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool) -> PyTree:
+    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None) -> PyTree:
         if not self.built:
             return self._trace_init(inputs)[1].result[0]
         known = self._memory.output_specs
-        key = _hashable((inputs, mask), training)
+        key = _hashable((inputs, mask), training, form)
         if key not in known:
             arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
-            apply = functools.partial(self._apply, training=training)
+            apply = functools.partial(self._apply, training=training, form=form)
             known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result[0]
         return known[key]
 
@@ -326,13 +342,11 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: Something does not fit; it lists every place by path.
         """
         self.check_built()
-        return _variables.fitted(
-            self._variables_by_path,
-            value,
-            fixed_shape=lambda path: True,
-            partial=True,
-            ignored=self._adapter.sows,
-        )
+        return _variables.fitted(self._variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
+
+    def _kept(self, variables: Any) -> Any:
+        """Given variables without what the module sows; anything else is `fitted`'s to refuse."""
+        return self._adapter.state(_variables.plain(variables)) if isinstance(variables, Mapping) else variables
 
     def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
         """Set variables by path, as `fitted_variables` returns them."""
@@ -412,24 +426,26 @@ class _Memory:
     Attributes:
         given: Variables that await the build.
         frozen: Paths of weights that are not trained.
+        first_inputs: What the layer is called with while it is built.
         input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
         mask_spec: The spec of the first call's mask.
-        input_forms: By the structure that Keras handles, what the layer was called with.
+        input_form: What the layer was called with, where that had to be simplified.
         output_form: What the last call returned, as the module made it.
         output_models: By their structure, outputs with their dicts in the module's order.
-        output_ranks: The ranks of its arrays.
+        output_shapes: The shapes of its arrays.
         output_specs: Known specs of outputs, by those of the inputs and the mode.
         sown: What was sown in the last eager call.
     """
 
     given: Mapping[str, PyTree] | None = None
     frozen: tuple[str, ...] = ()
+    first_inputs: PyTree = None
     input_dtypes: PyTree = None
     mask_spec: PyTree = None
-    input_forms: dict[Any, Form] = dataclasses.field(default_factory=dict)
+    input_form: Form | None = None
     output_form: Form = dataclasses.field(default_factory=lambda: simplify(None)[1])
     output_models: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
-    output_ranks: list[int] = dataclasses.field(default_factory=list)
+    output_shapes: list[tuple[int | None, ...]] = dataclasses.field(default_factory=list)
     output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
 
@@ -516,9 +532,9 @@ def _mask_if_any(mask: PyTree) -> PyTree:
     return mask if jax.tree.leaves(mask) else None
 
 
-def _hashable(spec: PyTree, training: bool) -> tuple[Any, ...]:
+def _hashable(spec: PyTree, training: bool, form: Form | None) -> tuple[Any, ...]:
     leaves, treedef = jax.tree.flatten(spec)
-    return treedef, tuple(leaves), training
+    return treedef, tuple(leaves), training, form
 
 
 def _specs(shapes: PyTree, dtypes: PyTree) -> PyTree:

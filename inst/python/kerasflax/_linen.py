@@ -46,12 +46,12 @@ class _Seen:
     Attributes:
         drawn: Streams that it took a key from.
         queried: Streams whose presence it asked for.
-        sown: Collections that it sowed into, or perturbed.
+        sown: Where it sowed or perturbed: the collection, the module's path and the name.
     """
 
     drawn: set[str] = dataclasses.field(default_factory=set)
     queried: set[str] = dataclasses.field(default_factory=set)
-    sown: set[str] = dataclasses.field(default_factory=set)
+    sown: set[tuple[str, ...]] = dataclasses.field(default_factory=set)
 
 
 class LinenAdapter:
@@ -70,9 +70,10 @@ class LinenAdapter:
         self._method = _unbound(module, method)
         self._signature = _signature(module, self._method)
         self.takes_mask = self._signature.takes_mask
+        self.is_part = method is not None
         self._streams: dict[bool, set[str]] = {True: {_USUAL_STREAM}, False: set()}
         self._draws = {True: False, False: False}
-        self._sown: set[str] = set()
+        self._sown: set[tuple[str, ...]] = set()
         self._axes: set[str] = set()
         self._mode_by_position = False
 
@@ -96,7 +97,7 @@ class LinenAdapter:
         for known in self._streams.values():
             # Drawn here, the stream of the initial values says nothing of later calls.
             known |= seen.drawn - {_PARAMS}
-        return outputs, self._state(flax.core.unfreeze(variables))
+        return outputs, self.state(flax.core.unfreeze(variables))
 
     def _init(self, key: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, PyTree, _Seen]:
         arguments, keywords = self._arguments(inputs, training=False, mask=mask)
@@ -106,6 +107,9 @@ class LinenAdapter:
             return *self._in_axes(run), seen
 
     def _arguments(self, inputs: PyTree, *, training: bool, mask: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(self._module, nn.MultiHeadDotProductAttention):
+            # Keras's masks are of (batch, time); Flax's attention takes those of (batch, head, query, key).
+            mask = jax.tree.map(lambda each: each[:, None, None, :] if each.ndim == 2 else each, mask)
         return self._signature.fill(inputs, training=training, mask=mask, mode_by_position=self._mode_by_position)
 
     def apply(
@@ -117,7 +121,7 @@ class LinenAdapter:
             try:
                 apply = functools.partial(
                     self._in_mode(training).apply,
-                    self._state(variables),
+                    self.state(variables),
                     *arguments,
                     rngs=_rng.streams(seed_state, sorted(self._streams[training])),
                     method=self._method,
@@ -138,7 +142,7 @@ class LinenAdapter:
                 stacklevel=2,
             )
         written = flax.core.unfreeze(written)
-        return outputs, self._state(written), {name: tree for name, tree in written.items() if name in self._sown}
+        return outputs, self.state(written), self._part(written, sown=True)
 
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`."""
@@ -148,9 +152,24 @@ class LinenAdapter:
         """See `Adapter.trainable`."""
         return collection == _PARAMS
 
-    def sows(self, collection: str) -> bool:
-        """See `Adapter.sows`."""
-        return collection in self._sown
+    def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """See `Adapter.state`."""
+        return self._part(variables, sown=False)
+
+    def _part(self, tree: Mapping[str, PyTree], *, sown: bool, path: tuple[str, ...] = ()) -> dict[str, PyTree]:
+        """What was sown of a tree of variables, or what was not."""
+        result = {}
+        for name, child in tree.items():
+            here = (*path, name)
+            if here in self._sown:
+                if sown:
+                    result[name] = child
+            elif isinstance(child, Mapping) and child:
+                if part := self._part(child, sown=sown, path=here):
+                    result[name] = part
+            elif not sown:
+                result[name] = child
+        return result
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Seen]:
@@ -179,15 +198,12 @@ class LinenAdapter:
         fields = self._signature.fields(training=training)
         return self._module.clone(**fields) if fields else self._module  # type: ignore[arg-type]
 
-    def _state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        return {name: tree for name, tree in variables.items() if name not in self._sown}
-
     def _learns(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
         """Take in what a call showed, and say whether it has to be made again."""
         self._draws[training] |= bool(seen.drawn)
         # At inference a module that asks whether a stream is there wants to know whether to be random.
         streams = seen.drawn | seen.queried if training else seen.drawn
-        again = bool(streams - self._streams[training] or (seen.sown - self._sown) & set(variables))
+        again = bool(streams - self._streams[training]) or any(path[0] in variables for path in seen.sown - self._sown)
         self._streams[training] |= streams
         self._sown |= seen.sown
         return again
@@ -322,7 +338,8 @@ def _naming_the_path(name: str) -> Iterator[None]:
             path = "/".join([name, *modules[-1].path])
             notes.append(f"(raised in {path}, of class {type(modules[-1]).__name__})")
         for note in filter(None, notes):
-            if len(error.args) == 1 and isinstance(error.args[0], str):
+            # Of a KeyError the message is the key, which somebody may compare.
+            if len(error.args) == 1 and isinstance(error.args[0], str) and not isinstance(error, KeyError):
                 error.args = (f"{error.args[0]}\n{note}",)
             else:
                 error.add_note(note)
@@ -342,7 +359,7 @@ def _watch() -> Iterator[_Seen]:
     thread = threading.get_ident()
     make_rng, has_rng, sow, perturb = Scope.make_rng, nn.Module.has_rng, nn.Module.sow, nn.Module.perturb
 
-    def note(names: set[str], name: str) -> None:
+    def note(names: set[Any], name: Any) -> None:
         if threading.get_ident() == thread:
             names.add(name)
 
@@ -354,12 +371,12 @@ def _watch() -> Iterator[_Seen]:
         note(seen.queried, name)
         return has_rng(module, name)
 
-    def noting_sow(module: nn.Module, col: str, *args: Any, **kwargs: Any) -> Any:
-        note(seen.sown, col)
-        return sow(module, col, *args, **kwargs)
+    def noting_sow(module: nn.Module, col: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        note(seen.sown, (col, *module.path, name))
+        return sow(module, col, name, *args, **kwargs)
 
     def noting_perturb(module: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
-        note(seen.sown, collection)
+        note(seen.sown, (collection, *module.path, name))
         return perturb(module, name, value, collection)
 
     with _WATCH_LOCK, contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _CHUNKED = "__msgpack_chunked_array__"
 _DEEPEST = 100
 _MOST_NODES = 2**20
 _LONGEST_TEXT = 2**16
+# As NumPy has it.
+_MOST_DIMENSIONS = 64
 
 # First bytes: of the short forms, in order, where each ends; of the others, what follows.
 _SHORT = (("value", 0x00, 0x80), ("map", 0x80, 0x90), ("list", 0x90, 0xA0), ("text", 0xA0, 0xC0))
@@ -76,7 +78,11 @@ def read(path: Path, progress: Progress | None = None) -> dict[Any, PyTree]:
     """
     with open(path, "rb") as file:
         source = Source(file, path, progress)
-        tree = _Reader(source).tree()
+        try:
+            tree = _Reader(source).tree()
+        except (TypeError, ValueError) as error:
+            # What is there is of another type, or number, than what belongs there.
+            raise source.damaged(str(error)) from error
         if source.position < source.size:
             raise source.damaged(f"{source.size - source.position} bytes follow after its end")
     if not isinstance(tree, dict):
@@ -136,10 +142,7 @@ class _Reader:
     def _text(self, length: int) -> str:
         if length > _LONGEST_TEXT:
             raise self._source.damaged(f"a name has {length} bytes")
-        try:
-            return self._source.take(length).decode()
-        except UnicodeDecodeError:
-            raise self._source.damaged("a name is no UTF-8") from None
+        return self._source.take(length).decode()
 
     def _map(self, number: int, depth: int) -> PyTree:
         result: dict[Any, PyTree] = {}
@@ -176,28 +179,27 @@ class _Reader:
         """Shape and dtype of the array whose bytes come next, as many as these two need."""
         if self._expect("list") != 3:
             raise self._source.damaged("an array has other parts than shape, dtype and bytes")
-        shape = tuple(self._expect("value") for _ in range(self._expect("list")))
+        shape = self._sizes([self._expect("value") for _ in range(self._expect("list"))])
         name = self._text(self._expect("text"))
-        try:
-            dtype = np.dtype(name)
-        except (TypeError, ValueError):
-            dtype = np.dtype(object)
+        dtype = np.dtype(name)
         if dtype.name != name or dtype.kind not in "biufcV" or dtype.fields or not dtype.itemsize:
             raise self._source.damaged(f"{name[:60]!r} is no dtype of numbers")
-        return self._checked(shape, dtype, self._expect("bytes")), dtype
-
-    def _checked(self, shape: tuple[Any, ...], dtype: np.dtype[Any], length: int) -> tuple[int, ...]:
-        sizes_are_sizes = len(shape) <= 64 and all(type(size) is int and 0 <= size < 2**63 for size in shape)
-        if not sizes_are_sizes or math.prod(shape) * dtype.itemsize != length:
+        length = self._expect("bytes")
+        if math.prod(shape) * dtype.itemsize != length:
             raise self._source.damaged(f"an array of {dtype} and shape {shape} cannot have {length} bytes")
-        return shape
+        return shape, dtype
+
+    def _sizes(self, sizes: Sequence[Any]) -> tuple[int, ...]:
+        if len(sizes) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+            raise self._source.damaged("a shape holds something else than sizes, or too many")
+        return tuple(sizes)
 
     def _chunked(self, number: int) -> Array:
         """The array whose mark has been read, as the name of a dict's first entry."""
         is_marked = number == 3 and self._header() == ("value", True)
         if not is_marked or self._text(self._expect("text")) != "shape":
             raise self._source.damaged("an array in chunks has no shape")
-        shape = tuple(self._numbered(i, "value") for i in range(self._expect("map")))
+        shape = self._sizes([self._numbered(i, "value") for i in range(self._expect("map"))])
         if self._text(self._expect("text")) != "chunks":
             raise self._source.damaged("an array in chunks has no chunks")
         flat, done = np.empty(0), 0
@@ -207,9 +209,7 @@ class _Reader:
                 raise self._source.damaged("a chunk is no array")
             (size,), dtype = self._array_header()
             if i == 0:
-                all_sizes = all(type(size) is int and size >= 0 for size in shape)
-                # Headers come on top of the bytes, so that these are the most that there can be.
-                self._source.check(math.prod(shape) * dtype.itemsize if all_sizes else 2**64)
+                self._source.check(math.prod(shape) * dtype.itemsize)
                 flat = np.empty(math.prod(shape), dtype)
             if dtype != flat.dtype or size > flat.size - done:
                 raise self._source.damaged("the chunks of an array do not fit together")

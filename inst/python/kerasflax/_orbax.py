@@ -18,7 +18,7 @@ _MARK = "_METADATA"
 _PURPOSE = "An Orbax checkpoint, which is what a path without `.msgpack` or `.safetensors` stands for,"
 
 # Orbax reads what it is asked for at once, and needs twice its size meanwhile. Asking costs some 40 ms.
-_BATCH = 2**26
+_BATCH = 2**25
 # A compressor makes at most so much of a byte; a checkpoint that claims more lies.
 _MOST_COMPRESSION = 2**16
 
@@ -85,16 +85,16 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
         present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if sum(sizes) > _MOST_COMPRESSION * present:
             raise FileError(f"{str(path)!r} is damaged: {present} bytes cannot hold arrays of {sum(sizes)} bytes.")
-        as_numpy = treedef.unflatten([orbax.RestoreArgs(restore_type=np.ndarray)] * len(known))
+        as_numpy = jax.tree.unflatten(treedef, [orbax.RestoreArgs(restore_type=np.ndarray)] * len(known))
         arrays: list[Any] = []
         for batch in _batches(sizes):
             wanted = [entry if i in batch else orbax.PLACEHOLDER for i, entry in enumerate(known)]
-            arguments = orbax.args.PyTreeRestore(item=treedef.unflatten(wanted), restore_args=as_numpy)
-            restored = treedef.flatten_up_to(checkpointer.restore(path, args=arguments))
+            arguments = orbax.args.PyTreeRestore(item=jax.tree.unflatten(treedef, wanted), restore_args=as_numpy)
+            restored = jax.tree.leaves(checkpointer.restore(path, args=arguments))
             arrays += [restored[i] for i in batch]
             if progress:
                 progress(sum(sizes[: batch.stop]), sum(sizes))
-        tree: dict[str, PyTree] = treedef.unflatten(arrays)
+        tree: dict[str, PyTree] = jax.tree.unflatten(treedef, arrays)
         return tree
 
 

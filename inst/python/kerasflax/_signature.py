@@ -139,9 +139,12 @@ class Signature:
                 )
         if isinstance(inputs, Mapping) and inputs and set(inputs) <= set(free) and "inputs" not in free.keys() - inputs.keys():
             return dict(inputs)
-        required = [name for name, parameter in free.items() if _required(parameter) and name != "mask"]
-        if type(inputs) in (list, tuple) and len(inputs) == len(required) > 1 and "inputs" not in free:
-            return dict(zip(required, inputs, strict=True))
+        required = [name for name, parameter in free.items() if _required(parameter)]
+        if type(inputs) in (list, tuple) and "inputs" not in free:
+            # The mask is one of the parts where there are as many parts, and otherwise what Keras knows.
+            for names in (required, [name for name in required if name != "mask"]):
+                if len(inputs) == len(names) > 1:
+                    return dict(zip(names, inputs, strict=True))
         return None
 
     def _bind(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 from jax.interpreters import partial_eval
 
@@ -52,6 +53,10 @@ class TraceAgainError(Exception):
     """Raised in a trace by code that has just learned what it must do differently: the trace is to be made again."""
 
 
+class DependsOnSizeError(Exception):
+    """Raised where values are asked for that depend on a size which is not known."""
+
+
 def until_learned(function: Callable[[], T]) -> T:
     """Call a function that traces, again for as long as the trace teaches something."""
     while True:
@@ -83,36 +88,65 @@ class Trace:
         arguments: Its arguments, with a `Spec` in the place of each array.
         jaxpr: The computation, from the arguments' leaves to the results' leaves. Sizes may be symbols.
         result: The function's result with a `Spec` in the place of each array.
+        sized: Where sizes are not known and cannot be symbols, two traces with numbers in their place.
     """
 
     function: Callable[..., PyTree]
     arguments: tuple[PyTree, ...]
     jaxpr: Any
     result: PyTree
+    sized: tuple[Trace, ...] = ()
 
-    def evaluate(self, wanted: Sequence[bool], first: jax.Array) -> list[jax.Array]:
+    def evaluate(self, wanted: Sequence[bool], first: jax.Array, second: PyTree = None) -> list[jax.Array]:
         """Compute some of the results, and nothing that they do not need.
 
         Works inside another trace as well, where the values are had at once.
 
         Args:
             wanted: For each leaf of the result, whether to compute it.
-            first: The value of the first argument, an array. Results that depend on other arguments are computed with ones in
-                their place, as Flax's users do it, and with some number for a size that is not known.
+            first: The value of the first argument, an array.
+            second: The value of the second argument, where it is known. Results that depend on arguments whose values are
+                not known are computed with ones in their place, as Flax's users do it.
 
         Returns:
             The wanted leaves.
+
+        Raises:
+            DependsOnSizeError: They depend on a size that is not known.
         """
-        jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
-        if not any(used[1:]):
+        if all(None not in spec.shape for spec in jax.tree.leaves(self.arguments)):
+            return self._evaluate(wanted, first, second)
+        jaxpr, used = self._needed(wanted)
+        if not self.sized and not any(used[1:]) and "dim_as_value" not in str(jaxpr):
             return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [])
-        sized, _ = _traced_with_numbers(self.function, self.arguments)
-        arguments = sized.arguments
-        jaxpr, used = partial_eval.dce_jaxpr(sized.jaxpr.jaxpr, list(wanted))
+        small, large = self.sized or _traced_with_numbers(self.function, self.arguments)
+        results = small._evaluate(wanted, first, None)
+        if str(small._needed(wanted)[0]) != str(large._needed(wanted)[0]):
+            others = large._evaluate(wanted, first, None)
+            if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(results, others, strict=True)):
+                raise DependsOnSizeError
+        return results
+
+    def _needed(self, wanted: Sequence[bool]) -> tuple[Any, list[bool]]:
+        """The computation of some results, and which of the arguments' leaves it uses."""
+        return partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
+
+    def _evaluate(self, wanted: Sequence[bool], first: jax.Array, second: PyTree) -> list[jax.Array]:
+        jaxpr, used = self._needed(wanted)
+        specs = jax.tree.leaves(self.arguments[1:])
+        known = jax.tree.leaves(second) if any(used[1:]) else []
         with jax.ensure_compile_time_eval():
-            values = [first, *(jnp.ones(spec.shape, spec.dtype) for spec in jax.tree.leaves(arguments[1:]))]
+            values: list[Any] = [first]
+            for position, (spec, is_used) in enumerate(zip(specs, used[1:], strict=True)):
+                is_known = position < len(known) and _is_concrete(known[position])
+                value = known[position] if is_used and is_known else 1
+                values.append(jnp.broadcast_to(jnp.asarray(value, spec.dtype), spec.shape) if is_used else None)
         needed = [value for value, is_used in zip(values, used, strict=True) if is_used]
-        return _evaluated(jaxpr, sized.jaxpr.consts, needed)
+        return _evaluated(jaxpr, self.jaxpr.consts, needed)
+
+
+def _is_concrete(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
 
 
 def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -> list[jax.Array]:
@@ -145,7 +179,8 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
         # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
         symbolic_error = error
     first, second = _traced_with_numbers(function, arguments, symbolic_error)
-    return dataclasses.replace(second, arguments=arguments, result=jax.tree.map(_common, first.result, second.result))
+    result = jax.tree.map(_common, first.result, second.result)
+    return dataclasses.replace(second, arguments=arguments, result=result, sized=(first, second))
 
 
 def _traced_with_numbers(

@@ -8,7 +8,8 @@ from one to the other and back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.tree_util import GetAttrKey
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Form:
     """How a simplified tree is made what it was.
 
@@ -28,6 +29,22 @@ class Form:
 
     model: PyTree
     positions: tuple[int, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tree needs no form: simplified it is what it was, to JAX and to Keras, in the order of its dicts too."""
+        return _is_plain(self.model)
+
+    @functools.cached_property
+    def _key(self) -> Hashable:
+        return jax.tree.structure(self.model), self.positions, _order(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        """Forms are equal where trees restored by them have the same types, static fields and order."""
+        return isinstance(other, Form) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     def restore(self, simplified: PyTree) -> PyTree:
         """The original structure, its dicts in their order, with the leaves of a simplified tree."""
@@ -74,6 +91,24 @@ def ordered_like(tree: PyTree, model: PyTree) -> PyTree:
     if len(children) == 1 and children[0] is model:
         return tree
     return jax.tree.unflatten(treedef, list(map(ordered_like, treedef.flatten_up_to(tree), children)))
+
+
+def _nodes(model: PyTree) -> Iterator[PyTree]:
+    yield model
+    for child in jax.tree.leaves(model, is_leaf=lambda node: node is not model):
+        if child is not model:
+            yield from _nodes(child)
+
+
+def _order(model: PyTree) -> Hashable:
+    """The order of dicts, of which JAX knows nothing."""
+    return tuple(tuple(map(str, node)) for node in _nodes(model) if isinstance(node, dict))
+
+
+def _is_plain(model: PyTree) -> bool:
+    return all(
+        type(node) in (int, list, tuple) or (type(node) is dict and list(node) == sorted(node)) for node in _nodes(model)
+    ) and None not in jax.tree.leaves(model, is_leaf=lambda node: node is None)
 
 
 def _simplified(tree: PyTree) -> PyTree:

@@ -34,7 +34,12 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     siblings could not be told apart without: the array in a box of metadata has the box's path.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return dict(zip(_paths([keys for keys, _ in flat]), [leaf for _, leaf in flat], strict=True))
+    paths = _paths([keys for keys, _ in flat])
+    named = dict(zip(paths, [leaf for _, leaf in flat], strict=True))
+    if len(named) < len(flat):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise StateError(f"Two variables have the path {twice}: a name in the module has a {SEPARATOR!r} in it. Rename one.")
+    return named
 
 
 def _paths(key_paths: Sequence[tuple[KeyEntry, ...]]) -> list[str]:
@@ -141,7 +146,7 @@ def fitted(
     *,
     fixed_shape: Callable[[str], bool],
     partial: bool = False,
-    ignored: Callable[[str], bool] = lambda _: False,
+    surplus: bool = False,
 ) -> dict[str, jax.Array]:
     """Check given variables against those expected, and make arrays of them.
 
@@ -153,7 +158,7 @@ def fitted(
         given: A nested mapping of arrays, as `module.init()` returns it.
         fixed_shape: Whether a path's shape must be the expected one.
         partial: Whether variables may be missing.
-        ignored: Collections that are dropped.
+        surplus: Whether variables may be there that nothing expects; they are dropped.
 
     Returns:
         Arrays by path, for what was given. A whole collection that is not expected, and whose shapes are not fixed, is
@@ -167,9 +172,12 @@ def fitted(
             f"`variables` must be a dict of collections, got {_described(given)}.\n"
             'Pass what `module.init()` returns, such as {"params": {...}}.'
         )
-    given = plain({name: tree for name, tree in given.items() if not ignored(str(name))})
+    given = plain(given)
     _, arrays = Template.of(given)
     others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
+    if surplus:
+        known = {collection_of(path) for path in expected}
+        arrays = {path: value for path, value in arrays.items() if path in expected or collection_of(path) not in known}
     collections = ", ".join(sorted({collection_of(path) for path in expected})) or "none"
     return fitted_by_path(
         expected,

@@ -1,0 +1,251 @@
+# Tables without a Python, for what is done with them. `shapes` is a list named by paths.
+parameters_of <- function(shapes, layer = "net", stats = FALSE) {
+  paths <- names(shapes)
+  size <- vapply(unname(shapes), prod, 0)
+  is_flax <- grepl("^(params|batch_stats)/", paths)
+  columns <- list(
+    layer = rep_len(layer, length(paths)),
+    collection = lapply(seq_along(paths), \(i) if (is_flax[[i]]) sub("/.*", "", paths[[i]])),
+    path = paths,
+    shape = unname(shapes),
+    dtype = rep("float32", length(paths)),
+    size = size,
+    bytes = 4 * size,
+    trainable = !grepl("^batch_stats/", paths)
+  )
+  if (stats) {
+    reach <- seq_along(paths) / length(paths)
+    columns <- c(columns, list(mean = reach / 10, sd = reach / 2, min = -reach, max = reach, n_nonfinite = 0 * reach))
+  }
+  new_parameters(columns)
+}
+
+five_weights <- function(...) {
+  parameters_of(
+    list(
+      "batch_stats/BatchNorm_0/mean" = 32, "batch_stats/BatchNorm_0/var" = 32,
+      "params/Conv_0/kernel" = c(3, 3, 1, 32), "params/scale" = numeric(), "kernel" = c(32, 10)
+    ),
+    layer = c("net", "net", "net", "net", "head"),
+    ...
+  )
+}
+
+# As many weights as a transformer of the given number of blocks has, 12 a block.
+transformer <- function(blocks, ...) {
+  block <- list(
+    "LayerNorm_0/bias" = 64, "LayerNorm_0/scale" = 64,
+    "Attention_1/query/bias" = c(4, 16), "Attention_1/query/kernel" = c(64, 4, 16),
+    "Attention_1/value/bias" = c(4, 16), "Attention_1/value/kernel" = c(64, 4, 16),
+    "Attention_1/out/bias" = 64, "Attention_1/out/kernel" = c(4, 16, 64),
+    "Mlp_2/Dense_0/bias" = 256, "Mlp_2/Dense_0/kernel" = c(64, 256),
+    "Mlp_2/Dense_1/bias" = 64, "Mlp_2/Dense_1/kernel" = c(256, 64)
+  )
+  all <- lapply(seq_len(blocks), \(i) rlang::set_names(block, paste0("params/Encoder/block_", i - 1, "/", names(block))))
+  parameters_of(c(unlist(all, recursive = FALSE), list("params/head/bias" = 10, "params/head/kernel" = c(64, 10))), ...)
+}
+
+flat_network <- function(n, ...) {
+  parameters_of(rlang::set_names(lapply(seq_len(n), \(i) c(i, 2)), paste0("params/Dense_", seq_len(n), "/kernel")), ...)
+}
+
+# A Flax layer and Keras's own, of which one has weights that are not trained.
+mixed_model <- function() {
+  input <- keras_input(c(5, 5, 1))
+  output <- input |>
+    layer_flax_module_wrapper(conv_net(), name = "net") |>
+    layer_dense(4, name = "middle") |>
+    layer_batch_normalization(name = "norm") |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "head")
+  keras_model(input, output)
+}
+
+test_that("a model's table has a row for each weight of every layer, of the right types", {
+  skip_without_flax()
+  parameters <- flax_parameters(mixed_model())
+  expect_s3_class(parameters, c("flax_parameters", "data.frame"), exact = TRUE)
+  expect_named(parameters, parameter_columns)
+  expect_equal(
+    vapply(parameters, typeof, ""),
+    c(
+      layer = "character", collection = "character", path = "character", shape = "list", dtype = "character",
+      size = "double", bytes = "double", trainable = "logical"
+    )
+  )
+  expect_equal(unique(parameters$layer), c("net", "middle", "norm", "head"))
+  rownames(parameters) <- paste0(parameters$layer, "/", parameters$path)
+  kernel <- parameters["net/params/Conv_0/kernel", ]
+  expect_equal(kernel$shape, list(c(3L, 3L, 1L, 4L)))
+  expect_equal(kernel$collection, "params")
+  expect_equal(kernel$bytes, 4 * kernel$size)
+  expect_false(parameters["net/batch_stats/BatchNorm_0/mean", "trainable"])
+  expect_equal(parameters["middle/kernel", "collection"], NA_character_)
+  expect_false(parameters["norm/moving_mean", "trainable"])
+})
+
+test_that("a layer's table has that layer's weights, and a single weight one row", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L, use_bias = FALSE), name = "dense")
+  layer(matrix(1, 1, 3))
+  expect_equal(
+    flax_parameters(layer),
+    parameters_of(list("params/kernel" = c(3, 2)), layer = "dense")
+  )
+})
+
+test_that("totals are those of summary(), with frozen weights and after training", {
+  skip_without_flax()
+  # `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB"), of summary() or print().
+  shown <- function(lines, name) regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
+  find <- function(lines, name) Filter(length, shown(lines, name))[[1]][-1]
+  expect_agreement <- function(model) {
+    keras <- capture.output(print(summary(model)))
+    ours <- capture.output(print(flax_parameters(model)))
+    if (!model$compiled) {
+      expect_equal(find(ours, "Parameters"), find(keras, "Total params"))
+    }
+    expect_equal(find(ours, "Trainable"), find(keras, "Trainable params"))
+    expect_equal(find(ours, "non-trainable"), find(keras, "Non-trainable params"))
+    parameters <- flax_parameters(model)
+    expect_equal(sum(parameters$size), model$count_params())
+    trainable <- sum(vapply(model$trainable_weights, \(weight) prod(unlist(weight$shape)), 0))
+    expect_equal(sum(parameters$size[parameters$trainable]), trainable)
+  }
+  model <- mixed_model()
+  expect_agreement(model)
+  flax_freeze(model, "net/params/Conv_0/*")
+  expect_agreement(model)
+  parameters <- flax_parameters(model)
+  expect_equal(parameters$path[!parameters$trainable & parameters$collection %in% "params"], c(
+    "params/Conv_0/bias", "params/Conv_0/kernel"
+  ))
+  expect_match(capture.output(print(parameters)), "Conv_0 .* frozen$", all = FALSE)
+  compile(model, "adam", "mse")
+  fit(model, images(), targets(k = 2), epochs = 1, verbose = 0)
+  expect_agreement(model)
+})
+
+test_that("statistics are those that R computes of the weights, with the population's sd", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(module = conv_net(), name = "net", seed = 1)
+  layer(as_jax(images()))
+  parameters <- flax_parameters(layer, stats = TRUE)
+  expect_named(parameters, c(parameter_columns, statistic_columns))
+  for (i in seq_len(nrow(parameters))) {
+    value <- flax_variables(layer)[[strsplit(parameters$path[[i]], "/")[[1]]]]
+    row <- unlist(parameters[i, c("mean", "sd", "min", "max")])
+    expected <- c(mean = mean(value), sd = sqrt(mean((value - mean(value))^2)), min = min(value), max = max(value))
+    expect_equal(row, expected, tolerance = 1e-5)
+  }
+  expect_equal(parameters$n_nonfinite, rep(0, nrow(parameters)))
+
+  flax_variables(layer) <- list(params = list(Dense_0 = list(bias = c(NaN, 1, Inf))))
+  parameters <- flax_parameters(layer, stats = TRUE)
+  bad <- parameters[parameters$path == "params/Dense_0/bias", ]
+  expect_equal(bad$n_nonfinite, 2)
+  expect_equal(bad$mean, NaN)
+  expect_match(capture.output(print(parameters)), "2 values in 1 weight are not finite", all = FALSE)
+})
+
+test_that("numbers beyond R's integers are exact", {
+  skip_without_flax()
+  columns <- reticulate::py_eval(
+    "{'layer': ['net'], 'collection': ['params'], 'path': ['params/kernel'], 'shape': [[65536, 65536]],
+      'dtype': ['float32'], 'size': [2**32], 'bytes': [2**34], 'trainable': [True]}",
+    convert = FALSE
+  )
+  parameters <- new_parameters(as_columns(columns))
+  expect_equal(parameters$size, 2^32)
+  expect_equal(parameters$bytes, 2^34)
+  expect_match(capture.output(print(parameters)), "4,294,967,296 (16.00 GB)", fixed = TRUE, all = FALSE)
+})
+
+test_that("what has no table is an error", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L), name = "dense")
+  expect_snapshot(error = TRUE, {
+    flax_parameters(3)
+    flax_parameters(layer_dense(units = 2))
+    flax_parameters(flax_linen()$Dense(2L))
+    flax_parameters(layer)
+    flax_parameters(keras_model_sequential(name = "open") |> layer_dense(2))
+    flax_parameters(mixed_model(), stats = 1)
+  })
+})
+
+test_that("a small tree is printed whole", {
+  local_reproducible_output(width = 120)
+  expect_snapshot(print(five_weights()))
+  wrong <- five_weights(stats = TRUE)
+  wrong$n_nonfinite[[3]] <- 7
+  expect_snapshot(print(wrong))
+})
+
+test_that("a narrow console gets fewer statistics, and UTF-8 its branches", {
+  local_reproducible_output(width = 100, unicode = TRUE)
+  expect_snapshot(print(five_weights(stats = TRUE)))
+})
+
+test_that("a large tree is folded, and keeps every total", {
+  large <- transformer(42)
+  expect_equal(nrow(large), 506)
+  expect_snapshot(print(large))
+  lines <- capture.output(print(large, n = Inf))
+  expect_length(grep("bias|kernel|scale", lines), 506)
+})
+
+test_that("of too many modules in one the largest are shown, and the others in one line", {
+  expect_snapshot(print(flat_network(500), n = 8))
+  expect_snapshot(print(flat_network(500, layer = paste0("layer_", 1:500)), n = 4))
+})
+
+test_that("a printed tree never has more lines than asked for, and its parts add up", {
+  many_layers <- flat_network(90, layer = paste0("layer_", 1:90))
+  tables <- list(five_weights(), transformer(3), transformer(42), flat_network(200), many_layers)
+  for (x in tables) {
+    tree <- parameter_tree(x)
+    expect_setequal(unlist(tree$rows[tree$last == seq_along(tree$last)]), seq_len(nrow(x)))
+    for (n in c(1, 2, 5, 20, 60, Inf)) {
+      lines <- capture.output(print(x, n = n))[-(1:4)]
+      lines <- grep("^#", lines, invert = TRUE, value = TRUE)
+      expect_lte(length(lines), n)
+      # The lines without branches are of layers, and of what is left of them.
+      top <- grep("^([|]|\\\\|\u2502|\u251c|\u2514| )", lines, invert = TRUE, value = TRUE)
+      numbers <- regmatches(top, regexpr("[0-9,]+(?= +[0-9.]+ [KMG]?B)", top, perl = TRUE))
+      expect_equal(sum(as.numeric(gsub(",", "", numbers))), sum(x$size))
+    }
+  }
+})
+
+test_that("layers of one name are kept apart in the tree", {
+  x <- parameters_of(
+    list(kernel = c(2, 2), bias = 2, kernel = c(3, 3), bias = 3, kernel = c(4, 4)),
+    layer = c("query", "query", "query", "query", "value")
+  )
+  tree <- parameter_tree(x)
+  expect_equal(tree$name[tree$depth == 1], c("query", "query", "value/kernel"))
+  expect_equal(tree$rows[tree$depth == 1], list(1:2, 3:4, 5L))
+})
+
+test_that("rows print as a tree, and what lacks columns as a data frame", {
+  x <- five_weights(stats = TRUE)
+  expect_snapshot({
+    x[x$layer == "head", ]
+    x[0, ]
+    x[1:2, c("path", "size")]
+  })
+  expect_output(print(x[c(1, NA), ]), "collection")
+  expect_output(print(x[[3]]), "batch_stats")
+  expect_snapshot(error = TRUE, {
+    print(x, n = 0)
+    print(x, n = "all")
+  })
+})
+
+test_that("a table becomes a tibble with all of its columns", {
+  skip_if_not_installed("tibble")
+  x <- five_weights(stats = TRUE)
+  tibble <- tibble::as_tibble(x)
+  expect_s3_class(tibble, c("tbl_df", "tbl", "data.frame"), exact = TRUE)
+  expect_identical(as.list(tibble), as.list(x))
+})
