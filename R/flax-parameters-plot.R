@@ -46,6 +46,7 @@ plot.flax_parameters <- function(x, what = c("size", "values"), ...) {
 }
 
 #' @rdname plot.flax_parameters
+#' @usage \method{autoplot}{flax_parameters}(object, what = c("size", "values"), ...)
 #' @exportS3Method ggplot2::autoplot
 #' @importFrom rlang .data
 autoplot.flax_parameters <- function(object, what = c("size", "values"), ...) {

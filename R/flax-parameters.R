@@ -52,7 +52,10 @@ flax_parameters <- function(object, stats = FALSE) {
   # As it stands in Python, for `as_columns()`.
   parameters <- reticulate::py_get_attr(the$core, "parameters")
   columns <- with_r_conditions(reticulate::py_call(parameters, object, stats = stats))
-  new_parameters(as_columns(columns))
+  parameters <- new_parameters(as_columns(columns))
+  parameters <- parameters[natural_order(parameters), ]
+  rownames(parameters) <- NULL
+  parameters
 }
 
 # Python's columns as R's. Its integers have no end, and reticulate makes R's of them, which end at 2^31.
@@ -81,6 +84,16 @@ new_parameters <- function(columns) {
     columns[[name]] <- as.vector(columns[[name]], typeof(types[[name]]))
   }
   structure(columns, class = c("flax_parameters", "data.frame"), row.names = seq_along(columns$path))
+}
+
+# JAX sorts names as text: of a Flax layer's weights those in block_2 come before those in block_10. Layers stay in their order.
+natural_order <- function(x) {
+  padded <- function(digits) paste0(strrep("0", pmax(0, 12 - nchar(digits))), digits)
+  key <- ifelse(is.na(x$collection), "", x$path)
+  numbers <- gregexpr("[0-9]+", key)
+  regmatches(key, numbers) <- lapply(regmatches(key, numbers), padded)
+  run <- cumsum(x$layer != c("", utils::head(x$layer, -1)))
+  order(run, key, method = "radix")
 }
 
 check_parameters_object <- function(object, call = caller_env()) {

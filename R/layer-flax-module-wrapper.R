@@ -30,7 +30,8 @@
 #' The collection `params` becomes trainable weights, every other one non-trainable state. What the module writes to its
 #' state is kept, in training and at inference. Each weight has its Flax path in its name: `<layer>/params/Dense_0/kernel`.
 #' Without `variables`, initial values are those of `module$init(jax$random$key(seed), inputs)` with `training` `FALSE`, for
-#' the true shapes and dtypes of the input. `layer$flax_variables` has the variables as they are; assigning a named list to it
+#' the true shapes and dtypes of the input; where they depend on its values, on those of the first call, and on ones where the
+#' layer is built without any. `layer$flax_variables` has the variables as they are; assigning a named list to it
 #' sets what the list names.
 #'
 #' `regularizers = list("params/**/kernel" = regularizer_l2(1e-4))` penalises every kernel, `constraints` likewise constrains
@@ -41,6 +42,10 @@
 #' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
 #' run repeats; the state of the streams is saved with the weights. With `trainable = FALSE` the module runs as at inference,
 #' as Keras's own batch normalization does.
+#'
+#' What a module sows into the collection `losses` is summed up and added to the model's losses; [flax_sown()] has what the last
+#' eager call sowed. The module's code runs once for each mode and each shape of the input, and is compiled: an R variable that
+#' it reads from outside has the value of that time, and `rnorm()` in it draws once.
 #'
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,

@@ -92,12 +92,88 @@ as.integer.jax._src.core.Tracer <- function(x, ...) {
   stop_on_tracer("as.integer", "`op_cast(x, \"int32\")`")
 }
 
+#' @rawNamespace S3method("is.numeric", "jax._src.core.Tracer")
+#' @noRd
+is.numeric.jax._src.core.Tracer <- function(x) !reticulate::py_str(x$dtype) %in% c("bool", "key<fry>")
+
+# The number of elements, as of an R array; Python's is the size of the first axis.
+#' @rawNamespace S3method("length", "jax._src.core.Tracer")
+#' @noRd
+length.jax._src.core.Tracer <- function(x) {
+  if (!is_in_module()) {
+    return(NextMethod())
+  }
+  sizes <- dim(x)
+  if (is.list(sizes)) {
+    stop_on_tracer("length", "`op_size()`, since a size is not known yet, or `dim()` for each size")
+  }
+  as.integer(prod(sizes))
+}
+
+# Of integers, Python's operators are bitwise.
+#' @rawNamespace S3method("&", "jax._src.core.Tracer")
+#' @noRd
+`&.jax._src.core.Tracer` <- function(e1, e2) keras3::op_logical_and(e1, e2)
+
+#' @rawNamespace S3method("|", "jax._src.core.Tracer")
+#' @noRd
+`|.jax._src.core.Tracer` <- function(e1, e2) keras3::op_logical_or(e1, e2)
+
+#' @rawNamespace S3method("!", "jax._src.core.Tracer")
+#' @noRd
+`!.jax._src.core.Tracer` <- function(x) keras3::op_logical_not(x)
+
+#' @rawNamespace S3method("t", "jax._src.core.Tracer")
+#' @noRd
+t.jax._src.core.Tracer <- function(x) {
+  if (x$ndim != 2) {
+    stop_on_tracer("t", "`op_transpose(x, axes = )`")
+  }
+  keras3::op_transpose(x)
+}
+
+#' @rawNamespace S3method("aperm", "jax._src.core.Tracer")
+#' @noRd
+aperm.jax._src.core.Tracer <- function(a, perm = NULL, ...) {
+  keras3::op_transpose(a, axes = if (!is.null(perm)) as.integer(perm))
+}
+
+#' @rawNamespace S3method("rep", "jax._src.core.Tracer")
+#' @noRd
+rep.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("rep", "`op_repeat()` or `op_tile()`")
+
+#' @rawNamespace S3method("diff", "jax._src.core.Tracer")
+#' @noRd
+diff.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("diff", "`op_diff(x, axis = )`")
+
+#' @rawNamespace S3method("scale", "jax._src.core.Tracer")
+#' @noRd
+scale.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("scale", "`op_mean()` and `op_std()` with `axis = 1`")
+
+#' @rawNamespace S3method("cbind", "jax._src.core.Tracer")
+#' @noRd
+cbind.jax._src.core.Tracer <- function(...) stop_on_tracer("cbind", "`op_concatenate(list(...), axis = -1)`")
+
+#' @rawNamespace S3method("rbind", "jax._src.core.Tracer")
+#' @noRd
+rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
+
 # reticulate's `[` counts from zero, in which R code is mistaken inside a module. Elsewhere it stays what it is.
 #' @rawNamespace S3method("[", "jax._src.core.Tracer")
 #' @noRd
 `[.jax._src.core.Tracer` <- function(x, ...) {
   if (is_in_module()) {
     stop_on_tracer("[", "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0")
+  }
+  NextMethod()
+}
+
+# `[[` by name is how R code reaches into Python's objects.
+#' @rawNamespace S3method("[[", "jax._src.core.Tracer")
+#' @noRd
+`[[.jax._src.core.Tracer` <- function(x, ...) {
+  if (is_in_module() && is.numeric(..1)) {
+    stop_on_tracer("[[", "`op_subset(x, ...)`, which counts from 1 as R does, or a list of inputs where parts are meant")
   }
   NextMethod()
 }

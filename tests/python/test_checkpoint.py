@@ -32,6 +32,7 @@ from kerasflax import (
     FlaxLayer,
     NotBuiltError,
     PackageError,
+    StateError,
     VariablesError,
     read_variables,
     write_variables,
@@ -414,7 +415,7 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path):
         write_variables({}, tmp_path / "w")
     with pytest.raises(VariablesError, match="another use for the name '__metadata__'"):
         write_variables({"__metadata__": ARRAY}, tmp_path / "w.safetensors")
-    with pytest.raises(VariablesError, match="the same path"):
+    with pytest.raises(StateError, match="Two variables have the path a/b"):
         write_variables({"a/b": ARRAY, "a": {"b": ARRAY}}, tmp_path / "w.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -543,7 +544,7 @@ def test_a_truncated_checkpoint_is_an_error_or_whole(tmp_path):
             except FileError:
                 failed += 1
         file.write_bytes(whole)
-        if file.name in ("_METADATA", "manifest.ocdbt"):
+        if file.name in ("_METADATA", "manifest.ocdbt") and file.parent == tmp_path / "w":
             assert failed
 
 

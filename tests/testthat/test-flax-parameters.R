@@ -125,6 +125,25 @@ test_that("totals are those of summary(), with frozen weights and after training
   expect_agreement(model)
 })
 
+test_that("numbered modules are in the order of their numbers, and layers in the model's", {
+  x <- parameters_of(
+    list("params/a_10/b" = 1, "params/a_2/b" = 1, "params/a_2/B" = 1, "params/A" = 1, "kernel" = 1, "bias" = 1, "params/c" = 1),
+    layer = c("z", "z", "z", "z", "k", "k", "a")
+  )
+  paths <- c("params/A", "params/a_2/B", "params/a_2/b", "params/a_10/b", "kernel", "bias", "params/c")
+  expect_equal(x$path[natural_order(x)], paths)
+  expect_equal(natural_order(x[0, ]), integer())
+})
+
+test_that("a model without weights has a table without rows", {
+  skip_without_flax()
+  parameters <- flax_parameters(keras_model_sequential(3) |> layer_dropout(0.5), stats = TRUE)
+  expect_equal(dim(parameters), c(0, 13))
+  expect_type(parameters$shape, "list")
+  expect_type(parameters$mean, "double")
+  expect_output(print(parameters), "Parameters: 0 (0.00 B) in 0 weights", fixed = TRUE)
+})
+
 test_that("statistics are those that R computes of the weights, with the population's sd", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = conv_net(), name = "net", seed = 1)

@@ -1,6 +1,6 @@
 """Flax modules as Keras layers."""
 
-from ._checkpoint import Report, read_variables, write_variables
+from ._checkpoint import read_variables, write_variables
 from ._errors import (
     ArgumentError,
     BackendError,
@@ -17,6 +17,7 @@ from ._errors import (
 )
 from ._layer import FlaxLayer
 from ._models import freeze, parameters, unfreeze
+from ._rename import Report
 
 __all__ = [
     "ArgumentError",

@@ -5,10 +5,8 @@ What is read is data and nothing else. What is written takes the place of an old
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from . import _files, _models, _msgpack, _orbax, _safetensors, _variables
 from ._errors import ArgumentError, FileError, VariablesError
 from ._files import Progress
 from ._paths import SEPARATOR
+from ._rename import Rename, Report, renaming, shown, targets_of
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
-Rename = Mapping[str, str | None] | Callable[[str], str | None]
 
 _FILE_READERS: Mapping[str, Callable[[Path, Progress | None], Any]] = {
     ".msgpack": _msgpack.read,
@@ -34,44 +32,8 @@ _READABLE = (
     "What can be read: `.msgpack` (Flax), `.safetensors`, and, under any other name, a directory that is an Orbax checkpoint."
 )
 # What nobody means as the name of an Orbax checkpoint.
-_FOREIGN = {
-    ".bin",
-    ".gguf",
-    ".gz",
-    ".h5",
-    ".hdf5",
-    ".json",
-    ".keras",
-    ".npy",
-    ".npz",
-    ".onnx",
-    ".pickle",
-    ".pkl",
-    ".pt",
-    ".pth",
-}
-_FOREIGN |= {".rda", ".rds", ".tar", ".zip"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What became of the weights in a file.
-
-    Attributes:
-        mapped: Where each path of the file went.
-        left_over: Paths of the file that went nowhere.
-        missing: Paths of `like` that got nothing.
-    """
-
-    mapped: Mapping[str, str]
-    left_over: Sequence[str]
-    missing: Sequence[str]
-
-    def __str__(self) -> str:
-        renamed = [f"{old} -> {new}" for old, new in self.mapped.items() if old != new]
-        parts = (f"Mapped (and {len(self.mapped) - len(renamed)} as they were)", renamed), ("Left over", self.left_over)
-        lists = [(title, paths) for title, paths in (*parts, ("Missing", self.missing)) if paths]
-        return "\n".join("\n".join([f"{title}:", *(f"  {path}" for path in paths)]) for title, paths in lists)
+_FOREIGN = {".bin", ".gguf", ".gz", ".h5", ".hdf5", ".json", ".keras", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".pt"}
+_FOREIGN |= {".pth", ".rda", ".rds", ".tar", ".zip"}
 
 
 def read_variables(
@@ -85,7 +47,7 @@ def read_variables(
     r"""Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
 
     No code from the file is run, and no length in it is believed before it has been checked. The memory that it takes is that
-    of the arrays; Orbax takes twice that of the largest array on top.
+    of the arrays; Orbax takes as much as the largest array on top.
 
     Args:
         path: A file of Flax (`.msgpack`), one of safetensors (`.safetensors`), or, without one of these suffixes, a directory
@@ -110,33 +72,33 @@ def read_variables(
         VariablesError: What was read does not fit `like`; it lists every place by path.
     """
     path = _expanded(path)
-    read = _reader(path)
-    rename_path = _renaming(rename)
+    rename_path = renaming(rename)
+    template, expected = (None, None) if like is None else _expected(_tree_of(like, "like"))
     try:
+        read = _reader(path)
         tree = read(path, progress)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
-    if like is None and rename is None:
+    if template is None and rename is None:
         return _nested(tree) if read is _safetensors.read else tree
     named = _variables.named_leaves(tree)
-    targets = _targets(named, rename_path)
-    if like is None:
-        _tell(report, targets, targets.values())
-        return _nested({new: named[old] for old, new in targets.items() if new is not None})
-    template, wanted = _variables.Template.of(_variables.plain(_tree_of(like, "like")))
-    expected = {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in wanted.items()}
-    targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
-    _tell(report, targets, expected)
+    targets = targets_of(named, rename_path)
+    if expected is not None:
+        targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
     moved = {new: named[old] for old, new in targets.items() if new is not None}
+    if report:
+        report(Report.of(targets, moved if expected is None else expected))
+    if template is None or expected is None:
+        return _nested(moved)
     fitted = _variables.fitted_by_path(
         expected,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
         others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
         adopt=False,
         what=f"What {str(path)!r} holds",
-        advice=_advice(targets),
+        advice=shown(targets),
     )
     return template.tree(fitted)
 
@@ -166,6 +128,7 @@ def write_variables(
         FileError: The file cannot be written.
         PackageError: safetensors or Orbax is needed, and not installed.
         NotBuiltError: The layer has no variables yet.
+        StateError: Two weights have the same path.
         VariablesError: Something is no array of numbers, or not of a dtype that the format has; nothing has been written.
     """
     path = _expanded(path).resolve()
@@ -243,6 +206,12 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
     return value
 
 
+def _expected(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
+    """The template of a tree, and by path what has the shape and dtype to be expected."""
+    template, arrays = _variables.Template.of(_variables.plain(tree))
+    return template, {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in arrays.items()}
+
+
 def _written(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
     """The tree as nested dicts of NumPy's arrays and Python's numbers, as Flax writes it; and its arrays by path."""
     problems: list[str] = []
@@ -250,8 +219,6 @@ def _written(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
     if problems:
         raise VariablesError("Arrays of numbers below names can be written, and these are none:\n" + "\n".join(problems))
     named = _variables.named_leaves(tree)
-    if len(named) < len(jax.tree.leaves(tree)):
-        raise VariablesError(f"Two weights have the same path, which joins names by {SEPARATOR!r}.\nRename one.")
     return opened, {path: np.asarray(_number(leaf)) for path, leaf in named.items()}
 
 
@@ -289,50 +256,6 @@ def _number(leaf: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-# Other names -----------------------------------------------------------------------------------------------------------
-
-
-def _renaming(rename: Rename | None) -> Callable[[str], str | None]:
-    if rename is None:
-        return lambda path: path
-    if not isinstance(rename, Mapping):
-        if not callable(rename):
-            raise ArgumentError(f"`rename` must be a dict from patterns to replacements, or a function, got {rename!r}.")
-        return rename
-    try:
-        patterns = [(re.compile(pattern), replacement) for pattern, replacement in rename.items()]
-    except (re.error, TypeError) as error:
-        raise ArgumentError(f"`rename` must have regular expressions as names: {error}.") from error
-
-    def renamed(path: str) -> str | None:
-        for pattern, replacement in patterns:
-            match = pattern.fullmatch(path)
-            if match:
-                try:
-                    return replacement if replacement is None else match.expand(replacement)
-                except (re.error, IndexError, TypeError) as error:
-                    raise ArgumentError(f"`rename` cannot replace {path!r} by {replacement!r}: {error}.") from error
-        return path
-
-    return renamed
-
-
-def _targets(paths: Iterable[str], rename: Callable[[str], str | None]) -> dict[str, str | None]:
-    """Of each path where it goes, None for nowhere; no two go to one place."""
-    targets: dict[str, str | None] = {}
-    sources: dict[str, str] = {}
-    for old in paths:
-        new = targets[old] = rename(old)
-        if new is None:
-            continue
-        if not isinstance(new, str):
-            raise ArgumentError(f"`rename` must give a path, or None to leave a weight out; for {old!r} it gave {new!r}.")
-        if new in sources:
-            raise ArgumentError(f"`rename` sends two weights to {new!r}: {sources[new]!r} and {old!r}.")
-        sources[new] = old
-    return targets
-
-
 def _nested(arrays: Mapping[str, Any]) -> dict[str, PyTree]:
     result: dict[str, PyTree] = {}
     for path, array in arrays.items():
@@ -345,20 +268,3 @@ def _nested(arrays: Mapping[str, Any]) -> dict[str, PyTree]:
             node = node.setdefault(parent, {})
         node[name] = array
     return result
-
-
-def _tell(
-    report: Callable[[Report], object] | None, targets: Mapping[str, str | None], expected: Collection[str | None]
-) -> None:
-    if report:
-        mapped = {old: new for old, new in targets.items() if new is not None and new in expected}
-        filled = set(mapped.values())
-        missing = [path for path in expected if path is not None and path not in filled]
-        report(Report(mapped, [old for old in targets if old not in mapped], missing))
-
-
-def _advice(targets: Mapping[str, str | None]) -> str:
-    renamed = [f"  {old} -> {new}" for old, new in targets.items() if old != new and new is not None]
-    if renamed:
-        return "Renamed have been:\n" + "\n".join(renamed)
-    return "Where names alone differ, `rename` can map them."

@@ -79,8 +79,10 @@ def _marks(path: Path) -> Iterator[Path]:
 
 def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree]:
     with orbax.PyTreeCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(path).item_metadata.tree
-        known, treedef = jax.tree.flatten(metadata)
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise FileError(f"{str(path)!r} is damaged: its `{_MARK}` cannot be read.")
+        known, treedef = jax.tree.flatten(metadata.tree)
         sizes = [_bytes(entry) for entry in known]
         present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if sum(sizes) > _MOST_COMPRESSION * present:
