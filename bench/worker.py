@@ -69,8 +69,8 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
     added = (peak if peak > peak_before else megabytes()) - before
     figures = {"build_s": seconds, "peak_mb": peak, "build_mb": added}
     x = jax.device_put(load.inputs(load.batch))
-    if contender == "flax_jit":
-        # The same variables as those of `flax_eager`.
+    if load.grows or contender == "flax_jit":
+        # Jitted init gives the same variables as eager init.
         return figures
     if contender == "flax_eager":
         return figures | measure_flax(module, built, x)

@@ -23,6 +23,7 @@ class Workload:
         steps: Steps of an epoch.
         tokens: The vocabulary's size where the input is integers; 0 where it is numbers.
         labels: The shape of the labels of one row.
+        grows: Whether it is one of a series: only built and trained.
     """
 
     make_module: Callable[[], nn.Module]
@@ -31,6 +32,7 @@ class Workload:
     steps: int
     tokens: int = 0
     labels: tuple[int, ...] = ()
+    grows: bool = False
 
     def inputs(self, rows: int) -> np.ndarray:
         generator = np.random.default_rng(0)
@@ -57,9 +59,9 @@ WORKLOADS = {
 
 # How cost grows: each family with one size, all else equal.
 _FAMILIES: dict[str, Callable[[int], Workload]] = {
-    "weights": lambda n: Workload(lambda: modules.ManyWeights(n), (16,), batch=8, steps=20),
-    "depth": lambda n: Workload(lambda: modules.Deep(n), (16,), batch=8, steps=20),
-    "size": lambda n: Workload(lambda: modules.OneLarge(n), (1000,), batch=8, steps=3),
+    "weights": lambda n: Workload(lambda: modules.ManyWeights(n), (16,), batch=8, steps=20, grows=True),
+    "depth": lambda n: Workload(lambda: modules.Deep(n), (16,), batch=8, steps=20, grows=True),
+    "size": lambda n: Workload(lambda: modules.OneLarge(n), (1000,), batch=8, steps=3, grows=True),
 }
 
 
