@@ -83,8 +83,8 @@ module_sizes <- function(x, max = 30) {
   depths <- seq(max(lengths(parts)), 1)
   groups <- vapply(depths, \(depth) length(unique(lapply(parts, utils::head, depth))), 1L)
   # Blocks say more than the few largest of their parts, if there are enough of them.
-  depth <- depths[groups <= max & groups >= max / 4]
-  depth <- if (length(depth) > 0 && groups[[1]] > max) depth[[1]] else depths[[1]]
+  fits <- c(which(groups <= max & groups >= max / 4), which(groups > max & groups <= 2 * max), 1)
+  depth <- depths[[if (groups[[1]] > max) fits[[1]] else 1]]
   parts <- lapply(parts, utils::head, depth)
 
   keys <- vapply(parts, paste, "", collapse = "/")
@@ -99,7 +99,8 @@ module_sizes <- function(x, max = 30) {
     sizes[max, c("trainable", "still")] <- colSums(others[c("trainable", "still")])
     sizes$parts[[max]] <- paste0("other (", with_commas(nrow(others)), " modules)")
     # Many small ones together would leave no room to compare the large ones.
-    sizes$cut[[max]] <- min(1, 1.5 * sum(sizes[1, c("trainable", "still")]) / sum(sizes[max, c("trainable", "still")]))
+    ratio <- sum(sizes[max, c("trainable", "still")]) / sum(sizes[1, c("trainable", "still")])
+    sizes$cut[[max]] <- if (is.finite(ratio) && ratio > 4) 1.5 / ratio else 1
   }
   rownames(sizes) <- NULL
   if (depth < depths[[1]]) {
@@ -321,7 +322,7 @@ plot_values <- function(values, titles) {
   graphics::segments(values$min, rows, values$max, rows, col = colours, lwd = 1.2)
   half <- 0.6 * frame$half
   graphics::rect(values$low, rows - half, values$high, rows + half, col = colours, border = NA)
-  graphics::points(values$mean, rows, pch = 21, bg = "white", col = "black", cex = 0.8 * frame$cex)
+  graphics::points(values$mean, rows, pch = 21, bg = "white", col = colours, lwd = 1.5, cex = frame$cex)
   bad <- values$n_nonfinite > 0
   graphics::points(rep(range[[2]], sum(bad)), rows[bad], pch = 4, lwd = 2, cex = frame$cex, xpd = NA)
   graphics::text(rep(range[[2]], length(rows)), rows, notes, pos = 4, offset = 0.6, cex = frame$cex, xpd = NA)
@@ -392,7 +393,10 @@ ggplot_values <- function(values) {
       ggplot2::aes(xmin = .data$low, xmax = .data$high, y = !!y, colour = .data$kind),
       linewidth = 2.2, na.rm = TRUE
     ) +
-    ggplot2::geom_point(ggplot2::aes(.data$mean, !!y), shape = 21, fill = "white", size = 1.2, na.rm = TRUE) +
+    ggplot2::geom_point(
+      ggplot2::aes(.data$mean, !!y, colour = .data$kind),
+      shape = 21, fill = "white", size = 1.3, stroke = 0.8, na.rm = TRUE, show.legend = FALSE
+    ) +
     ggplot2::geom_point(ggplot2::aes(edge, !!y), bad, shape = 4, stroke = 1) +
     ggplot2::geom_text(ggplot2::aes(edge, !!y, label = .data$text), noted, hjust = -0.15, size = 2.8) +
     ggplot2::scale_x_continuous(

@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     folder = arguments.to or (ROOT / "build" if arguments.only else HERE)
+    folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine.description(), "rounds": arguments.rounds, "runs": []}
     start = time.perf_counter()
     # What has failed once is not tried again.

@@ -507,13 +507,21 @@ def test_random_keys_are_written_as_their_data(tmp_path):
 # Damaged, foreign and hostile files ---------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def little_memory():
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**23
+
+
 @pytest.fixture
 def small_memory():
-    tracemalloc.start()
-    yield
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2**23
+    with little_memory():
+        yield
 
 
 @pytest.mark.usefixtures("small_memory")
@@ -629,7 +637,6 @@ def test_a_hostile_msgpack_file_is_an_error_at_once(data, tmp_path):
         read_variables(tmp_path / "w.msgpack")
 
 
-@pytest.mark.usefixtures("small_memory")
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: packed() + data) | st.data())
 def test_no_bytes_make_reading_fail_in_another_way(data):
@@ -641,11 +648,11 @@ def test_no_bytes_make_reading_fail_in_another_way(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "w.msgpack")
         path.write_bytes(data)
-        with contextlib.suppress(FileError):
+        with little_memory(), contextlib.suppress(FileError):
             read_variables(path)
         path = Path(folder, "w.safetensors")
         path.write_bytes(struct.pack("<Q", len(data)) + data)
-        with pytest.raises(FileError):
+        with little_memory(), pytest.raises(FileError):
             read_variables(path)
 
 

@@ -37,6 +37,10 @@ test_that("bars of many modules hold all parameters: blocks where there are some
   expect_equal(sizes$trainable, c(100, rep(24, 20)))
   expect_match(size_subtitle(sizes), "The 41 modules are counted in these 21", fixed = TRUE)
 
+  sizes <- module_sizes(blocks(40))
+  expect_equal(labels_of(sizes)[c(2, 30)], c("Encoder/block_1", "other (12 modules)"))
+  expect_equal(sum(sizes$trainable), 100 + 40 * 24)
+
   sizes <- module_sizes(flat(500))
   expect_equal(nrow(sizes), 30)
   expect_equal(labels_of(sizes)[c(1, 30)], c("Dense_500", "other (471 modules)"))
