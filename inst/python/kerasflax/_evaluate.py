@@ -23,18 +23,21 @@ _FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expen
 
 
 def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array) -> list[Any]:
-    """Compute the results of a jaxpr: those of `jax.core.eval_jaxpr`, up to rounding."""
+    """Compute the results of a jaxpr at once, inside another trace as well: those of `eval_jaxpr`, up to rounding."""
     recipes, shared = _split(jaxpr)
     results: list[Any] = [None] * len(jaxpr.outvars)
     others = [position for position in range(len(results)) if position not in recipes]
     inputs = [var for recipe in recipes.values() for var in recipe.invars]
     wanted = [*inputs, *(jaxpr.outvars[position] for position in others)]
-    values = iter(jax.core.eval_jaxpr(_part(jaxpr, shared, jaxpr.invars, wanted, jaxpr.constvars), consts, *args))
+    with jax.ensure_compile_time_eval():
+        values = iter(jax.core.eval_jaxpr(_part(jaxpr, shared, jaxpr.invars, wanted, jaxpr.constvars), consts, *args))
     arguments = {position: [next(values) for _ in recipe.invars] for position, recipe in recipes.items()}
     for position in others:
         results[position] = next(values)
     for alike in _alike(recipes):
-        compute = _compiled(recipes[alike[0]], len(alike))
+        # Compiled ahead, since inside of `ensure_compile_time_eval` JAX would make constants of what the code only depends on
+        # itself for, such as the counters behind random bits.
+        compute = _compiled(recipes[alike[0]], len(alike), arguments[alike[0]])
         for position in alike:
             (results[position],) = compute(*arguments[position])
     return results
@@ -92,8 +95,8 @@ def _key(recipe: Any) -> Hashable:
 
     def name(var: Any) -> Hashable:
         if isinstance(var, Literal):
-            return str(var.aval), np.asarray(var.val).tobytes()
-        return str(var.aval), numbers.setdefault(var, len(numbers))
+            return _type(var), np.asarray(var.val).tobytes()
+        return _type(var), numbers.setdefault(var, len(numbers))
 
     return tuple(
         (eqn.primitive, tuple(sorted(eqn.params.items())), tuple(map(name, eqn.invars)), tuple(map(name, eqn.outvars)))
@@ -101,7 +104,11 @@ def _key(recipe: Any) -> Hashable:
     )
 
 
-def _compiled(recipe: Any, count: int) -> Callable[..., list[jax.Array]]:
+def _type(var: Any) -> Hashable:
+    return str(var.aval), getattr(var.aval, "weak_type", False)
+
+
+def _compiled(recipe: Any, count: int, arguments: Sequence[jax.Array]) -> Callable[..., list[jax.Array]]:
     elements = count * sum(math.prod(var.aval.shape) for var in recipe.outvars)
-    is_small = elements < _WORTH_OPTIMIZING and jax.default_backend() == "cpu"
-    return jax.jit(functools.partial(jax.core.eval_jaxpr, recipe, ()), compiler_options=_FAST_TO_COMPILE if is_small else None)
+    options = _FAST_TO_COMPILE if elements < _WORTH_OPTIMIZING and jax.default_backend() == "cpu" else None
+    return jax.jit(functools.partial(jax.core.eval_jaxpr, recipe, ()), compiler_options=options).lower(*arguments).compile()

@@ -150,14 +150,14 @@ def _is_concrete(value: Any) -> bool:
 
 
 def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -> list[jax.Array]:
+    results = evaluate(jaxpr, consts, *values)
+    others = {id(value) for value in (*consts, *values)}
     with jax.ensure_compile_time_eval():
-        results = []
-        others = {id(value) for value in (*consts, *values)}
-        for result in evaluate(jaxpr, consts, *values):
+        for position, result in enumerate(results):
             # An array that belongs to the code, or stands for two results, must not be handed out as anybody's own.
-            results.append(jnp.array(result, copy=id(result) in others))
+            results[position] = jnp.array(result, copy=id(result) in others)
             others.add(id(result))
-        return results
+    return results
 
 
 def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
