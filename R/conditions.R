@@ -93,6 +93,7 @@ in_r_words <- function(text) {
     "\\ba dict\\b" = "a named list",
     "a function of [(]module, inputs, training[)]" = "a `function(module, inputs, training)`",
     "keras[.]Input[(]batch_shape=[.]{3}[)]" = "keras_input(batch_shape = ...)",
+    "Install it: pip install ([\\w.-]+)" = "Install it: reticulate::py_require(\"\\1\") before Python is used, or py_install()",
     "\\bNone\\b" = "NULL"
   )
   for (python in names(words)) {

@@ -1,0 +1,90 @@
+skip_without_package <- function(package) {
+  skip_if_not(reticulate::py_module_available(package), paste(package, "is not installed"))
+}
+
+dense_model <- function() {
+  keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "dense")
+}
+
+test_that("what is written is read again, in every format, and makes a layer", {
+  skip_without_flax()
+  skip_without_package("safetensors")
+  skip_without_package("orbax.checkpoint")
+  nn <- flax_linen()
+  layer <- layer_flax_module_wrapper(module = nn$Dense(2L))
+  x <- matrix(1:6 / 6, 2)
+  expected <- as.array(layer(x))
+  for (name in c("w.msgpack", "w.safetensors", "w.orbax")) {
+    path <- file.path(withr::local_tempdir(), name)
+    expect_identical(flax_write(layer, path), layer)
+    read <- flax_read(path, progress = FALSE)
+    expect_identical(as.array(read$params$kernel), flax_variables(layer)$params$kernel)
+    again <- layer_flax_module_wrapper(module = nn$Dense(2L), variables = read)
+    expect_identical(as.array(again(x)), expected)
+  }
+})
+
+test_that("Flax reads what is written from R, in single precision, and the other way round", {
+  skip_without_flax()
+  serialization <- reticulate::import("flax.serialization")
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(list(params = list(kernel = matrix(1:6 / 3, 2), bias = c(1, 2), scale = 0.5, n = 3L)), path)
+  bytes <- reticulate::import("pathlib", convert = FALSE)$Path(path)$read_bytes()
+  restored <- serialization$msgpack_restore(bytes)$params
+  expect_equal(restored$kernel, matrix(1:6 / 3, 2), tolerance = 1e-7)
+  expect_identical(restored$bias, array(c(1, 2), 2))
+  expect_identical(reticulate::py_str(flax_read(path)$params$scale$dtype), "float32")
+  expect_identical(reticulate::py_to_r(flax_read(path)$params$n$item()), 3L)
+})
+
+test_that("a model's variables go out, and come back into a model", {
+  skip_without_flax()
+  model <- dense_model()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(model, path)
+  other <- dense_model()
+  flax_variables(other) <- flax_read(path, like = other)
+  expect_identical(flax_variables(other), flax_variables(model))
+})
+
+test_that("other names are mapped by patterns and by functions, with a report", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(list(linear.weight = matrix(1, 3, 2), linear.bias = c(1, 2), step = 4L), path)
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
+  layer(matrix(1, 1, 3))
+  rename <- c("linear[.]weight" = "params/kernel", "linear[.](.*)" = "params/\\1", step = NA)
+  expect_snapshot(read <- flax_read(path, like = layer, rename = rename))
+  expect_identical(as.array(read$params$bias), array(c(1, 2), 2))
+  by_function <- function(path) {
+    if (path != "step") paste0("params/", if (path == "linear.weight") "kernel" else "bias")
+  }
+  read <- suppressMessages(flax_read(path, like = layer, rename = by_function))
+  expect_identical(as.array(read$params$kernel), matrix(1, 3, 2))
+})
+
+test_that("files and arguments that will not do say what they are", {
+  skip_without_flax()
+  folder <- withr::local_tempdir()
+  at <- function(name) file.path(folder, name)
+  saveRDS(1, at("w.rds"))
+  writeBin(as.raw(1:9), at("broken.msgpack"))
+  flax_write(list(params = list(kernel = matrix(1, 9, 2), x = 1)), at("other.msgpack"))
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
+  layer(matrix(1, 1, 3))
+  here <- function(lines) gsub(folder, "<folder>", scrub(lines), fixed = TRUE)
+  expect_snapshot(error = TRUE, transform = here, {
+    flax_read(at("w.rds"))
+    flax_read(at("broken.msgpack"))
+    flax_read(at("none.msgpack"))
+    flax_read(at("other.msgpack"), like = layer)
+    flax_read(3)
+    flax_read(at("other.msgpack"), like = 3)
+    flax_read(at("other.msgpack"), rename = "a")
+    flax_write(3, at("new.msgpack"))
+    flax_write(layer, at("new.rds"))
+    flax_write(list(params = list(kernel = "a")), at("new.msgpack"))
+    flax_write(layer, at("new.msgpack"), metadata = "a")
+  })
+  expect_false(file.exists(at("new.msgpack")))
+})
