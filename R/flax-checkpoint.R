@@ -16,8 +16,8 @@
 #' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that it
 #' takes is that of the arrays (of an Orbax checkpoint, the largest array's on top).
 #'
-#' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`. With
-#' `rename` weights of other names find their places; a message says what was mapped, left over and missing.
+#' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`.
+#' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.
 #'
 #' # Writing
 #' A file is written under a temporary name and takes its place when it is whole: an older file of that name is lost only then.
@@ -26,8 +26,8 @@
 #' @param path The file's name.
 #' @param like A layer, a model, or nested named lists of arrays, that what is read must fit.
 #' @param rename Where weights go. A named character vector, in which the name is a regular expression (of Python's kind) for a
-#'   whole path, and the value its replacement, with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` leaves a
-#'   weight out. Or a function from a path to a path, or to `NULL`.
+#'   whole path, and the value its replacement, with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` leaves
+#'   a weight out. Or a function from a path to a path, or to `NULL`.
 #' @param progress Whether to show how far the reading has come.
 #' @param object A layer made by [layer_flax_module_wrapper()] that has been built, a model that holds some, or variables as
 #'   [flax_variables()] or `flax_read()` return them.
@@ -52,8 +52,7 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
     check_variables(like, arg = "like")
   }
   told <- NULL
-  read <- reticulate::py_get_attr(the$core, "read_variables")
-  tree <- with_r_conditions(read(
+  tree <- with_r_conditions(unconverted_core()$read_variables(
     path,
     like = as_variables(like),
     rename = as_rename(rename),
@@ -79,7 +78,10 @@ flax_write <- function(object, path, metadata = NULL) {
       cause = "argument"
     )
   }
-  with_r_conditions(the$core$write_variables(as_single(as_variables(object)), path, metadata = if (!is.null(metadata)) as.list(metadata)))
+  if (!is.null(metadata)) {
+    metadata <- as.list(metadata)
+  }
+  with_r_conditions(the$core$write_variables(as_single(as_variables(object)), path, metadata = metadata))
   invisible(object)
 }
 
@@ -108,6 +110,12 @@ check_rename <- function(rename, call = caller_env()) {
   }
 }
 
+# The core as a module whose functions return what they return, and not what R makes of it.
+unconverted_core <- function() {
+  name <- the$core$`__name__`
+  reticulate::import(name, convert = FALSE)
+}
+
 as_rename <- function(rename) {
   if (is.function(rename)) {
     as_callback(rename)
@@ -130,10 +138,12 @@ progress_bar <- function(env = parent.frame()) {
 # Python's dicts and lists as R's, of arrays that stay Python's: R would make doubles of them.
 as_nested_list <- function(tree) {
   if (inherits(tree, "python.builtin.dict")) {
-    names <- vapply(reticulate::iterate(tree), \(name) reticulate::py_str(reticulate::r_to_py(name)), "")
-    rlang::set_names(lapply(reticulate::iterate(tree$values(), simplify = FALSE), as_nested_list), names)
+    keys <- reticulate::import_builtins(convert = FALSE)$list(tree$keys())
+    names <- vapply(seq_len(length(keys)), \(i) reticulate::py_str(keys[[i - 1L]]), "")
+    children <- lapply(seq_along(names), \(i) as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]])))
+    rlang::set_names(children, names)
   } else if (inherits(tree, c("python.builtin.list", "python.builtin.tuple"))) {
-    lapply(reticulate::iterate(tree, simplify = FALSE), as_nested_list)
+    lapply(seq_len(length(tree)), \(i) as_nested_list(tree[[i - 1L]]))
   } else {
     tree
   }

@@ -17,7 +17,7 @@ test_that("what is written is read again, in every format, and makes a layer", {
   for (name in c("w.msgpack", "w.safetensors", "w.orbax")) {
     path <- file.path(withr::local_tempdir(), name)
     expect_identical(flax_write(layer, path), layer)
-    read <- flax_read(path, progress = FALSE)
+    read <- flax_read(path, progress = TRUE)
     expect_identical(as.array(read$params$kernel), flax_variables(layer)$params$kernel)
     again <- layer_flax_module_wrapper(module = nn$Dense(2L), variables = read)
     expect_identical(as.array(again(x)), expected)
