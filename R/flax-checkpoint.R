@@ -13,8 +13,8 @@
 #' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))` makes a layer of trained weights.
 #'
 #' # Reading
-#' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that it
-#' takes is that of the arrays (of an Orbax checkpoint, the largest array's on top).
+#' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that
+#' it takes is that of the arrays (of an Orbax checkpoint, the largest array's on top).
 #'
 #' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`.
 #' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.
