@@ -31,8 +31,8 @@
 #' state is kept, in training and at inference. Each weight has its Flax path in its name: `<layer>/params/Dense_0/kernel`.
 #' Without `variables`, initial values are those of `module$init(jax$random$key(seed), inputs)` with `training` `FALSE`, for
 #' the true shapes and dtypes of the input; where they depend on its values, on those of the first call, and on ones where the
-#' layer is built without any. `layer$flax_variables` has the variables as they are; assigning a named list to it
-#' sets what the list names.
+#' layer is built without any. [flax_variables()] has the variables as they are, and sets
+#' what is assigned to it.
 #'
 #' `regularizers = list("params/**/kernel" = regularizer_l2(1e-4))` penalises every kernel, `constraints` likewise constrains
 #' weights. In such a pattern `*` stands for any part of one name and `**` for any number of names; one that no trainable weight
@@ -49,9 +49,9 @@
 #'
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
-#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`. A condition signalled by R
-#' code inside a module arrives as itself. What goes to Python by another way, such as `fit()` or `layer(x)`, carries the same
-#' facts in the text of a Python error.
+#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`, and in the functions for
+#' variables `not_built`, `file` or `package`. A condition signalled by R code inside a module arrives as itself. What goes to
+#' Python by another way, such as `fit()` or `layer(x)`, carries the same facts in the text of a Python error.
 #'
 #' R code in a module must come back to Python: a `tryCatch()` around the call that catches warnings or messages would leave
 #' Python half way, and with reticulate R does not survive that. `withCallingHandlers()` does no harm.
