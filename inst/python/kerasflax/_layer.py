@@ -35,8 +35,8 @@ class FlaxLayer(keras.layers.Layer):
 
     The layer's weights have their Flax paths, `<layer>/params/Dense_0/kernel`. The collection `params` is trainable; every
     other collection is non-trainable state, and what the module writes to it is kept. Random streams are supplied by name,
-    without being declared. What the module sows is not kept, but what is
-    sown into `losses`, summed up, is added to the model's losses.
+    without being declared. What the module sows is not kept, but what is sown into `losses`, summed up, is added to the
+    model's losses.
 
     The method receives the layer's input as `inputs` (or as its first argument), and the mode as `training`, `train`,
     `is_training`, or negated as `deterministic` or `use_running_average`, whichever of them it has. The rule is written
@@ -206,9 +206,8 @@ class FlaxLayer(keras.layers.Layer):
         return dict(zip(sorted(expected), arrays, strict=True))
 
     def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
-        trainable = [path for path in self._variables_by_path if self._path_is_trainable(path)]
         for pattern, value in values.items():
-            for path in _paths.matched(pattern, trainable):
+            for path in _paths.matched(pattern, self.trainable_paths):
                 setattr(self._variables_by_path[path], attribute, value)
 
     def _path_is_trainable(self, path: str) -> bool:
