@@ -7,7 +7,7 @@ as its users do it, and eagerly before it is trained: jitted init compiles for m
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,11 +64,11 @@ def gradient_step(module: nn.Module, optimizer: optax.GradientTransformation) ->
 
 
 class Loop:
-    """A bare Python loop around `jit(step)` with donated state, behind the two methods that the worker needs of a model."""
+    """A bare Python loop around `jit(step)` with donated state, behind the methods that the worker needs of a model."""
 
-    def __init__(self, module: nn.Module, inputs: Any) -> None:
+    def __init__(self, module: nn.Module, variables: PyTree) -> None:
         optimizer = optax.sgd(RATE)
-        params, state = split(init(module, inputs, jit=False))
+        params, state = split(variables)
         self._state = (params, state, optimizer.init(params))
         self._step = jax.jit(gradient_step(module, optimizer), donate_argnums=(0, 1, 2))
 
@@ -76,21 +76,28 @@ class Loop:
         *self._state, value = self._step(*self._state, x, y)
         return float(value)
 
-    def epochs(self, x: Any, y: Any, batch: int) -> Iterator[float]:
-        """Run epochs without end, and yield each one's loss."""
-        while True:
-            for start in range(0, len(x), batch):
-                *self._state, value = self._step(*self._state, x[start : start + batch], y[start : start + batch])
-            jax.block_until_ready(self._state)
-            yield float(value)
+    def fit(self, x: Any, y: Any, *, batch_size: int, callbacks: list[Any], **_: Any) -> None:
+        """Run an epoch, between the two calls of the callbacks that tell its time."""
+        for callback in callbacks:
+            callback.on_epoch_begin(0)
+        for start in range(0, len(x), batch_size):
+            *self._state, value = self._step(*self._state, x[start : start + batch_size], y[start : start + batch_size])
+        jax.block_until_ready((self._state, value))
+        for callback in callbacks:
+            callback.on_epoch_end(0)
+
+    @property
+    def variables(self) -> PyTree:
+        params, state, _ = self._state
+        return {"params": params, **state}
 
 
 class OptaxModel(keras.Model):
     """The same step, driven by Keras's `fit()`: what Keras's trainer costs, and nothing of a layer."""
 
-    def __init__(self, module: nn.Module, inputs: Any) -> None:
+    def __init__(self, module: nn.Module, variables: PyTree) -> None:
         super().__init__()
-        params, state = split(init(module, inputs, jit=False))
+        params, state = split(variables)
         self._nest = types.SimpleNamespace(params=jax.tree.structure(params), state=jax.tree.structure(state))
         self._module = module
         self._params = [_weight(leaf, trainable=True) for leaf in jax.tree.leaves(params)]

@@ -1,4 +1,4 @@
-# The CNN of modules.py, written in R, for worker.py: `Rscript r_cnn.R <contender> <measure>` prints one line of JSON.
+# The CNN of modules.py, written in R, for worker.py: `Rscript r_cnn.R <contender> <measure>` prints lines of JSON.
 # The measure `entries` counts how often the R method runs.
 library(kerasflax)
 folder <- dirname(normalizePath(sub("^--file=", "", grep("^--file=", commandArgs(), value = TRUE))))
@@ -55,5 +55,5 @@ layer <- \() layer_flax_module_wrapper(module = RCNN(), seed = 0)
 if (arguments[[2]] == "entries") {
   writeLines(count_entries())
 } else {
-  writeLines(worker$run("r-cnn", arguments[[1]], arguments[[2]], module = RCNN(), layer = layer))
+  worker$run("r-cnn", arguments[[1]], arguments[[2]], module = RCNN(), layer = layer)
 }

@@ -16,9 +16,8 @@ TABLES = (
     ("build_s", "build", "Build", "s", 1),
     ("peak_mb", "build", "Peak memory of the process that builds", "MiB", 1),
     ("build_mb", "build", "What the build adds to the process's memory at its peak", "MiB", 1),
-    ("first_step_s", "step", "Time to the first step, from nothing", "s", 1),
+    ("first_step_s", "build", "Time to the first step, from nothing", "s", 1),
     ("step_s", "step", "Time per step", "ms", 1000),
-    ("peak_training_mb", "step", "Peak memory of training", "MiB", 1),
     ("call_s", "build", "Time per eager call, warm", "ms", 1000),
     ("first_call_s", "build", "The first eager call", "s", 1),
     ("save_s", "build", "Save", "s", 1),
@@ -153,6 +152,11 @@ def startup(runs: Runs) -> Iterator[str]:
         yield f"Keras's trainer alone, with an empty layer on the data of `mlp`: {shown(empty, 1000)} ms a step."
         yield ""
 
+    idle = figure(runs, "mlp", "kerasflax", "idle_call_s")
+    if idle:
+        yield f"An eager call of a Keras layer that does nothing, on the same data: {shown(idle, 1000)} ms."
+        yield ""
+
 
 def entries(runs: Runs) -> Iterator[str]:
     counts = [run for run in runs if run["measure"] == "entries" and "fails" not in run]
@@ -167,15 +171,22 @@ def growth_tables(runs: Runs) -> Iterator[str]:
     units = {"weights": "weights of 16 numbers", "depth": "Dense layers", "size": "numbers in one weight"}
     columns = [("build_s", "build", c) for c in ("kerasflax", "flax_eager", "flax_jit")]
     columns += [("build_mb", "build", c) for c in ("kerasflax", "flax_eager", "flax_jit")]
-    columns += [(key, "step", c) for key in ("first_step_s", "step_s") for c in ("kerasflax", "flax_fit")]
+    columns += [("first_step_s", "build", c) for c in ("kerasflax", "flax_eager")]
+    columns += [("step_s", "step", c) for c in ("kerasflax", "flax_fit")]
+    columns += [(key, "build", "kerasflax") for key in ("call_s", "variables_s", "freeze_s", "save_s", "load_s")]
     words = {"build_s": "build, s", "build_mb": "build adds, MiB", "first_step_s": "first step, s", "step_s": "step, ms"}
+    words |= {"call_s": "eager call, ms", "variables_s": "flax_variables, s", "freeze_s": "freeze and unfreeze, s"}
+    words |= {"save_s": "save, s", "load_s": "load, s"}
     series = growth(runs)
     if series:
         yield "## Growth (one round)"
         yield ""
     for family, workloads in series.items():
         rows = [
-            [f"{size:,}", *(cell(runs, name, c, key, measure, 1000 if key == "step_s" else 1) for key, measure, c in columns)]
+            [
+                f"{size:,}",
+                *(cell(runs, name, c, key, measure, 1000 if key in ("step_s", "call_s") else 1) for key, measure, c in columns),
+            ]
             for size, name in workloads.items()
         ]
         yield from table([units[family], *(f"{words[key]}: {TITLES[c]}" for key, _, c in columns)], rows)

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,18 +26,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 # The names of workloads.py, which imports too much for a process that only waits.
 WORKLOADS = ("mlp", "batchnorms", "cnn", "vit", "resnet50", "lm", "r-cnn", "weights-2000")
-CONTENDERS = {
-    "build": ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer"),
-    "step": ("kerasflax", "flax_loop", "flax_fit", "thin_layer", "keras_flaxlayer"),
-}
+BUILDERS = ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer")
+TRAINERS = ("kerasflax", "flax_fit", "keras_flaxlayer", "thin_layer", "flax_loop")
 # Run once: they show an order of growth, not a per cent.
 GROWTH = {
     "weights": (10, 100, 1_000, 10_000),
     "depth": (1, 10, 100),
     "size": (10_000, 1_000_000, 100_000_000),
 }
-GROWTH_CONTENDERS = {"build": ("kerasflax", "flax_eager", "flax_jit"), "step": ("kerasflax", "flax_fit")}
-SECONDS = 240
+GROWTH_BUILDERS = ("kerasflax", "flax_eager", "flax_jit")
+GROWTH_TRAINERS = ("kerasflax", "flax_fit")
 GROWTH_SECONDS = 60
 
 
@@ -45,7 +44,7 @@ class Job:
     workload: str
     contender: str
     measure: str
-    seconds: int = SECONDS
+    seconds: int = 180
 
     @property
     def command(self) -> list[str]:
@@ -64,36 +63,42 @@ class Job:
 def jobs_of_every_round() -> Iterator[Job]:
     yield Job("python", "kerasflax", "import")
     yield Job("r", "kerasflax", "library")
-    # The trainer's own cost.
-    yield Job("mlp", "empty_layer", "step")
     for workload in WORKLOADS:
-        for measure, contenders in CONTENDERS.items():
-            for contender in contenders:
-                # Where a step takes a second, a layer's cost cannot show.
-                if not (contender == "thin_layer" and workload in ("resnet50", "lm")):
-                    yield Job(workload, contender, measure)
+        for contender in BUILDERS:
+            yield Job(workload, contender, "build")
 
 
 def jobs_of_one_round() -> Iterator[Job]:
+    # The epochs of these are rounds themselves.
+    for workload in WORKLOADS:
+        # Where a step takes a second, a layer's cost cannot show.
+        trainers = [name for name in TRAINERS if not (name == "thin_layer" and workload in ("resnet50", "lm"))]
+        # The trainer's own cost.
+        yield Job(workload, ",".join([*trainers, *(["empty_layer"] if workload == "mlp" else [])]), "step", 600)
     yield Job("r-cnn", "kerasflax", "entries")
     for family, sizes in GROWTH.items():
         for size in sizes:
-            for measure, contenders in GROWTH_CONTENDERS.items():
-                for contender in contenders:
-                    yield Job(f"{family}-{size}", contender, measure, GROWTH_SECONDS)
+            for contender in GROWTH_BUILDERS:
+                yield Job(f"{family}-{size}", contender, "build", GROWTH_SECONDS)
+            yield Job(f"{family}-{size}", ",".join(GROWTH_TRAINERS), "step", GROWTH_SECONDS)
 
 
-def run(job: Job) -> dict[str, object]:
+def run(job: Job) -> list[dict[str, object]]:
+    """Run a job, and return what it measured until it was done, failed or took too long."""
     # Nothing that one process leaves behind may help the next.
     environment = os.environ | {"PYTHONPATH": str(ROOT / "inst" / "python"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    try:
-        done = subprocess.run(job.command, env=environment, capture_output=True, text=True, timeout=job.seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"fails": f"not done after {job.seconds} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return {"fails": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
-    return json.loads(lines[-1])
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        try:
+            subprocess.run(job.command, env=environment, stdout=out, stderr=err, timeout=job.seconds, check=True)
+            fails = None
+        except subprocess.TimeoutExpired:
+            fails = f"not done after {job.seconds} s"
+        except subprocess.CalledProcessError:
+            err.seek(0)
+            fails = (err.read().strip().splitlines() or ["no output"])[-1][:200]
+        out.seek(0)
+        found = [json.loads(line) for line in out if line.startswith("{")]
+    return [*found, {"fails": fails}] if fails else found
 
 
 def main() -> None:
@@ -112,12 +117,12 @@ def main() -> None:
         jobs = [*jobs_of_every_round(), *(jobs_of_one_round() if number == 0 else ())]
         for job in jobs:
             if re.search(arguments.only, str(job)) and job not in hopeless:
-                values = run(job)
-                if "fails" in values:
+                found = run(job)
+                if any("fails" in figures and "contender" not in figures for figures in found):
                     hopeless.add(job)
                 name = {"workload": job.workload, "contender": job.contender, "measure": job.measure, "round": number}
-                results["runs"].append(name | values)
-                print(f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(values)}", flush=True)
+                results["runs"] += [name | figures for figures in found]
+                print(f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}", flush=True)
         # A run that breaks off has its rounds until then.
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(folder)

@@ -1,4 +1,4 @@
-"""One process measures one thing: `python worker.py <workload> <contender> <measure>` prints one line of JSON.
+"""One process measures one thing: `python worker.py <workload> <contender> <measure>` prints lines of JSON.
 
 Imports, data and the start of JAX's backend come before the measured section, and everything is ready when the clock stops.
 What fails is a result as well: {"fails": "..."}.
@@ -26,11 +26,15 @@ from flax import linen as nn
 from flax import serialization
 from workloads import Workload, workload
 
+import kerasflax
+
 jax.config.update("jax_enable_compilation_cache", False)
 
-EPOCHS = 4
+# A training measured in turn with others: at most so many epochs, for about so many seconds, and a few whatever they take.
+EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 25, 60, 5
 CALL_SECONDS = 0.5
 Layer = Callable[[], keras.layers.Layer]
+Figures = dict[str, Any]
 
 
 def megabytes() -> float:
@@ -54,7 +58,8 @@ def ready(model: Any) -> Any:
 # Build, and what is done with what was built ----------------------------------------------------------------------------
 
 
-def measure_build(load: Workload, contender: str, module: nn.Module, layer: Layer) -> dict[str, float]:
+def measure_build(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Iterator[Figures]:
+    """Yields figures as soon as there are some: what comes later may take too long."""
     inputs = load.inputs(1)
     before, peak_before = megabytes(), peak_megabytes()
     start = time.perf_counter()
@@ -67,37 +72,56 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
     peak = peak_megabytes()
     # Where the build stays under a peak of the imports, that peak says nothing of the build.
     added = (peak if peak > peak_before else megabytes()) - before
-    figures = {"build_s": seconds, "peak_mb": peak, "build_mb": added}
-    x = jax.device_put(load.inputs(load.batch))
-    if load.grows or contender == "flax_jit":
-        # Jitted init gives the same variables as eager init.
-        return figures
+    yield {"build_s": seconds, "peak_mb": peak, "build_mb": added}
     if contender == "flax_eager":
-        return figures | measure_flax(module, built, x)
-    return figures | measure_model(built, x)
+        yield flax_file_seconds(built)
+    elif not contender.startswith("flax"):
+        yield from keras_file_seconds(built)
+    x, y = load.inputs(load.batch), load.targets(load.batch)
+    start = time.perf_counter()
+    model = contenders.Loop(module, built) if contender.startswith("flax") else built
+    model.train_on_batch(x, y)
+    yield {"first_step_s": seconds + time.perf_counter() - start}
+    x = jax.device_put(x)
+    # Jitted init gives the same variables as eager init.
+    if contender == "flax_eager":
+        apply = jax.jit(module.apply)
+        yield call_seconds(lambda: apply(model.variables, x))
+    elif contender != "flax_jit":
+        yield call_seconds(lambda: model.layers[-1](x))
+        idle = keras.layers.Identity()
+        yield {"idle_call_s": call_seconds(lambda: idle(x))["call_s"]}
 
 
-def measure_flax(module: nn.Module, variables: Any, x: jax.Array) -> dict[str, float]:
-    apply = jax.jit(module.apply)
+def flax_file_seconds(variables: Any) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "variables.msgpack")
-        return call_seconds(lambda: apply(variables, x)) | file_seconds(
+        return file_seconds(
             path,
             save=lambda: path.write_bytes(serialization.to_bytes(variables)),
             load=lambda: ready(jax.device_put(serialization.from_bytes(variables, path.read_bytes()))),
         )
 
 
-def measure_model(model: keras.Model, x: jax.Array) -> dict[str, float]:
-    layer = model.layers[-1]
+def keras_file_seconds(model: keras.Model) -> Iterator[Figures]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.weights.h5")
-        return call_seconds(lambda: layer(x)) | file_seconds(
-            path, save=lambda: model.save_weights(path), load=lambda: (model.load_weights(path), ready(model))
-        )
+        yield file_seconds(path, save=lambda: model.save_weights(path), load=lambda: (model.load_weights(path), ready(model)))
+    layer = model.layers[-1]
+    if isinstance(layer, kerasflax.FlaxLayer):
+        yield {
+            "variables_s": seconds_of(lambda: ready(layer.flax_variables)),
+            "freeze_s": seconds_of(lambda: kerasflax.freeze(layer)) + seconds_of(lambda: kerasflax.unfreeze(layer)),
+        }
 
 
-def call_seconds(call: Callable[[], jax.Array]) -> dict[str, float]:
+def seconds_of(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def call_seconds(call: Callable[[], jax.Array]) -> Figures:
     def timed() -> float:
         start = time.perf_counter()
         call().block_until_ready()
@@ -111,12 +135,8 @@ def call_seconds(call: Callable[[], jax.Array]) -> dict[str, float]:
     return {"first_call_s": first, "call_s": statistics.median(times)}
 
 
-def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> dict[str, float]:
-    start = time.perf_counter()
-    save()
-    saved = time.perf_counter()
-    load()
-    return {"save_s": saved - start, "load_s": time.perf_counter() - saved, "file_mb": path.stat().st_size / 2**20}
+def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> Figures:
+    return {"save_s": seconds_of(save), "load_s": seconds_of(load), "file_mb": path.stat().st_size / 2**20}
 
 
 # Steps ------------------------------------------------------------------------------------------------------------------
@@ -135,36 +155,36 @@ class EpochTimes(keras.callbacks.Callback):
 
 
 def make_trainable(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Any:
-    if contender == "flax_loop":
-        return contenders.Loop(module, load.inputs(1))
-    if contender == "flax_fit":
-        return contenders.OptaxModel(module, load.inputs(1))
-    return contenders.layer_model(load, layer)
+    if contender in contenders.LAYERS:
+        return contenders.layer_model(load, layer)
+    variables = contenders.init(module, load.inputs(1), jit=False)
+    return (contenders.Loop if contender == "flax_loop" else contenders.OptaxModel)(module, variables)
 
 
-def measure_step(load: Workload, contender: str, module: nn.Module, layer: Layer) -> dict[str, float]:
+def measure_step(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+    """An epoch of each contender in turn, in one process: memory and processor treat all alike, as separate ones do not."""
     rows = load.batch * load.steps
     x, y = load.inputs(rows), load.targets(rows)
-    start = time.perf_counter()
-    model = make_trainable(load, contender, module, layer)
-    model.train_on_batch(x[: load.batch], y[: load.batch])
-    first = time.perf_counter() - start
-    epochs = list(epoch_seconds(model, x, y, load.batch))
-    # The first epoch warms up.
-    return {"first_step_s": first, "step_s": statistics.median(epochs[1:]) / load.steps, "peak_training_mb": peak_megabytes()}
+    models = {}
+    for name in names.split(","):
+        try:
+            models[name] = make_trainable(load, name, module, layer_of(load, name, module, layer))
+            epoch_seconds(models[name], x, y, load.batch)
+        except Exception as error:
+            models.pop(name, None)
+            yield {"contender": name} | failed(error)
+    end = time.perf_counter() + EPOCHS_SECONDS
+    for epoch in range(EPOCHS):
+        if epoch >= LEAST_EPOCHS and time.perf_counter() > end:
+            break
+        for name, model in models.items():
+            yield {"contender": name, "epoch": epoch, "step_s": epoch_seconds(model, x, y, load.batch) / load.steps}
 
 
-def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> Iterator[float]:
-    if isinstance(model, contenders.Loop):
-        epochs = model.epochs(x, y, batch)
-        for _ in range(EPOCHS):
-            start = time.perf_counter()
-            next(epochs)
-            yield time.perf_counter() - start
-    else:
-        times = EpochTimes()
-        model.fit(x, y, batch_size=batch, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[times])
-        yield from times.seconds
+def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> float:
+    times = EpochTimes()
+    model.fit(x, y, batch_size=batch, epochs=1, shuffle=False, verbose=0, callbacks=[times])
+    return times.seconds[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -172,12 +192,24 @@ def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> Iterator[float]:
 MEASURES = {"build": measure_build, "step": measure_step}
 
 
-def run(name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None) -> str:
-    """Measure, and return the line of JSON.
+def layer_of(load: Workload, contender: str, module: nn.Module, layer: Layer | None) -> Layer | None:
+    if layer is not None and contender == "kerasflax":
+        return layer
+    # Some contenders have no layer.
+    make = contenders.LAYERS.get(contender)
+    return make and (lambda: make(module, load.inputs(1)))
+
+
+def failed(error: Exception) -> Figures:
+    return {"fails": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
+
+
+def run(name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None) -> None:
+    """Measure, and print a line of JSON for each figure, or some of them.
 
     Args:
         name: Of the workload.
-        contender: Who.
+        contender: Who; several, with commas between them, for the measure `step`.
         measure: One of `MEASURES`.
         module: The module, where it is not the workload's own but R's.
         layer: Likewise, what makes kerasflax's layer.
@@ -185,15 +217,14 @@ def run(name: str, contender: str, measure: str, module: Any = None, layer: Laye
     load = workload(name)
     module = load.make_module() if module is None else module
     jax.block_until_ready(jax.numpy.zeros(1) + jax.random.key_data(jax.random.key(0))[0])
-    if layer is None or contender != "kerasflax":
-        # Some contenders have no layer.
-        layer = contenders.LAYERS.get(contender) and (lambda: contenders.LAYERS[contender](module, load.inputs(1)))
+    if measure == "build":
+        layer = layer_of(load, contender, module, layer)
     try:
-        result: dict[str, Any] = MEASURES[measure](load, contender, module, layer)
+        for figures in MEASURES[measure](load, contender, module, layer):
+            print(json.dumps(figures), flush=True)
     except Exception as error:
-        result = {"fails": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
-    return json.dumps(result)
+        print(json.dumps(failed(error)), flush=True)
 
 
 if __name__ == "__main__":
-    print(run(*sys.argv[1:4]))
+    run(*sys.argv[1:4])

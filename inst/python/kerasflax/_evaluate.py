@@ -2,8 +2,8 @@
 
 Compiled as a whole, such a computation takes the longer the more arrays it makes. Run one operation at a time, each operation
 is compiled for each shape. But a module's arrays are made in few ways: all kernels of one shape come from one initializer, with
-other keys. So what makes single numbers (keys, scales) is run one operation at a time, and what makes an array of them is
-compiled once for all arrays that are made alike.
+other keys. So what makes an array of single numbers (keys, scales) is compiled once for all arrays that are made alike; what
+makes the numbers is run one operation at a time, compiled once for each kind of operation.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array) -> list[Any]:
     recipes, shared = _split(jaxpr)
     results: list[Any] = [None] * len(jaxpr.outvars)
     others = [position for position in range(len(results)) if position not in recipes]
-    inputs = [var for recipe in recipes.values() for var in recipe.invars]
-    wanted = [*inputs, *(jaxpr.outvars[position] for position in others)]
-    with jax.ensure_compile_time_eval():
-        values = iter(jax.core.eval_jaxpr(_part(jaxpr, shared, jaxpr.invars, wanted, jaxpr.constvars), consts, *args))
-    arguments = {position: [next(values) for _ in recipe.invars] for position, recipe in recipes.items()}
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(var: Any) -> Any:
+        if isinstance(var, Literal):
+            return np.asarray(var.val, var.aval.dtype)  # type: ignore[attr-defined]
+        return values[var]
+
+    operations: dict[Hashable, Callable[..., list[jax.Array]]] = {}
+    for eqn in shared:
+        kind, arguments = _kind(eqn), [read(var) for var in eqn.invars]
+        if kind not in operations:
+            operations[kind] = _compiled(_of_any_inputs(jaxpr, eqn), 1, arguments)
+        values.update(zip(eqn.outvars, operations[kind](*arguments), strict=True))
     for position in others:
-        results[position] = next(values)
+        results[position] = read(jaxpr.outvars[position])
     for alike in _alike(recipes):
-        # Compiled ahead, since inside of `ensure_compile_time_eval` JAX would make constants of what the code only depends on
-        # itself for, such as the counters behind random bits.
-        compute = _compiled(recipes[alike[0]], len(alike), arguments[alike[0]])
+        recipe = recipes[alike[0]]
+        compute = _compiled(recipe, len(alike), [values[var] for var in recipe.invars])
         for position in alike:
-            (results[position],) = compute(*arguments[position])
+            (results[position],) = compute(*(values[var] for var in recipes[position].invars))
     return results
 
 
@@ -72,43 +79,52 @@ def _split(jaxpr: Any) -> tuple[dict[int, Any], list[Any]]:
     return recipes, shared[::-1]
 
 
-def _part(jaxpr: Any, eqns: list[Any], invars: list[Any], outvars: list[Any], constvars: Sequence[Any] = ()) -> Any:
+def _part(jaxpr: Any, eqns: list[Any], invars: list[Any], outvars: list[Any]) -> Any:
     return jaxpr.replace(
-        eqns=eqns, invars=invars, outvars=outvars, constvars=list(constvars), debug_info=jaxpr.debug_info.with_unknown_names()
+        eqns=eqns, invars=invars, outvars=outvars, constvars=[], debug_info=jaxpr.debug_info.with_unknown_names()
     )
+
+
+def _of_any_inputs(jaxpr: Any, eqn: Any) -> Any:
+    """One operation as a function of all its inputs, those that are written into the code (literals) included."""
+    structs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars]  # type: ignore[no-untyped-call]
+    inputs = jax.make_jaxpr(lambda *inputs: inputs)(*structs).jaxpr.invars
+    return _part(jaxpr, [eqn.replace(invars=inputs)], inputs, eqn.outvars)
 
 
 def _alike(recipes: dict[int, Any]) -> list[list[int]]:
     """Positions of results whose recipes are the same but for the names of variables."""
     groups: dict[Hashable, list[int]] = {}
     for position, recipe in recipes.items():
-        key = _key(recipe)
-        try:
-            groups.setdefault(key, []).append(position)
-        except TypeError:
-            groups[position] = [position]
+        groups.setdefault(_names_apart(recipe), []).append(position)
     return list(groups.values())
 
 
-def _key(recipe: Any) -> Hashable:
+def _names_apart(recipe: Any) -> Hashable:
     numbers: dict[Any, int] = {}
 
     def name(var: Any) -> Hashable:
-        if isinstance(var, Literal):
-            return _type(var), np.asarray(var.val).tobytes()
-        return _type(var), numbers.setdefault(var, len(numbers))
+        return np.asarray(var.val).tobytes() if isinstance(var, Literal) else numbers.setdefault(var, len(numbers))
 
-    return tuple(
-        (eqn.primitive, tuple(sorted(eqn.params.items())), tuple(map(name, eqn.invars)), tuple(map(name, eqn.outvars)))
-        for eqn in recipe.eqns
-    )
+    return tuple((_kind(eqn), *map(name, eqn.invars), *map(name, eqn.outvars)) for eqn in recipe.eqns)
 
 
-def _type(var: Any) -> Hashable:
-    return str(var.aval), getattr(var.aval, "weak_type", False)
+def _kind(eqn: Any) -> Hashable:
+    """What operations have in common that one compilation serves: all but the values of their inputs."""
+    kind = (eqn.primitive, tuple(sorted(eqn.params.items())), tuple(var.aval for var in eqn.invars))
+    try:
+        hash(kind)
+    except TypeError:
+        return id(eqn)
+    return kind
 
 
-def _compiled(recipe: Any, count: int, arguments: Sequence[jax.Array]) -> Callable[..., list[jax.Array]]:
-    elements = count * sum(math.prod(var.aval.shape) for var in recipe.outvars)
+def _compiled(jaxpr: Any, count: int, arguments: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+    """Compile a computation that is run `count` times.
+
+    It is compiled ahead, since inside of `jax.ensure_compile_time_eval` JAX would make constants of what the code only depends
+    on itself for, such as the counters behind random bits.
+    """
+    elements = count * sum(math.prod(var.aval.shape) for var in jaxpr.outvars)
     options = _FAST_TO_COMPILE if elements < _WORTH_OPTIMIZING and jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(jax.core.eval_jaxpr, recipe, ()), compiler_options=options).lower(*arguments).compile()
+    return jax.jit(functools.partial(jax.core.eval_jaxpr, jaxpr, ()), compiler_options=options).lower(*arguments).compile()

@@ -225,7 +225,7 @@ class FlaxLayer(keras.layers.Layer):
     def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None) -> PyTree:
         """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
         training = bool(training) and self.trainable
-        arrays = [variable.value for variable in self._variables_by_path.values()]
+        arrays = _variables.values(self._variables_by_path.values(), cast=self._follows_policy)
         mask = _mask_if_any(mask)
         with _raised_as_is():
             outputs, state, sown = until_learned(

@@ -132,10 +132,15 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
     places = {prefix + path: (layer, path) for prefix, layer in named.items() for path in layer.trainable_paths}
     patterns = ["**"] if path is None else [path] if isinstance(path, str) else list(path)
     chosen = dict.fromkeys(found for pattern in patterns for found in _paths.matched(pattern, list(places)))
-    changed = [found for found in chosen if (places[found][1] in places[found][0].frozen) is not value]
+    frozen = {id(layer): set(layer.frozen) for layer in named.values()}
+    changed = []
+    for found in chosen:
+        layer, path = places[found]
+        if (path in frozen[id(layer)]) is not value:
+            changed.append(found)
+            (frozen[id(layer)].add if value else frozen[id(layer)].remove)(path)
     for layer in named.values():
-        own = {places[found][1] for found in chosen if places[found][0] is layer}
-        layer.frozen = sorted(own | set(layer.frozen) if value else set(layer.frozen) - own)
+        layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
     return changed, bool(changed and optimizer is not None and optimizer.built)
 

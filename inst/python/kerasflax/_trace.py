@@ -117,7 +117,7 @@ class Trace:
         if all(None not in spec.shape for spec in jax.tree.leaves(self.arguments)):
             return self._evaluate(wanted, first, second)
         jaxpr, used = self._needed(wanted)
-        if not self.sized and not any(used[1:]) and "dim_as_value" not in str(jaxpr):
+        if not self.sized and not any(used[1:]) and not _has_symbols(jaxpr):
             return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [])
         small, large = self.sized or _traced_with_numbers(self.function, self.arguments)
         results = small._evaluate(wanted, first, None)
@@ -145,6 +145,16 @@ class Trace:
         return _evaluated(jaxpr, self.jaxpr.consts, needed)
 
 
+def _has_symbols(jaxpr: Any) -> bool:
+    """Whether a computation has a size in it that is no number."""
+    return any(
+        eqn.primitive.name == "dim_as_value"
+        or any(not isinstance(size, int) for var in eqn.outvars for size in getattr(var.aval, "shape", ()))
+        or any(_has_symbols(inner) for inner in jax.tree.leaves(eqn.params) if hasattr(inner, "eqns"))
+        for eqn in jaxpr.eqns
+    )
+
+
 def _is_concrete(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
 
@@ -155,7 +165,8 @@ def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -
     with jax.ensure_compile_time_eval():
         for position, result in enumerate(results):
             # An array that belongs to the code, or stands for two results, must not be handed out as anybody's own.
-            results[position] = jnp.array(result, copy=id(result) in others)
+            if id(result) in others or not isinstance(result, jax.Array):
+                results[position] = jnp.array(result)
             others.add(id(result))
     return results
 

@@ -8,7 +8,7 @@ the structure that went in. Every array has a name, its path: `params/Dense_0/ke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax.tree_util import GetAttrKey, KeyEntry
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from ._errors import StateError, VariablesError
 from ._paths import SEPARATOR
@@ -288,8 +289,8 @@ def alias(value: Any) -> jax.Array:
     if isinstance(value, jax.core.Tracer):
         return value
     if not isinstance(value, jax.Array):
-        # Copied, since JAX might read NumPy's memory in place, which its owner may write to later.
-        return jnp.array(value)
+        # Copied, since JAX may read NumPy's memory in place, which its owner may write to later.
+        return jax.device_put(np.array(value))
     if len(value.sharding.device_set) == 1:
         return jnp.from_dlpack(value)
     shards = [jnp.from_dlpack(shard.data) for shard in value.addressable_shards]
@@ -350,6 +351,13 @@ def _variable(path: str, array: jax.Array, *, trainable: bool, parameter_dtype: 
             autocast=follows_policy,
             name=name,
         )
+
+
+def values(variables: Collection[keras.Variable], *, cast: bool) -> list[jax.Array]:
+    """The values of variables, cast where Keras casts them; `variable.value` of each is most of an eager call's time."""
+    if cast or in_stateless_scope():
+        return [variable.value for variable in variables]
+    return [variable._value for variable in variables]
 
 
 def checked_update(variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str) -> dict[str, Any]:
