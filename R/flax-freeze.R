@@ -38,8 +38,8 @@ set_frozen <- function(object, path, value, call = caller_env()) {
   check_flax_object(object, call = call)
   check_path_patterns(path, call = call)
   result <- with_r_conditions(the$core$`_models`$set_frozen(object, if (!is.null(path)) as.list(path), value), call = call)
-  if (result[[2]]) {
-    cli::cli_warn("The model has been compiled and trained: {.fn compile} it again before it is trained on.", call = call)
+  if (!is.null(result[[2]])) {
+    rlang::warn(result[[2]])
   }
   invisible(object)
 }

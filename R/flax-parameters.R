@@ -49,9 +49,7 @@ flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
   check_layer_argument(list(stats = stats), "stats", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
   check_backend()
-  # As it stands in Python, for `as_columns()`.
-  parameters <- reticulate::py_get_attr(the$core, "parameters")
-  columns <- with_r_conditions(reticulate::py_call(parameters, object, stats = stats))
+  columns <- with_r_conditions(unconverted_core()$parameters(object, stats = stats))
   parameters <- new_parameters(as_columns(columns))
   parameters <- parameters[natural_order(parameters), ]
   rownames(parameters) <- NULL

@@ -1,5 +1,8 @@
 import json
+import tempfile
+from pathlib import Path
 
+import any_tree
 import h5py
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 from conformance import LINEN
 from flax import linen as nn
+from hypothesis import given, settings
 from modules import ConvNet
 
 from kerasflax import FlaxLayer, NotBuiltError, VariablesError
@@ -71,6 +75,20 @@ def test_every_variable_is_in_the_file_under_its_path(name, tmp_path):
             np.testing.assert_array_equal(variable, other._variables_by_path[path], err_msg=path)
             assert group[path].shape == tuple(variable.shape)
     np.testing.assert_array_equal(layer.seed_generator.state, other.seed_generator.state)
+
+
+@settings(deadline=None, max_examples=50)
+@given(any_tree.trees)
+def test_any_tree_comes_back_to_the_bit(tree):
+    layer, other = any_tree.layer_of(tree), any_tree.layer_of(jax.tree.map(np.zeros_like, tree))
+    with tempfile.TemporaryDirectory() as folder:
+        Holder(layer).save_weights(Path(folder, "m.weights.h5"))
+        Holder(other).load_weights(Path(folder, "m.weights.h5"))
+    found = named_leaves(other.flax_variables["state"])
+    for path, expected in named_leaves(tree).items():
+        got = np.asarray(found[path])
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape), path
+        assert got.tobytes() == expected.tobytes(), path
 
 
 DTYPES = ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8", "uint32", "bool", "float32"]

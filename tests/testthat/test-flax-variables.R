@@ -50,6 +50,18 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(bytes(), before)
 })
 
+test_that("any tree of arrays comes back from R to the bit", {
+  skip_without_flax()
+  skip_if_not(reticulate::py_module_available("hypothesis"), "hypothesis is not installed")
+  any_tree <- reticulate::import_from_path("any_tree", test_path())
+  any_tree$check(function(layer, other) {
+    flax_variables(other) <- flax_variables(layer)
+    NULL
+  })
+  # A property that can fail.
+  expect_error(any_tree$check(\(layer, other) NULL), "AssertionError")
+})
+
 test_that("a model's variables are named by layer, and what is not named stays", {
   skip_without_flax()
   nn <- flax_linen()

@@ -4,6 +4,7 @@ from ._checkpoint import read_variables, write_variables
 from ._errors import (
     ArgumentError,
     BackendError,
+    ConfigError,
     FieldError,
     FileError,
     KerasFlaxError,
@@ -22,6 +23,7 @@ from ._rename import Report
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "ConfigError",
     "FieldError",
     "FileError",
     "FlaxLayer",

@@ -6,7 +6,7 @@ know neither Keras nor where the values are kept. `adapt` picks the adapter that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -36,6 +36,10 @@ class Adapter(Protocol):
     @classmethod
     def accepts(cls, module: object) -> bool:
         """Whether this adapter knows modules like that one."""
+
+    @classmethod
+    def classes(cls) -> Iterator[type]:
+        """The classes of modules that this process has defined; of those with one name and one base the newest comes last."""
 
     def __init__(self, module: Any, method: Method) -> None:
         """Take a module and the method to call.
@@ -101,6 +105,17 @@ def adapt(module: object, method: Method) -> Adapter:
             return adapter(module, method)
     kinds = " or ".join(f"`{adapter.kind}`" for adapter in ADAPTERS)
     raise ModuleError(f"`module` must be an instance of {kinds}, got {_described(module)}")
+
+
+def is_module(value: object) -> bool:
+    """Whether it is an instance of a Flax module."""
+    return any(adapter.accepts(value) for adapter in ADAPTERS)
+
+
+def module_classes() -> Iterator[type]:
+    """The classes of Flax modules that this process has defined; see `Adapter.classes`."""
+    for adapter in ADAPTERS:
+        yield from adapter.classes()
 
 
 def _described(module: object) -> str:

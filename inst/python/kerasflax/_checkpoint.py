@@ -82,7 +82,7 @@ def read_variables(
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     if template is None and rename is None:
-        return _nested(tree) if read is _safetensors.read else tree
+        return _variables.nested(tree) if read is _safetensors.read else tree
     named = _variables.named_leaves(tree)
     targets = targets_of(named, rename_path)
     if expected is not None:
@@ -91,7 +91,7 @@ def read_variables(
     if report:
         report(Report.of(targets, moved if expected is None else expected))
     if template is None or expected is None:
-        return _nested(moved)
+        return _variables.nested(moved)
     fitted = _variables.fitted_by_path(
         expected,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
@@ -254,17 +254,3 @@ def _number(leaf: Any) -> Any:
     if isinstance(leaf, (bool, int, float, complex, np.generic)):
         return leaf
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _nested(arrays: Mapping[str, Any]) -> dict[str, PyTree]:
-    result: dict[str, PyTree] = {}
-    for path, array in arrays.items():
-        *parents, name = path.split(SEPARATOR)
-        node = result
-        for i, parent in enumerate(parents):
-            above = SEPARATOR.join(parents[: i + 1])
-            if above in arrays:
-                raise VariablesError(f"{path!r} lies below {above!r}, which is a weight itself.\nLet `rename` tell them apart.")
-            node = node.setdefault(parent, {})
-        node[name] = array
-    return result

@@ -3,6 +3,7 @@
     KerasFlaxError
     ├── ArgumentError    (TypeError)     an argument that the layer does not take, or of a kind that it does not take
     ├── BackendError     (RuntimeError)  Keras runs on another backend than JAX
+    ├── ConfigError      (ValueError)    a module that cannot be described in a saved model, or made from its description
     ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
     ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written
     ├── MethodError      (TypeError)     a method that is not there, or whose arguments cannot be filled
@@ -38,6 +39,12 @@ class BackendError(KerasFlaxError, RuntimeError):
     """Keras runs on another backend than JAX."""
 
     cause = "backend"
+
+
+class ConfigError(KerasFlaxError, ValueError):
+    """A module that cannot be described in a saved model, or made from its description."""
+
+    cause = "config"
 
 
 class FieldError(KerasFlaxError, ValueError):

@@ -13,23 +13,26 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from . import _paths, _rng, _store, _variables
+from . import _paths, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt
-from ._errors import ArgumentError, BackendError, NotBuiltError, ShapeError
+from ._errors import ArgumentError, BackendError, ConfigError, NotBuiltError, ShapeError
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
 PyTree = Any
 
+_FORMAT_VERSION = 1
 _LOSSES = "losses"
 # As Keras names it below the layer's own path.
 _SEED_PATH = "seed_generator/seed_generator_state"
 
 
+@keras.saving.register_keras_serializable(package="kerasflax")
 class FlaxLayer(keras.layers.Layer):
     """A Flax module as a Keras layer.
 
@@ -90,6 +93,7 @@ class FlaxLayer(keras.layers.Layer):
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
         self.module = module
+        self.method = method
         self.seed = seed
         self.regularizers = _by_pattern("regularizers", regularizers, keras.regularizers.get)
         self.constraints = _by_pattern("constraints", constraints, keras.constraints.get)
@@ -118,8 +122,8 @@ class FlaxLayer(keras.layers.Layer):
         if not form.is_plain:
             # A model repeats this call with what Keras was given, and hands the form on.
             kwargs["form"] = form
+        _refuse_misdeclared_input(self._memory.input_dtypes if self.built else None, inputs)
         if not self.built:
-            _refuse_misdeclared_input()
             # Keras tells `build` the shapes alone.
             self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
             self._memory.first_inputs = inputs
@@ -139,16 +143,21 @@ class FlaxLayer(keras.layers.Layer):
         spec = _specs(input_shape, self._memory.input_dtypes)
         template, traced = self._trace_init(spec)
         outputs, expected = traced.result
-        if self._memory.given is None:
-            arrays = self._initial_values(traced)
-        else:
+        if self._memory.given is not None:
             template, arrays = self._given_values(template, expected)
+        else:
+            arrays = self._initial_values(traced)
+            if self._memory.given_specs:
+                template, arrays = self._with_given_specs(template, arrays)
         self._template = template
         self._variables_by_path = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
+        unknown = set(self._memory.frozen) - set(self.trainable_paths)
+        if unknown:
+            raise ConfigError(f"{self._adapter.name} has no trainable weights {', '.join(sorted(unknown))}, to be frozen.")
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
         self.trainable = self.trainable
         self._apply_by_pattern("regularizer", self.regularizers)
@@ -181,7 +190,20 @@ class FlaxLayer(keras.layers.Layer):
         arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, surplus=self._adapter.is_part)
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
+        specs = {path: _spec_of(array) for path, array in arrays.items()}
+        self._memory.given_specs = {path: spec for path, spec in specs.items() if expected.get(path) != spec}
         return template.extended(provided, arrays), arrays
+
+    def _with_given_specs(
+        self, template: _variables.Template, arrays: Mapping[str, jax.Array]
+    ) -> tuple[_variables.Template, dict[str, jax.Array]]:
+        """Zeros in the place of variables that were given to the layer whose config this one was made from."""
+        with jax.ensure_compile_time_eval():
+            zeros = {path: jnp.zeros(spec.shape, spec.dtype) for path, spec in self._memory.given_specs.items()}
+        known = {_variables.collection_of(path) for path in template.leaves}
+        others = {path: array for path, array in zeros.items() if _variables.collection_of(path) not in known}
+        arrays = {**arrays, **zeros}
+        return template.extended(_variables.nested(others), arrays), arrays
 
     def _initial_values(self, traced: Trace) -> dict[str, jax.Array]:
         outputs, expected = traced.result
@@ -307,7 +329,8 @@ class FlaxLayer(keras.layers.Layer):
         key = _hashable((inputs, mask), training, form)
         if key not in known:
             arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
-            apply = functools.partial(self._apply, training=training, form=form)
+            # What a call of the same spec will find compiled, or at least traced.
+            apply = functools.partial(self._compiled, training=training, form=form)
             known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result[0]
         return known[key]
 
@@ -380,8 +403,9 @@ class FlaxLayer(keras.layers.Layer):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
-        for path in self._memory.frozen if self.built else ():
-            self._variables_by_path[path].trainable = False
+        variables = self.variables_by_path
+        for path in self._memory.frozen if variables else ():
+            variables[path].trainable = False
 
     @property
     def sown(self) -> dict[str, PyTree]:
@@ -390,6 +414,64 @@ class FlaxLayer(keras.layers.Layer):
         Calls inside a compiled step, as `fit` and `predict` make them, are not recorded.
         """
         return dict(self._memory.sown)
+
+    # Config --------------------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer in JSON, without the values of its weights; see `kerasflax._serialise`.
+
+        Raises:
+            ConfigError: The module, or its method, cannot be described; the message names the field.
+        """
+        config: dict[str, Any] = super().get_config()
+        if not self._follows_policy:
+            # Keras writes a policy that nobody has asked for.
+            config.pop("dtype", None)
+        return config | {
+            "format_version": _FORMAT_VERSION,
+            "module": _serialise.to_config(self.module, type(self.module).__name__),
+            "method": _serialise.method_to_config(self.method, self.module),
+            "seed": self.seed,
+            "autocast": self.autocast,
+            "regularizers": {path: keras.regularizers.serialize(value) for path, value in self.regularizers.items()},
+            "constraints": {path: keras.constraints.serialize(value) for path, value in self.constraints.items()},
+            "frozen": self.frozen,
+            "given": {path: [list(spec.shape), spec.dtype] for path, spec in self._memory.given_specs.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlaxLayer:
+        """Make a layer as `get_config` describes it, with weights of its own.
+
+        Raises:
+            ConfigError: It is no such description, or of a later version, or names a class that is not there.
+        """
+        config = dict(config)
+        version = config.pop("format_version", None)
+        if version != _FORMAT_VERSION:
+            raise ConfigError(
+                f"The layer is described in version {version!r:.60} of the format; this kerasflax reads {_FORMAT_VERSION}.\n"
+                "A newer one may read it."
+            )
+        module = _serialise.from_config(config.pop("module", None), "module")
+        method = _serialise.method_from_config(config.pop("method", None))
+        frozen, given = config.pop("frozen", []), config.pop("given", {})
+        layer = cls(module, method, **config)
+        layer._memory.frozen = tuple(_serialise.checked_names(frozen, "frozen"))
+        layer._memory.given_specs = _serialise.checked_specs(given, "given")
+        return layer
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """The shape and dtype of an input of integers: a Sequential model would take it for one of floats."""
+        config: dict[str, Any] | None = super().get_build_config()
+        dtype = self._memory.input_dtypes
+        is_integer = isinstance(dtype, str) and not keras.backend.is_float_dtype(dtype)
+        return config | {"input_dtype": dtype} if config and is_integer else None
+
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
+        """Build the layer for such an input."""
+        self._memory.input_dtypes = config["input_dtype"]
+        self.build(config["input_shape"])
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
@@ -424,6 +506,7 @@ class _Memory:
 
     Attributes:
         given: Variables that await the build.
+        given_specs: The specs, by path, of variables that were given and that `init` does not make so.
         frozen: Paths of weights that are not trained.
         first_inputs: What the layer is called with while it is built.
         input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
@@ -437,6 +520,7 @@ class _Memory:
     """
 
     given: Mapping[str, PyTree] | None = None
+    given_specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     first_inputs: PyTree = None
     input_dtypes: PyTree = None
@@ -507,19 +591,27 @@ def _raised_as_is() -> Iterator[None]:
         raise
 
 
-def _refuse_misdeclared_input() -> None:
-    """Refuse to be built on an input that a Sequential model has declared in another kind of dtype than it is called with.
+def _refuse_misdeclared_input(built_on: PyTree, inputs: PyTree) -> None:
+    """Refuse an input that a Sequential model has declared in another kind of dtype than it is called with, or was.
 
-    A Sequential model without an input declares one in its first layer's compute dtype as soon as it is called, integers or
-    not. NotImplementedError makes it call its layers on what it was called with instead.
+    A Sequential model without an input declares one in its first layer's compute dtype as soon as it is called, or loaded,
+    integers or not. NotImplementedError makes it call its layers on what it is called with instead.
     """
+    if not isinstance(inputs, keras.KerasTensor):
+        return
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
-        if frame.f_code.co_name == "_maybe_build" and isinstance(model := frame.f_locals.get("self"), keras.Sequential):
-            declared = model._layers[0]
-            called_with = getattr(frame.f_locals["call_spec"].first_arg, "dtype", "float32")
-            is_float = map(keras.backend.is_float_dtype, (str(declared.dtype), keras.backend.standardize_dtype(called_with)))
-            if isinstance(declared, keras.layers.InputLayer) and len(set(is_float)) == 2:
-                raise NotImplementedError("The model's input has been declared in another dtype.")
+        model = frame.f_locals.get("self")
+        if not isinstance(model, keras.Sequential) or not isinstance(model._layers[0], keras.layers.InputLayer):
+            continue
+        meant = built_on if isinstance(built_on, str) else None
+        if frame.f_code.co_name == "_maybe_build":
+            meant = getattr(frame.f_locals["call_spec"].first_arg, "dtype", "float32")
+        if meant is not None and _is_float(meant) != _is_float(model._layers[0].dtype):
+            raise NotImplementedError("The model's input has been declared in another dtype.")
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)))
 
 
 def _spec_of(x: Any) -> Spec:

@@ -64,6 +64,17 @@ class LinenAdapter:
         """Whether it is an instance of a Linen module."""
         return isinstance(module, nn.Module)
 
+    @classmethod
+    def classes(cls) -> Iterator[type]:
+        """Linen's module classes, its own and others'."""
+        found, waiting = set(), [nn.Module]
+        while waiting:
+            kind = waiting.pop(0)
+            if kind not in found:
+                found.add(kind)
+                yield kind
+                waiting += kind.__subclasses__()
+
     def __init__(self, module: nn.Module, method: str | Callable[..., Any] | None) -> None:
         self.name = type(module).__name__
         self._module = module

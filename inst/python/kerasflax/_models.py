@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
 
 PyTree = Any
+_Row = tuple[str, str | None, str, keras.Variable]
 
 
 def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
@@ -58,14 +59,9 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
     target.check_built()
-    result: dict[str, Any] = {}
-    for path, variable in target.variables_by_path.items():
-        *parents, name = path.split(_paths.SEPARATOR)
-        node = result
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = _known_elsewhere(np.asarray(variable.value))
-    return result
+    return _variables.nested(
+        {path: _known_elsewhere(np.asarray(variable.value)) for path, variable in target.variables_by_path.items()}
+    )
 
 
 def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
@@ -124,8 +120,8 @@ def unfreeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = Non
     return _warned(*set_frozen(target, path, False))
 
 
-def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> tuple[list[str], bool]:
-    """Do what `freeze` and `unfreeze` do; return the changed paths, and whether the model must be compiled again."""
+def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> tuple[list[str], str | None]:
+    """Do what `freeze` and `unfreeze` do; return the changed paths, and a warning where there is something to be done."""
     named = _named_layers(target)
     for layer in named.values():
         layer.check_built()
@@ -142,12 +138,13 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
     for layer in named.values():
         layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
-    return changed, bool(changed and optimizer is not None and optimizer.built)
+    must_compile = changed and optimizer is not None and optimizer.built
+    return changed, _COMPILE_AGAIN if must_compile else None
 
 
-def _warned(changed: list[str], must_compile: bool) -> list[str]:
-    if must_compile:
-        warnings.warn("The model has been compiled and trained: compile it again before it is trained on.", stacklevel=3)
+def _warned(changed: list[str], warning: str | None) -> list[str]:
+    if warning:
+        warnings.warn(warning, stacklevel=3)
     return changed
 
 
@@ -158,6 +155,7 @@ def _named_layers(target: FlaxLayer | keras.Model) -> dict[str, FlaxLayer]:
     return {f"{name}/": layer for name, layer in flax_layers(target).items()}
 
 
+_COMPILE_AGAIN = "The model has been compiled and trained: compile it again before it is trained on."
 _COLUMNS = ["layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable"]
 _STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "mean": jnp.mean,
@@ -184,7 +182,7 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     if isinstance(target, FlaxLayer):
         target.check_built()
     trainable = {id(weight) for weight in target.trainable_weights}
-    weights = {id(weight): (place, weight) for layer in target._flatten_layers() for *place, weight in _rows(layer)}
+    weights = {id(weight): (place, weight) for *place, weight in _rows(target)}
     rows = []
     for (layer, collection, path), weight in weights.values():
         shape = [int(size) for size in weight.shape]
@@ -196,17 +194,24 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
-def _rows(layer: keras.layers.Layer) -> list[tuple[str, str | None, str, keras.Variable]]:
-    """Of each weight that the layer itself owns the layer's name, the collection, the path and the weight."""
+def _rows(layer: keras.layers.Layer, outer: keras.layers.Layer | None = None) -> Iterator[_Row]:
+    """Of each weight the layer's name, the collection, the path and the weight.
+
+    A layer made of others is one layer, unless it is a model; only Flax layers are layers wherever they are.
+
+    Args:
+        layer: Where to look.
+        outer: What it is a part of, where that is one layer.
+    """
     if isinstance(layer, FlaxLayer):
-        named = layer.variables_by_path
-        return [(layer.name, _variables.collection_of(path), path, weight) for path, weight in named.items()]
-    own = layer._trainable_variables + layer._non_trainable_variables
-    return [(layer.name, None, _path_within(layer, weight), weight) for weight in own]
-
-
-def _path_within(layer: keras.layers.Layer, weight: keras.Variable) -> str:
-    return weight.path.rpartition(f"{layer.name}/")[2]
+        for path, weight in layer.variables_by_path.items():
+            yield layer.name, _variables.collection_of(path), path, weight
+        return
+    outer = layer if outer is None or isinstance(outer, keras.Model) else outer
+    for weight in layer._trainable_variables + layer._non_trainable_variables:
+        yield outer.name, None, weight.path.removeprefix(f"{outer.path}/"), weight
+    for part in layer._flatten_layers(include_self=False, recursive=False):
+        yield from _rows(part, outer)
 
 
 @jax.jit

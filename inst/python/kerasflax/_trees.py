@@ -13,11 +13,16 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
+import keras
 from jax.tree_util import GetAttrKey
+
+from . import _serialise
+from ._errors import ConfigError
 
 PyTree = Any
 
 
+@keras.saving.register_keras_serializable(package="kerasflax")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Form:
     """How a simplified tree is made what it was.
@@ -45,6 +50,24 @@ class Form:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+    def get_config(self) -> dict[str, Any]:
+        """The form in JSON: models keep it with the call that they repeat."""
+        return {"model": _serialise.to_config(self.model, "The input"), "positions": list(self.positions)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Form:
+        """Make a form as `get_config` describes it.
+
+        Raises:
+            ConfigError: It is no such description.
+        """
+        model = _serialise.from_config(config.get("model"), "The input")
+        leaves, positions = jax.tree.leaves(model), config.get("positions")
+        is_list = isinstance(positions, list) and all(type(position) is int for position in positions)
+        if not is_list or not sorted(leaves) == sorted(positions) == list(range(len(leaves))):
+            raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
+        return cls(model, tuple(positions))
 
     def restore(self, simplified: PyTree) -> PyTree:
         """The original structure, its dicts in their order, with the leaves of a simplified tree."""

@@ -43,6 +43,25 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return named
 
 
+def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
+    """Nested dicts of leaves by path.
+
+    Raises:
+        VariablesError: One path lies below another.
+    """
+    result: dict[str, PyTree] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split(SEPARATOR)
+        node = result
+        for i, parent in enumerate(parents):
+            above = SEPARATOR.join(parents[: i + 1])
+            if above in leaves:
+                raise VariablesError(f"{path!r} lies below {above!r}, which is a weight itself.\nLet `rename` tell them apart.")
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return result
+
+
 def _paths(key_paths: Sequence[tuple[KeyEntry, ...]]) -> list[str]:
     boxed = [_without_box(keys) for keys in key_paths]
     counts: dict[tuple[KeyEntry, ...], int] = {}

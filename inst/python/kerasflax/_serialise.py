@@ -1,0 +1,637 @@
+"""A module as JSON that a person can read, and back. Nothing in it is run, and no pickle is in it.
+
+Numbers, text, truth values, None and lists stand for themselves. Everything else is an object with one of these keys:
+
+    {"object": "flax.linen:Dense", "fields": {"features": 10}}     a Flax module, or another dataclass, with the fields that
+                                                                   are not what the class says of its own accord
+    {"type": "flax.linen:BatchNorm"}                               a class: of a module, or of numbers
+    {"function": "jax.nn:relu"}                                    a function of one of the namespaces below
+    {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.02}}
+    {"partial": <function or type>, "arguments": [...], "keywords": {...}}
+    {"registered": "package>name"}                                 what `keras.saving.register_keras_serializable` knows;
+                                                                   of an instance with its "config"
+    {"tuple": [...]}, {"dict": {...}}, {"frozen_dict": {...}}, {"set": [...]}, {"frozenset": [...]}
+    {"named_tuple": "package.module:Name", "fields": [...]}, {"enum": "jax.lax:Precision", "member": "HIGHEST"}
+    {"dtype": "bfloat16"}, {"partition_spec": ["data", null]}
+    {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}, {"number": 2.0, "dtype": "float16"}
+    {"float": "nan"}, {"complex": [1.0, 2.0]}
+
+A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. A class is named by its module and its name
+in it. It is looked for among Keras's custom objects and registered classes, then among the module classes that this process
+has defined, and last in its module, which is imported where its package has been already, or is Flax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from ._adapter import is_module, module_classes
+from ._errors import ConfigError
+from ._trace import Spec
+
+Json = Any
+
+# Nested deeper than any module; Python's own limit comes later.
+_DEPTH = 100
+
+# Where functions come from, by name. What reads, writes, or calls other functions is not among them.
+_NAMESPACES = ("flax.linen", "jax.nn", "jax.nn.initializers", "jax.numpy", "jax.lax", "flax.nnx")
+_FUNCTIONS_FROM = ("jax.", "flax.linen.activation", "flax.linen.attention", "flax.linen.pooling", "flax.linen.initializers")
+_WITHHELD = {
+    *("load", "save", "savez", "savez_compressed", "fromfile", "frombuffer", "fromstring", "from_dlpack", "printoptions"),
+    *("set_printoptions", "get_printoptions", "apply_along_axis", "apply_over_axes", "fromfunction", "frompyfunc"),
+    *("piecewise", "vectorize", "ufunc", "pool", "associative_scan", "composite", "cond", "custom_linear_solve", "custom_root"),
+    *("fori_loop", "map", "platform_dependent", "reduce", "reduce_window", "scan", "scatter_apply", "switch", "while_loop"),
+}
+# What makes initializers. Only these are called with arguments from a file.
+_FACTORIES = {
+    "jax.nn.initializers": (
+        *("constant", "delta_orthogonal", "normal", "orthogonal", "truncated_normal", "uniform", "variance_scaling"),
+    ),
+    "flax.linen": ("with_partitioning", "with_logical_partitioning"),
+}
+_NUMBER_TYPES = (bool, int, float, complex)
+
+
+# To JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def to_config(value: Any, path: str) -> Json:
+    """Describe a value.
+
+    Args:
+        value: A module, or what its fields may hold.
+        path: Where it stands, for messages.
+
+    Raises:
+        ConfigError: Something in it cannot be described; the message has its path.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    for describe in _DESCRIPTIONS:
+        node = describe(value, path)
+        if node is not None:
+            return node
+    raise ConfigError(f"{path} cannot be saved: {_shown(value)}.\n{_advice(value)}")
+
+
+def _shown(value: Any) -> str:
+    name = getattr(value, "__qualname__", None)
+    return f"the {type(value).__name__} {name}" if name else f"{value!r:.60} of class {type(value).__name__}"
+
+
+def _advice(value: Any) -> str:
+    if callable(value):
+        return (
+            "Take a function of `jax.nn`, `jax.numpy` or `flax.linen` by name, or register this one with "
+            "`keras.saving.register_keras_serializable()`."
+        )
+    return "A field may hold numbers, text, arrays, modules, dataclasses, enums, and lists, tuples and dicts of them."
+
+
+def _of_number(value: Any, path: str) -> Json:
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": str(value)}
+    if type(value) is complex:
+        return {"complex": [to_config(value.real, path), to_config(value.imag, path)]}
+    if isinstance(value, np.generic):
+        (number,) = _numbers(np.asarray(value), path)
+        return {"number": number, "dtype": value.dtype.name}
+    return None
+
+
+def _of_array(value: Any, path: str) -> Json:
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        return None
+    if isinstance(value, jax.core.Tracer):
+        raise ConfigError(f"{path} cannot be saved: it is a value inside a trace.\nMake the module outside of it.")
+    if not _is_of_numbers(value.dtype):
+        return None
+    array = np.asarray(value)
+    of = "jax" if isinstance(value, jax.Array) else "numpy"
+    return {"array": _numbers(array, path), "shape": list(array.shape), "dtype": array.dtype.name, "of": of}
+
+
+def _is_of_numbers(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
+
+
+def _numbers(array: np.ndarray[Any, Any], path: str) -> list[Json]:
+    return [to_config(number, path) for number in array.ravel().astype(_python_kind(array.dtype)).tolist()]
+
+
+def _python_kind(dtype: np.dtype[Any]) -> Any:
+    """The dtype whose numbers are Python's, where the own one's may not be."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.complex128
+    return np.float64 if jnp.issubdtype(dtype, jnp.floating) else np.dtype(dtype)
+
+
+def _of_container(value: Any, path: str) -> Json:
+    if type(value) is list:
+        return _items(value, path)
+    if type(value) is tuple:
+        return {"tuple": _items(value, path)}
+    if type(value) in (set, frozenset):
+        return {type(value).__name__: _items(sorted(value, key=repr), path)}
+    if type(value) in (dict, flax.core.FrozenDict):
+        kind = "dict" if type(value) is dict else "frozen_dict"
+        if all(type(key) is str for key in value):
+            return {kind: {key: to_config(item, f"{path}[{key!r}]") for key, item in value.items()}}
+        pairs = [[to_config(key, f"{path}: a key"), to_config(item, f"{path}[{key!r}]")] for key, item in value.items()]
+        return {kind: pairs}
+    if isinstance(value, jax.sharding.PartitionSpec):
+        return {"partition_spec": _items(value, path)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {"named_tuple": _reference(type(value), path), "fields": _items(value, path)}
+    return None
+
+
+def _items(values: Any, path: str) -> list[Json]:
+    return [to_config(item, f"{path}[{i}]") for i, item in enumerate(values)]
+
+
+def _of_named(value: Any, path: str) -> Json:
+    if isinstance(value, enum.Enum):
+        return {"enum": _reference(type(value), path), "member": value.name}
+    if isinstance(value, np.dtype):
+        return {"dtype": value.name}
+    if _is_number_type(value) or (isinstance(value, type) and _is_module_class(value)):
+        return {"type": _reference(value, path)}
+    name = _function_name(value) if callable(value) else None
+    return name and {"function": name}
+
+
+def _of_registered(value: Any, path: str) -> Json:
+    kind = value if isinstance(value, (type, FunctionType)) else type(value)
+    name = keras.saving.get_registered_name(kind)
+    if keras.saving.get_registered_object(name) is not kind:
+        return None
+    if kind is value:
+        return {"registered": name}
+    return {"registered": name, "config": to_config(value.get_config(), path)} if hasattr(value, "get_config") else None
+
+
+def _of_call(value: Any, path: str) -> Json:
+    if isinstance(value, functools.partial):
+        return {
+            "partial": to_config(value.func, f"{path}: the function"),
+            "arguments": _items(value.args, path),
+            "keywords": {name: to_config(item, f"{path}: {name}") for name, item in value.keywords.items()},
+        }
+    if isinstance(value, FunctionType):
+        for name, factory in _factories():
+            arguments = _arguments(value, factory)
+            if arguments is not None:
+                given = {key: to_config(item, f"{path}: {key}") for key, item in arguments.items()}
+                return {"initializer": name, "arguments": given}
+    return None
+
+
+def _of_object(value: Any, path: str) -> Json:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    fields = {
+        field.name: to_config(getattr(value, field.name), f"{path}.{field.name}")
+        for field in dataclasses.fields(value)
+        if field.init and not (is_module(value) and field.name == "parent") and not _is_default(field, value)
+    }
+    return {"object": _reference(type(value), path), "fields": fields}
+
+
+def _is_default(field: dataclasses.Field[Any], owner: Any) -> bool:
+    value = getattr(owner, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return _is_same(value, field.default_factory())
+    return _is_same(value, field.default)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if type(value) is not type(other) or isinstance(value, (np.ndarray, jax.Array)):
+        return False
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(other) and all(map(_is_same, value, other))
+    try:
+        return bool(value == other)
+    except Exception:
+        # Whatever a foreign class's comparison may raise, the value is written down.
+        return False
+
+
+_DESCRIPTIONS = (_of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
+
+
+# Names ------------------------------------------------------------------------------------------------------------------
+
+
+def _reference(kind: type, path: str) -> str:
+    """A class by its module and its name in it; what `flax.linen` and `jax.lax` offer, as theirs."""
+    for namespace in _NAMESPACES:
+        is_ours = kind.__module__.partition(".")[0] in ("flax", "jax")
+        if is_ours and getattr(importlib.import_module(namespace), kind.__name__, None) is kind:
+            return f"{namespace}:{kind.__name__}"
+    if "<locals>" in kind.__qualname__ and not _is_module_class(kind):
+        raise ConfigError(f"{path} cannot be saved: the class {kind.__qualname__} is made in a function.\nDefine it outside.")
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _function_name(value: Any) -> str | None:
+    """The name under which a function may be taken from a file, if there is one."""
+    name = getattr(value, "__name__", None)
+    for namespace in _NAMESPACES:
+        if isinstance(name, str) and _function(f"{namespace}:{name}") is value:
+            return f"{namespace}:{name}"
+    return None
+
+
+def _function(reference: str) -> Any:
+    """The function of a name, or None where there is none that may be taken."""
+    namespace, _, name = reference.partition(":")
+    if namespace not in _NAMESPACES or name in _WITHHELD or name.startswith("_"):
+        return None
+    value = getattr(importlib.import_module(namespace), name, None)
+    # NumPy's scalar types are jax.numpy's under its own names, and callable.
+    if not callable(value) or (isinstance(value, type) and not _is_jax_scalar(value)):
+        return None
+    source = f"{getattr(value, '__module__', '')}."
+    return value if source.startswith(_FUNCTIONS_FROM) or isinstance(value, jnp.ufunc) else None
+
+
+def _is_jax_scalar(value: type) -> bool:
+    return value.__module__ == "jax.numpy" and isinstance(getattr(value, "dtype", None), np.dtype)
+
+
+def _is_number_type(value: Any) -> bool:
+    return isinstance(value, type) and (value in _NUMBER_TYPES or (issubclass(value, np.generic) and value is not np.generic))
+
+
+def _is_module_class(value: type) -> bool:
+    return any(value is kind for kind in module_classes())
+
+
+def _factories() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for namespace, names in _FACTORIES.items():
+        for name in names:
+            yield f"{namespace}:{name}", getattr(importlib.import_module(namespace), name)
+
+
+def _arguments(function: FunctionType, factory: Callable[..., Any]) -> dict[str, Any] | None:
+    """The arguments with which a factory has made a function, less the factory's defaults; None where it has not made it."""
+    made = inspect.unwrap(factory).__code__.co_consts
+    if not any(isinstance(const, CodeType) and const is function.__code__ for const in made):
+        return None
+    kept = _kept(function)
+    parameters = inspect.signature(factory).parameters.values()
+    arguments = {p.name: kept[p.name] for p in parameters if p.name in kept and not _is_same(kept[p.name], p.default)}
+    try:
+        again = _kept(factory(**arguments))
+    except TypeError:
+        return None
+    same = again.keys() == kept.keys() and all(_is_same(again[name], value) or _is_array(value) for name, value in kept.items())
+    return arguments if same else None
+
+
+def _kept(function: Any) -> dict[str, Any]:
+    """What a function keeps from where it was made: in its closure, or as defaults."""
+    defaults = inspect.signature(function, follow_wrapped=False).parameters.values()
+    closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {p.name: p.default for p in defaults if p.default is not p.empty} | {n: cell.cell_contents for n, cell in closure}
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, jax.Array))
+
+
+# From JSON --------------------------------------------------------------------------------------------------------------
+
+
+def from_config(node: Json, path: str, depth: int = 0) -> Any:
+    """Make what `to_config` described.
+
+    Args:
+        node: The description.
+        path: Where it stands, for messages.
+        depth: How deep it lies.
+
+    Raises:
+        ConfigError: It is no such description, or names what cannot be found; nothing has been imported for it.
+    """
+    if depth > _DEPTH:
+        raise ConfigError(f"The description is nested too deep at {path:.200}.")
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    if isinstance(node, list):
+        return _made_items(node, path, depth)
+    if isinstance(node, Mapping):
+        for key, (others, make) in _KINDS.items():
+            if key in node and node.keys() <= {key, *others}:
+                return make(node, path, depth)
+        raise ConfigError(f"{path} is described in a way that is not known here: by {', '.join(map(repr, node)) or 'nothing'}.")
+    raise ConfigError(f"{path} is described by {type(node).__name__}, which JSON does not have.")
+
+
+def _checked(value: Any, kind: type | tuple[type, ...], path: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{path} is described wrongly: {value!r:.60}.")
+    return value
+
+
+def _made_items(nodes: Any, path: str, depth: int) -> list[Any]:
+    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(_checked(nodes, list, path))]
+
+
+def _made_fields(nodes: Any, path: str, depth: int) -> dict[str, Any]:
+    return {name: from_config(node, f"{path}.{name}", depth + 1) for name, node in _checked(nodes, Mapping, path).items()}
+
+
+def _make_float(node: Any, path: str, depth: int) -> float:
+    if node["float"] not in ("nan", "inf", "-inf"):
+        raise ConfigError(f"{path} is described wrongly: {node['float']!r:.60}.")
+    return float(node["float"])
+
+
+def _make_complex(node: Any, path: str, depth: int) -> complex:
+    parts = _made_items(node["complex"], path, depth)
+    if len(parts) != 2 or not all(isinstance(part, float) for part in parts):
+        raise ConfigError(f"{path} is described wrongly: a complex number is a list of two.")
+    return complex(*parts)
+
+
+def _make_dict(node: Any, path: str, depth: int) -> Any:
+    (kind,) = node
+    if isinstance(node[kind], Mapping):
+        items = _made_fields(node[kind], path, depth)
+    else:
+        pairs = [_made_items(pair, path, depth) for pair in _checked(node[kind], list, path)]
+        if not all(len(pair) == 2 for pair in pairs):
+            raise ConfigError(f"{path} is described wrongly: a dict is a list of pairs.")
+        items = {_hashable(key, path): item for key, item in pairs}
+    return items if kind == "dict" else flax.core.FrozenDict(items)  # type: ignore[no-untyped-call]
+
+
+def _make_partition_spec(node: Any, path: str, depth: int) -> jax.sharding.PartitionSpec:
+    return _called(jax.sharding.PartitionSpec, _made_items(node["partition_spec"], path, depth), {}, path)
+
+
+def _hashable(value: Any, path: str) -> Any:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ConfigError(f"{path} is described wrongly: {error}.") from error
+    return value
+
+
+def _make_set(node: Any, path: str, depth: int) -> Any:
+    ((kind, items),) = node.items()
+    values = [_hashable(item, path) for item in _made_items(items, path, depth)]
+    return set(values) if kind == "set" else frozenset(values)
+
+
+def _dtype(name: Any, path: str) -> np.dtype[Any]:
+    try:
+        dtype = jnp.dtype(_checked(name, str, path))
+    except TypeError as error:
+        raise ConfigError(f"{path} is described wrongly: there is no dtype {name!r:.60}.") from error
+    if not _is_of_numbers(dtype):
+        raise ConfigError(f"{path} is described wrongly: {name!r:.60} is no dtype of numbers.")
+    return dtype
+
+
+def _make_number(node: Any, path: str, depth: int) -> Any:
+    return _array([node["number"]], [], node.get("dtype"), path, depth)[()]
+
+
+def _make_array(node: Any, path: str, depth: int) -> Any:
+    array = _array(node["array"], node.get("shape"), node.get("dtype"), path, depth)
+    return jnp.asarray(array) if node.get("of") == "jax" else array
+
+
+def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.ndarray[Any, Any]:
+    shape = [_checked(size, int, path) for size in _checked(shape, list, path)]
+    values = _made_items(numbers, path, depth)
+    if len(values) != math.prod(shape) or not all(isinstance(value, _NUMBER_TYPES) for value in values):
+        raise ConfigError(f"{path} is described wrongly: {len(values)} values do not make an array of shape {shape}.")
+    dtype = _dtype(dtype, path)
+    try:
+        return np.array(values, _python_kind(dtype)).astype(dtype).reshape(shape)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is described wrongly: {error}.") from error
+
+
+def _make_function(node: Any, path: str, depth: int) -> Any:
+    function = _function(_checked(node["function"], str, path))
+    if function is None:
+        raise ConfigError(
+            f"{path} is the function {node['function']!r:.80}, which is not taken from a file.\n"
+            f"Functions of {', '.join(_NAMESPACES)} are, and those that you register."
+        )
+    return function
+
+
+def _make_initializer(node: Any, path: str, depth: int) -> Any:
+    factory = dict(_factories()).get(_checked(node["initializer"], str, path))
+    if factory is None:
+        raise ConfigError(f"{path} is made by {node['initializer']!r:.80}, which is no factory of initializers.")
+    return _called(factory, [], _made_fields(node.get("arguments", {}), path, depth), path)
+
+
+def _make_partial(node: Any, path: str, depth: int) -> Any:
+    function = from_config(node["partial"], path, depth + 1)
+    if not callable(function):
+        raise ConfigError(f"{path} is described wrongly: {function!r:.60} is no function.")
+    arguments = _made_items(node.get("arguments", []), path, depth)
+    return functools.partial(function, *arguments, **_made_fields(node.get("keywords", {}), path, depth))
+
+
+def _make_type(node: Any, path: str, depth: int) -> type:
+    namespace, _, name = _checked(node["type"], str, path).partition(":")
+    if namespace in ("builtins", "numpy"):
+        value = getattr(importlib.import_module(namespace), name, None)
+        if _is_number_type(value):
+            return value  # type: ignore[return-value]
+    return _resolved(node["type"], _is_module_class, path)
+
+
+def _make_enum(node: Any, path: str, depth: int) -> enum.Enum:
+    kind: Any = _resolved(node["enum"], lambda value: issubclass(value, enum.Enum), path)
+    member = _checked(node.get("member"), str, path)
+    if member not in kind.__members__:
+        raise ConfigError(f"{path} is {member!r:.60}, which {kind.__name__} does not have.")
+    result: enum.Enum = kind.__members__[member]
+    return result
+
+
+def _make_named_tuple(node: Any, path: str, depth: int) -> Any:
+    kind = _resolved(node["named_tuple"], lambda value: issubclass(value, tuple) and hasattr(value, "_fields"), path)
+    return _called(kind, _made_items(node.get("fields", []), path, depth), {}, path)
+
+
+def _make_object(node: Any, path: str, depth: int) -> Any:
+    kind = _resolved(node["object"], dataclasses.is_dataclass, path)
+    return _called(kind, [], _made_fields(node.get("fields", {}), path, depth), path)
+
+
+def _make_registered(node: Any, path: str, depth: int) -> Any:
+    name = _checked(node["registered"], str, path)
+    found = keras.saving.get_registered_object(name)
+    if found is None:
+        raise ConfigError(
+            f"{path} is {name!r:.80}, which nobody has registered.\n"
+            "Run the code that registers it, or give it in `custom_objects`."
+        )
+    if "config" not in node:
+        return found
+    config = from_config(node["config"], path, depth + 1)
+    return found.from_config(config) if hasattr(found, "from_config") else _called(found, [], config, path)
+
+
+def _called(function: Any, arguments: list[Any], keywords: Any, path: str) -> Any:
+    try:
+        return function(*arguments, **keywords)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be made as it is described: {error}.") from error
+
+
+_KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any, str, int], Any]]] = {
+    "object": (("fields",), _make_object),
+    "type": ((), _make_type),
+    "function": ((), _make_function),
+    "initializer": (("arguments",), _make_initializer),
+    "partial": (("arguments", "keywords"), _make_partial),
+    "registered": (("config",), _make_registered),
+    "tuple": ((), lambda node, path, depth: tuple(_made_items(node["tuple"], path, depth))),
+    "dict": ((), _make_dict),
+    "frozen_dict": ((), _make_dict),
+    "set": ((), _make_set),
+    "frozenset": ((), _make_set),
+    "named_tuple": (("fields",), _make_named_tuple),
+    "enum": (("member",), _make_enum),
+    "dtype": ((), lambda node, path, depth: _dtype(node["dtype"], path)),
+    "partition_spec": ((), _make_partition_spec),
+    "array": (("shape", "dtype", "of"), _make_array),
+    "number": (("dtype",), _make_number),
+    "float": ((), _make_float),
+    "complex": ((), _make_complex),
+}
+
+
+# A layer's other parts --------------------------------------------------------------------------------------------------
+
+
+def method_to_config(method: Any, module: Any) -> Json:
+    """Describe the method of a module: None, a name, or a registered function.
+
+    Raises:
+        ConfigError: It is another function.
+    """
+    if method is None or isinstance(method, str):
+        return method
+    name = getattr(method, "__name__", "")
+    if inspect.getattr_static(type(module), name, None) is getattr(method, "__func__", method):
+        return name
+    node = _of_registered(method, "method")
+    if node is None:
+        raise ConfigError(
+            f"`method` cannot be saved: {_shown(method)} is no method of {type(module).__name__}.\n"
+            "Make it one, or register it with `keras.saving.register_keras_serializable()`."
+        )
+    return node
+
+
+def method_from_config(node: Json) -> Any:
+    """Make what `method_to_config` described."""
+    if node is None or isinstance(node, str):
+        return node
+    if "registered" not in _checked(node, Mapping, "method"):
+        raise ConfigError(f"`method` is described wrongly: {node!r:.60}.")
+    return _make_registered(node, "method", 0)
+
+
+def checked_names(names: Any, path: str) -> list[str]:
+    """A list of texts, which it is refused not to be."""
+    return [_checked(name, str, path) for name in _checked(names, list, path)]
+
+
+def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
+    """Specs by path, of pairs of a shape and a dtype."""
+    result = {}
+    for name, pair in _checked(specs, Mapping, path).items():
+        shape, dtype = _checked(pair, list, path) if len(pair) == 2 else _checked(None, list, path)
+        sizes = [_checked(size, int, f"{path}: {name}") for size in _checked(shape, list, path)]
+        result[name] = Spec(tuple(sizes), str(_dtype(dtype, f"{path}: {name}")))
+    return result
+
+
+# Classes ----------------------------------------------------------------------------------------------------------------
+
+# Where scripts and R sessions define their classes: each stands for the other.
+_SESSIONS = ("__main__", "R_GlobalEnv")
+
+
+def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
+    """The class of a name.
+
+    Raises:
+        ConfigError: It is not there, or another kind of thing is.
+    """
+    namespace, _, name = _checked(reference, str, path).partition(":")
+    for key in (reference, name):
+        found = keras.saving.get_registered_object(key)
+        if found is not None:
+            return _of_kind(found, is_right, reference, path)
+    defined = [kind for kind in module_classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
+    if defined:
+        return _of_kind(defined[-1], is_right, reference, path)
+    return _of_kind(_imported(namespace, name), is_right, reference, path)
+
+
+def _same_module(name: str, other: str) -> bool:
+    return name == other or (name in _SESSIONS and other in _SESSIONS)
+
+
+def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
+    namespace, _, name = reference.partition(":")
+    if found is None:
+        line = "the code that defines it" if namespace in _SESSIONS else f"`import {namespace}`"
+        raise ConfigError(
+            f"{path} is of the class {name!r:.80} of {namespace!r:.80}, which this process does not know.\n"
+            f"Run {line} first, or give the class in `custom_objects`."
+        )
+    if not isinstance(found, type) or not is_right(found):
+        raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
+    return found
+
+
+def _imported(namespace: str, name: str) -> Any:
+    """What stands under a name in a package that has been imported already, or in Flax."""
+    parts = name.split(".")
+    if not all(part.isidentifier() and not part.startswith("__") for part in parts):
+        return None
+    if namespace not in _NAMESPACES and namespace.partition(".")[0] not in _packages():
+        return None
+    try:
+        return functools.reduce(getattr, parts, importlib.import_module(namespace))
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _packages() -> set[str]:
+    """The packages that classes are taken from: those that have defined Flax modules."""
+    return {kind.__module__.partition(".")[0] for kind in module_classes()} & {"flax", "__main__", *sys.modules}

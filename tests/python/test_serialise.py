@@ -1,0 +1,444 @@
+import dataclasses
+import enum
+import functools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections import namedtuple
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import linen as nn
+from modules import MLP, ConvNet
+
+from kerasflax import ConfigError, FlaxLayer, freeze
+from kerasflax._serialise import from_config, to_config
+from kerasflax._trees import Form, simplify
+
+X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+
+
+class Kind(enum.Enum):
+    WIDE = 1
+    DEEP = 2
+
+
+@dataclasses.dataclass
+class Settings:
+    width: int
+    kind: Kind = Kind.WIDE
+    sizes: list = dataclasses.field(default_factory=list)
+
+
+Pair = namedtuple("Pair", ["a", "b"])
+
+
+class Holder(nn.Module):
+    """Whatever a field may hold."""
+
+    value: Any = None
+    part: nn.Module | None = None
+
+    @nn.compact
+    def __call__(self, inputs):
+        return (self.part or nn.Dense(3))(inputs)
+
+
+@flax.struct.dataclass
+class Two:
+    a: Any
+    b: Any
+
+
+class Sum(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)(inputs.a) + inputs.b
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Scale:
+    def __init__(self, by):
+        self.by = by
+
+    def get_config(self):
+        return {"by": self.by}
+
+    def __eq__(self, other):
+        return isinstance(other, Scale) and self.by == other.by
+
+    __hash__ = None
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def twice(module, inputs):
+    return module(module(inputs))
+
+
+def again(value):
+    return from_config(json.loads(json.dumps(to_config(value, "value"))), "value")
+
+
+# Values -----------------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "None": None,
+    "numbers": [1, 2.5, True, 2**70, 1e-300, 1 + 2j, complex("nan"), float("inf"), -0.0],
+    "text": "a \N{SNOWMAN}",
+    "tuple": (1, (2.0, [3, ()])),
+    "dict": {"a": 1, "b": {"c": (1,)}, "object": "os:system"},
+    "dict by number": {1: "a", (2, "x"): None},
+    "frozen dict": flax.core.freeze({"a": {"b": (1, 2)}}),
+    "sets": [{1, 2}, frozenset({"a"})],
+    "dtype": [np.dtype("float16"), jnp.dtype("bfloat16"), jnp.float32, jnp.bfloat16, np.float64, float, int],
+    "functions": [nn.relu, jax.nn.gelu, jnp.tanh, jax.lax.rsqrt, nn.initializers.zeros, nn.dot_product_attention, jnp.add],
+    "partial": functools.partial(nn.leaky_relu, negative_slope=0.3),
+    "class": [nn.BatchNorm, functools.partial(nn.Conv, use_bias=False)],
+    "enum": [Kind.DEEP, jax.lax.Precision.HIGHEST],
+    "dataclass": Settings(3, Kind.DEEP, [1, (2,)]),
+    "named tuple": Pair(1, {"x": 2}),
+    "partition": jax.sharding.PartitionSpec("data", None, ("a", "b")),
+    "registered": [Scale(3.0), twice],
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_come_back_as_they_were(name):
+    value = VALUES[name]
+    got = again(value)
+    assert type(got) is type(value)
+    if name in ("numbers", "partial", "class"):
+        assert repr(got) == repr(value)
+    else:
+        assert got == value
+
+
+ARRAYS = [
+    np.float16(0.1),
+    np.int8(-3),
+    np.arange(6.0).reshape(2, 3),
+    np.zeros((0, 3), np.uint8),
+    np.array(True),
+    np.array([np.nan, np.inf, -0.0], np.float32),
+    np.array([1 + 2j], np.complex64),
+    np.array([2**64 - 1], np.uint64),
+    jnp.array([1.5, 3], jnp.bfloat16),
+    jnp.float32(2),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{type(array).__name__}-{array.dtype}")
+def test_arrays_come_back_to_the_bit(array):
+    got = again(array)
+    assert type(got) is type(array)
+    assert (got.dtype, got.shape) == (array.dtype, array.shape)
+    assert np.asarray(got).tobytes() == np.asarray(array).tobytes()
+
+
+INITIALIZERS = {
+    "normal": nn.initializers.normal(0.02),
+    "normal of a dtype": nn.initializers.normal(0.02, jnp.bfloat16),
+    "lecun": nn.initializers.lecun_normal(in_axis=0, out_axis=1, batch_axis=()),
+    "variance scaling": nn.initializers.variance_scaling(2.0, "fan_avg", "uniform"),
+    "truncated": nn.initializers.truncated_normal(0.3, lower=-1.0, upper=1.5),
+    "orthogonal": nn.initializers.orthogonal(0.5, column_axis=0),
+    "uniform": nn.initializers.uniform(3),
+    "constant": nn.initializers.constant(7.0),
+    "constant array": nn.initializers.constant(np.arange(4.0).reshape(2, 2)),
+    "ones": nn.initializers.ones_init(),
+}
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_initializers_give_the_same_values(name):
+    key = jax.random.key(3)
+    expected = INITIALIZERS[name](key, (2, 2))
+    got = again(INITIALIZERS[name])(key, (2, 2))
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_partitioned_initializers_keep_their_names():
+    init = again(nn.with_partitioning(nn.initializers.normal(0.3), (None, "model")))
+    box = init(jax.random.key(0), (2, 3))
+    assert box.names == (None, "model")
+    np.testing.assert_array_equal(box.value, nn.initializers.normal(0.3)(jax.random.key(0), (2, 3)))
+
+
+MODULES = {
+    "dense": nn.Dense(3, dtype=jnp.float16, kernel_init=nn.initializers.normal(0.3)),
+    "sequential": nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]),
+    "nested": Holder(Settings(2), part=Holder(value={"a": (nn.relu,)}, part=nn.Dense(3, name="inner"))),
+    "rnn": nn.RNN(nn.LSTMCell(4), time_major=False),
+    "attention": nn.MultiHeadDotProductAttention(2, qkv_features=4, precision=jax.lax.Precision.HIGHEST),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_come_back_with_the_same_outputs(name):
+    x = jnp.linspace(0, 1, 40).reshape(2, 5, 4)
+    outputs = [module.init_with_output(jax.random.key(1), x) for module in (MODULES[name], again(MODULES[name]))]
+    assert jax.tree.structure(outputs[0]) == jax.tree.structure(outputs[1])
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+def test_a_config_can_be_read_by_a_person():
+    config = FlaxLayer(nn.Dense(3, kernel_init=nn.initializers.normal(0.5)), name="net", seed=1).get_config()
+    assert json.loads(json.dumps(config)) == config
+    assert config["format_version"] == 1
+    assert config["module"] == {
+        "object": "flax.linen:Dense",
+        "fields": {"features": 3, "kernel_init": {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.5}}},
+    }
+
+
+UNSAVABLE = {
+    "lambda": (nn.Sequential([nn.Dense(3), lambda x: x]), r"Sequential\.layers\[1\]"),
+    "deep": (Holder({"a": [object()]}), r"Holder\.value\['a'\]\[0\]"),
+    "text array": (Holder(np.array(["a"])), r"Holder\.value"),
+    "key": (Holder(jax.random.key(0)), r"Holder\.value"),
+    "with a mesh": (Holder(nn.with_partitioning(nn.relu, (None,), mesh=object())), r"Holder\.value"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVABLE)
+def test_what_cannot_be_saved_is_named_by_its_path(name):
+    module, path = UNSAVABLE[name]
+    with pytest.raises(ConfigError, match=path):
+        FlaxLayer(module).get_config()
+
+
+def test_a_method_is_saved_by_name_or_registered():
+    def config_of(module, method):
+        return json.loads(json.dumps(FlaxLayer(module, method).get_config()))
+
+    module = nn.Dense(5)
+    for method in ("__call__", module.__call__, nn.Dense.__call__, twice):
+        layer = FlaxLayer.from_config(config_of(module, method))
+        layer(np.ones((1, 5), np.float32))
+    assert layer.method is twice
+    with pytest.raises(ConfigError, match="`method`"):
+        config_of(module, lambda module, inputs: module(inputs))
+
+
+# Models -----------------------------------------------------------------------------------------------------------------
+
+
+def model_of(module, **arguments):
+    model = keras.Sequential([keras.Input(X.shape[1:]), FlaxLayer(module, name="net", **arguments)])
+    model.compile("adam", "mse")
+    return model
+
+
+def test_a_loaded_model_goes_on_as_the_saved_one_would(tmp_path):
+    model = model_of(ConvNet(), regularizers={"params/**/kernel": keras.regularizers.L2(0.01)})
+    freeze(model, "net/params/Conv_0/*")
+    model.fit(X, Y, epochs=2, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert [v.path for v in loaded.weights] == [v.path for v in model.weights]
+    assert loaded.layers[-1].frozen == ["params/Conv_0/bias", "params/Conv_0/kernel"]
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert loaded.train_on_batch(X, Y) == model.train_on_batch(X, Y)
+    for mine, theirs in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=mine.path)
+
+
+def test_a_clone_has_the_same_settings_and_values_of_its_own():
+    model = model_of(MLP())
+    clone = keras.models.clone_model(model)
+    assert clone.layers[-1].get_config() == model.layers[-1].get_config()
+    paths = [path for path in model.layers[-1].variables_by_path if path.endswith("kernel")]
+    for path in paths:
+        mine, theirs = (m.layers[-1].variables_by_path[path].numpy() for m in (model, clone))
+        assert mine.shape == theirs.shape
+        assert not np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("policy", [None, "bfloat16", "mixed_bfloat16"])
+def test_a_policy_is_kept_where_there_is_one(policy):
+    layer = FlaxLayer.from_config(FlaxLayer(nn.Dense(2), dtype=policy).get_config())
+    layer(np.ones((1, 3), np.float32))
+    assert str(layer.variables_by_path["params/kernel"].dtype) == ("bfloat16" if policy == "bfloat16" else "float32")
+    assert layer.get_config() == FlaxLayer.from_config(layer.get_config()).get_config()
+
+
+def test_tokens_and_collections_that_were_given_are_there_after_loading(tmp_path):
+    class Reader(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Embed(7, 3)(inputs) * self.get_variable("scale", "by", 2.0)
+
+    params = Reader().init(jax.random.key(0), np.zeros((1, 4), np.int32))
+    inputs = keras.Input((4,), dtype="int32")
+    layer = FlaxLayer(Reader(), variables={**params, "scale": {"by": np.full(3, 5, np.float32)}})
+    model = keras.Model(inputs, layer(inputs))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    tokens = np.arange(8).reshape(2, 4) % 7
+    np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0))
+
+
+def test_what_a_layer_was_called_with_is_kept(tmp_path):
+    inputs = keras.Input((4,)), keras.Input((3,))
+    model = keras.Model(inputs, FlaxLayer(Sum())(Two(*inputs)))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    x = [np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4), np.ones((2, 3), np.float32)]
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("positions", [None, [0], [0, 0], [0, "1"], [1, 2]])
+def test_a_wrong_form_is_refused(positions):
+    config = simplify(Two(1, 2))[1].get_config()
+    with pytest.raises(ConfigError, match="form"):
+        Form.from_config(config | {"positions": positions})
+
+
+def test_a_deferred_model_of_tokens_is_loaded(tmp_path):
+    model = keras.Sequential([FlaxLayer(nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]))])
+    model.compile("sgd", "mse")
+    tokens = np.arange(8).reshape(2, 4) % 7
+    model.fit(tokens, np.zeros((2, 4, 2)), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0))
+    assert loaded.train_on_batch(tokens, np.ones((2, 4, 2))) == model.train_on_batch(tokens, np.ones((2, 4, 2)))
+
+
+def run(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_new_process_finds_the_module_in_the_script_in_a_package_and_nowhere(tmp_path):
+    (tmp_path / "netpackage.py").write_text(
+        "from flax import linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    units: int = 3\n"
+        "    @nn.compact\n"
+        "    def __call__(self, inputs):\n"
+        "        return nn.Dense(self.units)(inputs)\n"
+    )
+    make = """
+        import keras, numpy as np, kerasflax
+        from kerasflax import FlaxLayer
+        {define}
+        model = keras.Sequential([keras.Input((4,)), FlaxLayer(Net(units=2), seed=3)])
+        model.save({path!r})
+        print(model.predict(np.ones((1, 4)), verbose=0).tolist())
+    """
+    load = """
+        import keras, numpy as np, kerasflax
+        {define}
+        try:
+            print(keras.models.load_model({path!r}).predict(np.ones((1, 4)), verbose=0).tolist())
+        except kerasflax.ConfigError as error:
+            print(error)
+    """
+    script = (tmp_path / "netpackage.py").read_text().replace("\n", "\n        ")
+    for name, define in {"script": script, "package": "from netpackage import Net"}.items():
+        path = str(tmp_path / f"{name}.keras")
+        expected = run(make.format(define=define, path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+        found = run(load.format(define=define, path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+        assert found == expected
+        missing = run(load.format(define="", path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+        assert "'Net'" in missing
+        assert ("import netpackage" if name == "package" else "the code that defines it") in missing
+
+
+# Foreign files ----------------------------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "no description": None,
+    "a number": 3,
+    "another kind of key": {"python/object/apply": "os.system"},
+    "two kinds": {"object": "flax.linen:Dense", "function": "jax.nn:relu"},
+    "a module of the system": {"object": "os:system", "fields": {}},
+    "a class of the system": {"object": "subprocess:Popen", "fields": {"args": ["true"]}},
+    "a package not imported": {"object": "antigravity:Net", "fields": {}},
+    "a submodule of one": {"object": "test.support:Net", "fields": {}},
+    "a private way": {"object": "flax.linen:Dense.__init__.__globals__", "fields": {}},
+    "a function as a class": {"object": "flax.linen:vmap", "fields": {}},
+    "no such field": {"object": "flax.linen:Dense", "fields": {"features": 1, "evil": 2}},
+    "fields that are none": {"object": "flax.linen:Dense", "fields": [1]},
+    "no text": {"object": 3, "fields": {}},
+    "a function that reads": {"function": "jax.numpy:load"},
+    "a function that writes": {"function": "jax.numpy:save"},
+    "a function that calls back": {"function": "jax.lax:map"},
+    "a transformation": {"function": "flax.linen:jit"},
+    "another namespace": {"function": "builtins:eval"},
+    "a namespace below": {"function": "jax.numpy.linalg:inv"},
+    "another factory": {"initializer": "builtins:open", "arguments": {"file": "x"}},
+    "a partial of nothing": {"partial": {"tuple": []}},
+    "a partial of open": {"partial": {"function": "builtins:open"}, "arguments": ["x"]},
+    "a type": {"type": "builtins:type"},
+    "an enum": {"enum": "flax.linen:Dense", "member": "x"},
+    "an array of text": {"array": ["a"], "shape": [1], "dtype": "str"},
+    "an array of objects": {"array": [1], "shape": [1], "dtype": "object"},
+    "an array that is too large": {"array": [], "shape": [10**12], "dtype": "float32"},
+    "a wrong number": {"float": "__import__('os')"},
+    "a set of lists": {"set": [[1]]},
+    "nobody's": {"registered": "nobody>thing"},
+}
+DEEP: Any = 1
+for _ in range(500):
+    DEEP = [DEEP]
+HOSTILE["deep"] = {"tuple": DEEP}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_description_is_an_error_and_imports_nothing(name):
+    config = FlaxLayer(nn.Dense(1)).get_config() | {"module": HOSTILE[name]}
+    before = set(sys.modules)
+    with pytest.raises((ConfigError, TypeError), match=r"described|module|taken|known") as caught:
+        FlaxLayer.from_config(config)
+    assert type(caught.value).__module__ == "kerasflax._errors"
+    assert {name.partition(".")[0] for name in set(sys.modules) - before} <= {"jax", "flax"}
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])
+def test_another_version_is_refused(version):
+    config = FlaxLayer(nn.Dense(1)).get_config() | {"format_version": version}
+    with pytest.raises(ConfigError, match="version"):
+        FlaxLayer.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("frozen", "params"), ("frozen", [1]), ("given", [1]), ("given", {"a": [[-1], "x"]}), ("method", {"a": 1})],
+)
+def test_other_parts_are_checked(key, value):
+    with pytest.raises(ConfigError, match=key):
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {key: value})
+
+
+def test_the_newest_class_of_a_name_counts_and_custom_objects_come_first():
+    def define(scale):
+        class Net(nn.Module):
+            def __call__(self, inputs):
+                return inputs * scale
+
+        return Net
+
+    old, new = define(2), define(3)
+    node = to_config(old(), "net")
+    assert type(from_config(node, "net")) is new
+    with keras.saving.custom_object_scope({"Net": old}):
+        # A local class by its own name would be `...Net`.
+        assert type(from_config({"object": "elsewhere:Net"}, "net")) is old

@@ -1,0 +1,64 @@
+"""Any tree of arrays in a layer, for tests in R that send its variables through R: a property of hypothesis."""
+
+import jax
+import numpy as np
+from flax import linen as nn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from kerasflax import FlaxLayer
+from kerasflax._variables import named_leaves
+
+FLOATS = ["float32", "float16", "bfloat16"]
+INTEGERS = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]
+NAMES = st.text("abé_. 0", min_size=1, max_size=4)
+
+
+class Nothing(nn.Module):
+    def __call__(self, inputs):
+        return inputs
+
+
+@st.composite
+def arrays(draw):
+    dtype = np.dtype(draw(st.sampled_from([*FLOATS, *INTEGERS, "bool"])))
+    shape = draw(st_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+    if dtype.name == "bool":
+        elements = st.booleans()
+    elif dtype.name in FLOATS:
+        elements = st.floats(width=32)
+    else:
+        limits = np.iinfo(dtype)
+        elements = st.integers(int(limits.min), int(limits.max))
+    size = int(np.prod(shape, dtype=int))
+    values = draw(st.lists(elements, min_size=size, max_size=size))
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float32 if dtype.name in FLOATS else dtype).astype(dtype).reshape(shape)
+
+
+inner = st.recursive(arrays(), lambda trees: st.dictionaries(NAMES, trees, min_size=1, max_size=3), max_leaves=6)
+trees = st.dictionaries(NAMES, inner, min_size=1, max_size=3)
+
+
+def layer_of(tree):
+    layer = FlaxLayer(Nothing(), variables={"state": tree})
+    layer(np.zeros((1, 1), np.float32))
+    return layer
+
+
+def check(through, examples=60):
+    """Call `through(layer, other)`, and check that it gave the other layer the values of the first one, to the bit."""
+
+    @settings(deadline=None, max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
+    @given(trees)
+    def comes_back(tree):
+        layer, other = layer_of(tree), layer_of(jax.tree.map(np.zeros_like, tree))
+        through(layer, other)
+        found = named_leaves(other.flax_variables["state"])
+        for path, expected in named_leaves(tree).items():
+            got = np.asarray(found[path])
+            assert (got.dtype, got.shape) == (expected.dtype, expected.shape), path
+            assert got.tobytes() == expected.tobytes(), (path, expected, got)
+
+    comes_back()
