@@ -24,6 +24,13 @@ as_method <- function(method, name) {
   method
 }
 
+# The function that the user has defined under a name, as a method; NULL where there is none. Only the session's own counts:
+# a file may name it.
+r_method_of_name <- function(name) {
+  f <- get0(name, envir = globalenv(), mode = "function", inherits = FALSE)
+  if (!is.null(f)) as_method(f, name)
+}
+
 # Arguments of the layer: whole doubles where Keras asks for integers, shapes as tuples.
 as_layer_arguments <- function(dots) {
   if (is.numeric(dots$seed)) {

@@ -50,8 +50,9 @@
 #' # Errors
 #' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
 #' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`, and in the functions for
-#' variables `not_built`, `file` or `package`. A condition signalled by R code inside a module arrives as itself. What goes to
-#' Python by another way, such as `fit()` or `layer(x)`, carries the same facts in the text of a Python error.
+#' variables and for saving `not_built`, `file`, `package` or `config`. A condition signalled by R code inside a module arrives
+#' as itself. What goes to Python by another way, such as `fit()` or `layer(x)`, carries the same facts in the text of a Python
+#' error.
 #'
 #' R code in a module must come back to Python: a `tryCatch()` around the call that catches warnings or messages would leave
 #' Python half way, and with reticulate R does not survive that. `withCallingHandlers()` does no harm.

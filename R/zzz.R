@@ -13,11 +13,13 @@ python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
   if (reticulate::py_available()) {
     register_r()
   }
+  # So that `load_model()` knows the layer. A Python without Flax has its say when a layer is made.
+  reticulate::py_register_load_hook("keras", \() try(the$core$FlaxLayer, silent = TRUE))
 }
 
 .onAttach <- function(libname, pkgname) {
-  packageStartupMessage("kerasflax: layer_flax_module_wrapper() takes the place of keras3's.")
+  packageStartupMessage("kerasflax: layer_flax_module_wrapper() and save_model() take the place of keras3's.")
 }
 
-# Tells the core how R functions and errors are to be understood.
-register_r <- function() the$core$`_foreign`$register(r_formals, r_advice)
+# Tells the core how R functions and errors are to be understood, and where functions are found by name.
+register_r <- function() the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name)

@@ -51,3 +51,11 @@ run_r <- function(code, env = character()) {
     stderr = "2>&1"
   )$stdout
 }
+
+# Runs code in a new R session and returns what it puts into `result`.
+result_of <- function(code) {
+  file <- withr::local_tempfile(fileext = ".rds")
+  printed <- run_r(c(code, sprintf("saveRDS(result, '%s')", file)))
+  if (!file.exists(file)) stop(printed)
+  readRDS(file)
+}

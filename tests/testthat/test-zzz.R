@@ -3,7 +3,7 @@ test_that("the name here wins in any order of library() calls, and a message say
   for (code in c("library(kerasflax); library(keras3)", "library(keras3); library(kerasflax)")) {
     printed <- run_r(paste(code, '; cat("\\nfrom", environmentName(environment(layer_flax_module_wrapper)), "\\n")'))
     expect_match(printed, "from kerasflax", fixed = TRUE)
-    expect_match(printed, "takes the place of keras3's", fixed = TRUE)
+    expect_match(printed, "take the place of keras3's", fixed = TRUE)
   }
 })
 

@@ -1,7 +1,7 @@
 """What another language tells of its functions and errors.
 
-A function of R shows Python the signature `(*args, **kwargs)`, and an error in it knows nothing of tensors. R registers here
-how more can be had. Without another language nothing is registered, and nothing is told.
+A function of R shows Python the signature `(*args, **kwargs)`, an error in it knows nothing of tensors, and Python cannot find
+it by its name. R registers here how more can be had. Without another language nothing is registered, and nothing is told.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from typing import Any
 
 Formals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
 Advice = Callable[[BaseException], "str | None"]
+Named = Callable[[str], "Callable[..., Any] | None"]
 
 _formals: Formals | None = None
 _advice: Advice | None = None
+_named: Named | None = None
 
 
-def register(formals: Formals | None, advice: Advice | None) -> None:
+def register(formals: Formals | None, advice: Advice | None, named: Named | None) -> None:
     """Let another language tell.
 
     Args:
         formals: From a Python function to its arguments, in order, each with whether it has a default; None for a
             function that is not of that language.
         advice: From an exception to what its message leaves unsaid, None for nothing.
+        named: From a name to the function that the user has defined under it, None where there is none.
     """
-    global _formals, _advice
-    _formals, _advice = formals, advice
+    global _formals, _advice, _named
+    _formals, _advice, _named = formals, advice, named
 
 
 def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
@@ -36,3 +39,8 @@ def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
 def advice(error: BaseException) -> str | None:
     """What to add to the message of an exception, if anything."""
     return _advice(error) if _advice else None
+
+
+def named(name: str) -> Callable[..., Any] | None:
+    """The function that the user has defined under a name in another language, if any."""
+    return _named(name) if _named else None

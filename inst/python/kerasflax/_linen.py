@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
 import re
 import threading
 import traceback
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -401,3 +403,34 @@ def _watch() -> Iterator[_Seen]:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, noting)
         yield seen
+
+
+# Classes that are made from another language ------------------------------------------------------------------------------
+
+
+def module_class(
+    name: str,
+    place: str,
+    required: Mapping[str, type],
+    optional: Mapping[str, tuple[type, Any]],
+    methods: Mapping[str, Callable[..., Any]],
+) -> type[nn.Module]:
+    """Make a class of modules, as `class name(flax.linen.Module)` would.
+
+    Args:
+        name: Its name.
+        place: The module that it says it is of.
+        required: Types by field, of fields that have no default.
+        optional: Types and defaults by field.
+        methods: Functions by name. Without `setup` among them, `__call__` may make submodules (`nn.compact`).
+    """
+    namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
+    namespace["__annotations__"] = {**required, **{field: kind for field, (kind, _) in optional.items()}}
+    for field, (_, default) in optional.items():
+        # A default that could be changed is copied for each instance.
+        can_change = type(default).__hash__ is None
+        namespace[field] = dataclasses.field(default_factory=functools.partial(copy.copy, default)) if can_change else default
+    for method, function in methods.items():
+        function.__name__, function.__qualname__ = method, f"{name}.{method}"
+        namespace[method] = nn.compact(function) if method == "__call__" and "setup" not in methods else function
+    return types.new_class(name, (nn.Module,), {}, lambda body: body.update(namespace))

@@ -98,6 +98,17 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
         layers[name].assign_variables(arrays)
 
 
+def check_savable(model: keras.layers.Layer) -> None:
+    """Raise what saving would raise about a module, before Keras opens the file.
+
+    Raises:
+        ConfigError: A module that cannot be described; the message names the field.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, FlaxLayer):
+            layer.get_config()
+
+
 def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
     """Exclude weights from training: they get no gradients, and the optimizer keeps nothing for them.
 

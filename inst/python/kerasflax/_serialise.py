@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from . import _foreign
 from ._adapter import is_module, module_classes
 from ._errors import ConfigError
 from ._trace import Spec
@@ -489,7 +490,7 @@ def _make_object(node: Any, path: str, depth: int) -> Any:
 
 
 def _make_registered(node: Any, path: str, depth: int) -> Any:
-    name = _checked(node["registered"], str, path)
+    name = _checked(node.get("registered"), str, path)
     found = keras.saving.get_registered_object(name)
     if found is None:
         raise ConfigError(
@@ -536,7 +537,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any, str, int], Any]]] = {
 
 
 def method_to_config(method: Any, module: Any) -> Json:
-    """Describe the method of a module: None, a name, or a registered function.
+    """Describe the method of a module: None, a name, a registered function, or one of R's by its name in the session.
 
     Raises:
         ConfigError: It is another function.
@@ -547,6 +548,8 @@ def method_to_config(method: Any, module: Any) -> Json:
     if inspect.getattr_static(type(module), name, None) is getattr(method, "__func__", method):
         return name
     node = _of_registered(method, "method")
+    if node is None and _foreign.named(name) is not None:
+        node = {"session": name}
     if node is None:
         raise ConfigError(
             f"`method` cannot be saved: {_shown(method)} is no method of {type(module).__name__}.\n"
@@ -559,9 +562,16 @@ def method_from_config(node: Json) -> Any:
     """Make what `method_to_config` described."""
     if node is None or isinstance(node, str):
         return node
-    if "registered" not in _checked(node, Mapping, "method"):
-        raise ConfigError(f"`method` is described wrongly: {node!r:.60}.")
-    return _make_registered(node, "method", 0)
+    name = _checked(node, Mapping, "method").get("session")
+    if name is None:
+        return _make_registered(node, "method", 0)
+    found = keras.saving.get_registered_object(_checked(name, str, "method")) or _foreign.named(name)
+    if found is None:
+        raise ConfigError(
+            f"`method` is the function {name!r:.80} of the session, which is not there.\n"
+            "Run the code that defines it first, or give it in `custom_objects`."
+        )
+    return found
 
 
 def checked_names(names: Any, path: str) -> list[str]:
@@ -582,7 +592,7 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
 # Classes ----------------------------------------------------------------------------------------------------------------
 
 # Where scripts and R sessions define their classes: each stands for the other.
-_SESSIONS = ("__main__", "R_GlobalEnv")
+_SESSIONS = ("__main__", "<r-globalenv>")
 
 
 def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
@@ -609,7 +619,8 @@ def _same_module(name: str, other: str) -> bool:
 def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
     namespace, _, name = reference.partition(":")
     if found is None:
-        line = "the code that defines it" if namespace in _SESSIONS else f"`import {namespace}`"
+        line = f"`import {namespace}`" if namespace.replace(".", "").isidentifier() else "the code that defines it"
+        line = "the code that defines it" if namespace in _SESSIONS else line
         raise ConfigError(
             f"{path} is of the class {name!r:.80} of {namespace!r:.80}, which this process does not know.\n"
             f"Run {line} first, or give the class in `custom_objects`."

@@ -62,12 +62,12 @@ class Form:
         Raises:
             ConfigError: It is no such description.
         """
-        model = _serialise.from_config(config.get("model"), "The input")
-        leaves, positions = jax.tree.leaves(model), config.get("positions")
+        model, positions = _serialise.from_config(config.get("model"), "The input"), config.get("positions")
+        leaves = jax.tree.leaves(model)
         is_list = isinstance(positions, list) and all(type(position) is int for position in positions)
-        if not is_list or not sorted(leaves) == sorted(positions) == list(range(len(leaves))):
+        if not is_list or not sorted(leaves) == sorted(positions or []) == list(range(len(leaves))):
             raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
-        return cls(model, tuple(positions))
+        return cls(model, tuple(positions or []))
 
     def restore(self, simplified: PyTree) -> PyTree:
         """The original structure, its dicts in their order, with the leaves of a simplified tree."""

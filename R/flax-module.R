@@ -1,0 +1,196 @@
+#' Define a Flax module in R
+#'
+#' @description
+#' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose arguments are the module's
+#' fields. What it makes is an instance of a real `flax$linen$Module`, for [layer_flax_module_wrapper()], for the fields of other
+#' modules, and for Python.
+#'
+#' # Fields
+#' A named argument that is no method is a field with its default, from which its type follows: a number, an integer, a logical
+#' or a string is kept to that type (`32` does where the default is an integer), a vector of several becomes a tuple, and with
+#' `NULL` or anything else every value will do. `flax_field()` is a field without a default. In a method it is `self$<field>`.
+#'
+#' # Methods
+#' A named argument that is a function with `self` as its first argument is a method. `call` is what the layer calls: it takes
+#' `inputs`, and may take `training`; see [layer_flax_module_wrapper()]. It may make submodules where it uses them, unless
+#' there is a method `setup`, which then makes them: `self$dense <- nn$Dense(10)`.
+#'
+#' # Saving
+#' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
+#' defines the module.
+#'
+#' @param name The class's name.
+#' @param ... Fields and methods, by name.
+#' @param call The method that the layer calls.
+#' @param type The field's type: `"integer"`, `"double"`, `"logical"`, `"character"`, or `"any"`.
+#'
+#' @returns `flax_module()`: a function that makes a module, of class `flax_module`; it prints what it is. `flax_field()`: the
+#'   description of a field, for `flax_module()`.
+#'
+#' @examplesIf interactive()
+#' nn <- reticulate::import("flax.linen")
+#' mlp <- flax_module("MLP",
+#'   units = 64L, rate = 0.1, classes = flax_field("integer"),
+#'   call = function(self, inputs, training = FALSE) {
+#'     inputs |>
+#'       (nn$Dense(self$units))() |>
+#'       nn$relu() |>
+#'       (nn$Dropout(self$rate))(deterministic = !training) |>
+#'       (nn$Dense(self$classes))()
+#'   }
+#' )
+#' mlp
+#' model <- keras_model_sequential(784) |>
+#'   layer_flax_module_wrapper(mlp(units = 32, classes = 10))
+#' @export
+flax_module <- function(name, ..., call) {
+  check_class_name(name)
+  parts <- rlang::list2(...)
+  check_module_parts(parts)
+  is_method <- vapply(parts, is_r_method, NA)
+  if (missing(call) || !is_r_method(call)) {
+    abort_kerasflax(
+      c(
+        "{.arg call} must be a function whose first argument is {.arg self}.",
+        i = "Give {.code call = function(self, inputs, training = FALSE) ...}."
+      ),
+      cause = "argument"
+    )
+  }
+  fields <- lapply(parts[!is_method], as_flax_field)
+  methods <- c(parts[is_method], list(`__call__` = call))
+  is_required <- vapply(fields, \(field) field$is_required, NA)
+  types <- lapply(fields, \(field) python_type(field$type))
+  class <- with_r_conditions(the$core$`_linen`$module_class(
+    name,
+    "<r-globalenv>",
+    required = as_named_dict(types[is_required]),
+    optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
+    methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
+  ))
+  arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
+  constructor <- rlang::new_function(as.pairlist(arguments), quote({
+    given <- mget(names(fields), envir = rlang::current_env(), inherits = FALSE)
+    construct_module(class, fields, given)
+  }))
+  environment(constructor) <- rlang::env(asNamespace("kerasflax"), class = class, fields = fields)
+  structure(constructor, class = c("flax_module", "function"), name = name, methods = setdiff(names(methods), "__call__"))
+}
+
+#' @rdname flax_module
+#' @export
+flax_field <- function(type = c("any", "integer", "double", "logical", "character")) {
+  structure(list(type = rlang::arg_match(type), is_required = TRUE, default = NULL), class = "flax_field")
+}
+
+#' @export
+print.flax_module <- function(x, ...) {
+  fields <- environment(x)$fields
+  shown <- vapply(fields, \(field) if (field$is_required) field$type else shown_default(field$default), "")
+  cat("<flax_module> ", attr(x, "name"), "(", paste0(names(shown), " = ", shown, collapse = ", "), ")\n", sep = "")
+  methods <- attr(x, "methods")
+  if (length(methods) > 0) {
+    cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")
+  }
+  invisible(x)
+}
+
+shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+
+construct_module <- function(class, fields, given, call = caller_env()) {
+  missing <- names(given)[vapply(given, rlang::is_missing, NA)]
+  if (length(missing) > 0) {
+    abort_kerasflax(
+      c("{.fn {class$`__name__`}} needs {.arg {missing}}.", i = "Give {cli::qty(length(missing))}{?it/them} by name."),
+      cause = "field",
+      call = call
+    )
+  }
+  values <- Map(\(field, value, name) as_field_value(coerced(value, field$type, name, call)), fields, given, names(fields))
+  with_r_conditions(rlang::exec(class, !!!values), call = call)
+}
+
+# A value of a field as one of its type; NULL is one of every type.
+coerced <- function(value, type, name, call) {
+  if (is.null(value) || is_python_object(value) || type == "any") {
+    return(value)
+  }
+  is_right <- switch(type,
+    integer = is.numeric(value) && all(is.finite(value) & value == trunc(value)),
+    double = is.numeric(value),
+    logical = is.logical(value) && !anyNA(value),
+    character = is.character(value) && !anyNA(value)
+  )
+  if (!isTRUE(is_right)) {
+    abort_kerasflax(
+      c("{.arg {name}} must be of type {.val {type}}.", x = "It is {what_is(value)}."),
+      cause = "field",
+      call = call
+    )
+  }
+  storage.mode(value) <- type
+  value
+}
+
+# Vectors as tuples, in which Flax keeps shapes.
+as_field_value <- function(value) {
+  if (is.atomic(value) && is.null(dim(value)) && length(value) != 1 && !is.null(value)) {
+    do.call(reticulate::tuple, as.list(unname(value)))
+  } else {
+    value
+  }
+}
+
+as_flax_field <- function(default) {
+  if (inherits(default, "flax_field")) {
+    return(default)
+  }
+  is_simple <- is.atomic(default) && !is.object(default) && is.null(dim(default)) && !is.null(default)
+  type <- if (is_simple) typeof(default) else "any"
+  list(type = if (type %in% eval(formals(flax_field)$type)) type else "any", is_required = FALSE, default = default)
+}
+
+# What the class says of a field. A tuple of integers is of no simple type.
+python_type <- function(type) {
+  builtins <- reticulate::import_builtins(convert = FALSE)
+  switch(type,
+    integer = builtins$int,
+    double = builtins$float,
+    logical = builtins$bool,
+    character = builtins$str,
+    reticulate::import("typing", convert = FALSE)$Any
+  )
+}
+
+with_default <- function(type, field) reticulate::tuple(type, as_field_value(field$default))
+
+as_named_dict <- function(values) reticulate::py_dict(as.list(names(values)), unname(values))
+
+is_r_method <- function(x) is.function(x) && !is_python_object(x) && identical(names(formals(x))[1], "self")
+
+check_class_name <- function(name, call = caller_env()) {
+  if (!rlang::is_string(name) || !grepl("^[A-Za-z][A-Za-z0-9_]*$", name)) {
+    abort_kerasflax(
+      c("{.arg name} must be the name of a class: letters, digits and underscores.", x = "It is {what_is(name)}."),
+      cause = "argument",
+      call = call
+    )
+  }
+}
+
+# Flax's own names for what every module has.
+reserved_fields <- c("parent", "name", "scope", "self", "call")
+
+check_module_parts <- function(parts, call = caller_env()) {
+  names <- names(parts) %||% rep("", length(parts))
+  problem <- if (!all(grepl("^[A-Za-z][A-Za-z0-9_]*$", names))) {
+    "Fields and methods need names of letters, digits and underscores."
+  } else if (anyDuplicated(names)) {
+    "Two fields or methods have the name {.val {names[duplicated(names)][[1]]}}."
+  } else if (any(names %in% reserved_fields)) {
+    "Every Flax module has a {.val {intersect(names, reserved_fields)[[1]]}} of its own."
+  }
+  if (!is.null(problem)) {
+    abort_kerasflax(c(problem, x = "Their names are {.val {names}}."), cause = "argument", call = call)
+  }
+}

@@ -1,0 +1,106 @@
+mlp <- function() {
+  nn <- flax_linen()
+  flax_module("MLP",
+    units = 4L, rate = 0.5, activation = NULL, classes = flax_field("integer"),
+    call = function(self, inputs, training = FALSE) {
+      x <- (nn$Dense(self$units))(inputs)
+      if (!is.null(self$activation)) {
+        x <- self$activation(x)
+      }
+      x <- (nn$Dropout(self$rate))(x, deterministic = !training)
+      (nn$Dense(self$classes))(x)
+    }
+  )
+}
+
+test_that("a module defined in R is one of Flax's, with the same numbers", {
+  skip_without_flax()
+  nn <- flax_linen()
+  make <- mlp()
+  module <- make(units = 5, classes = 2, activation = nn$relu)
+  expect_s3_class(module, "flax.linen.module.Module")
+  expect_identical(module$units, 5L)
+  x <- matrix(seq(-1, 1, length.out = 12), 4)
+  key <- reticulate::import("jax")$random$key(1L)
+  other <- nn$Sequential(list(nn$Dense(5L), nn$relu, nn$Dense(2L)))
+  variables <- module$init(key, as_jax(x))
+  params <- variables$params
+  expect_identical(names(params), c("Dense_0", "Dense_1"))
+  expected <- other$apply(list(params = list(layers_0 = params$Dense_0, layers_2 = params$Dense_1)), as_jax(x))
+  layer <- layer_flax_module_wrapper(module = module, variables = variables)
+  expect_equal(as.array(layer(x)), as.array(expected))
+})
+
+test_that("the constructor has the fields as arguments, and keeps to their types", {
+  skip_without_flax()
+  make <- mlp()
+  expect_identical(names(formals(make)), c("units", "rate", "activation", "classes"))
+  expect_identical(formals(make)$units, 4L)
+  expect_error(make(classes = 2, widths = 3), "unused argument")
+  expect_error(make(units = 3), "classes", class = "kerasflax_error_field")
+  expect_error(make(units = 3.5, classes = 2), "units", class = "kerasflax_error_field")
+  expect_error(make(rate = "a", classes = 2), "rate", class = "kerasflax_error_field")
+  expect_identical(make(rate = 1L, classes = 2)$rate, 1)
+  expect_snapshot(make)
+})
+
+test_that("`training` arrives, and state is kept", {
+  skip_without_flax()
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(mlp()(classes = 2))
+  x <- matrix(1, 64, 3)
+  expect_gt(length(unique(c(as.array(model(x, training = TRUE))))), 2)
+  expect_length(unique(c(as.array(model(x)))), 2)
+})
+
+test_that("setup and other methods are methods, and modules nest", {
+  skip_without_flax()
+  nn <- flax_linen()
+  coder <- flax_module("Coder",
+    sizes = c(3L, 7L), part = NULL, options = list(a = 1),
+    setup = function(self) {
+      self$encoder <- nn$Dense(self$sizes[[1]])
+      self$decoder <- self$part
+    },
+    encode = function(self, inputs) self$encoder(inputs),
+    call = function(self, inputs) self$decoder(self$encode(inputs))
+  )
+  module <- coder(part = coder(sizes = c(5, 4), part = nn$Dense(2L)))
+  layer <- layer_flax_module_wrapper(module = module)
+  expect_identical(dim(as.array(layer(matrix(1, 2, 3)))), c(2L, 2L))
+  expect_identical(names(flax_variables(layer)$params), c("encoder", "part"))
+  encoder <- layer_flax_module_wrapper(module = module, method = "encode")
+  expect_identical(dim(as.array(encoder(matrix(1, 2, 3)))), c(2L, 3L))
+  expect_snapshot(coder)
+})
+
+test_that("wrong parts are refused", {
+  skip_without_flax()
+  call <- function(self, inputs) inputs
+  expect_snapshot(error = TRUE, {
+    flax_module(1, call = call)
+    flax_module("A B", call = call)
+    flax_module("A")
+    flax_module("A", call = function(inputs) inputs)
+    flax_module("A", 3, call = call)
+    flax_module("A", x = 1, x = 2, call = call)
+    flax_module("A", parent = 1, call = call)
+    flax_field("number")
+  })
+})
+
+test_that("a saved model of it is loaded where the definition has been run", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  define <- "
+    library(kerasflax)
+    nn <- reticulate::import('flax.linen')
+    net <- flax_module('Net', units = 3L, sizes = c(1L, 2L), call = function(self, inputs) (nn$Dense(self$units))(inputs))
+    x <- matrix(seq(-1, 1, length.out = 12), 4)"
+  old <- result_of(c(define, sprintf(
+    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5, sizes = c(3, 4)))
+     save_model(model, '%s')
+     result <- predict(model, x, verbose = 0)", path
+  )))
+  expect_identical(dim(old), c(4L, 5L))
+  expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+})

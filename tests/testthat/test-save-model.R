@@ -1,0 +1,93 @@
+# A script that defines a module in R, and some data.
+definition <- c(
+  "library(kerasflax)
+   nn <- reticulate::import('flax.linen')
+   RNet(nn$Module) %py_class% {
+     `__annotations__` <- reticulate::dict(units = reticulate::import_builtins()$int)
+     units <- 4L
+     `__call__` <- nn$compact(\\(self, inputs, training = FALSE) {
+       inputs |>
+         (nn$Dense(self$units))() |>
+         (nn$BatchNorm(momentum = 0.5))(use_running_average = !training) |>
+         (nn$Dropout(0.5))(deterministic = !training) |>
+         (nn$Dense(2L))()
+     })
+   }
+   x <- matrix(seq(-1, 1, length.out = 24), 8)
+   y <- matrix(seq(0, 1, length.out = 16), 8)"
+)
+
+test_that("a model with a module written in R goes on in a new session as it would have in the old one", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  go_on <- "result <- list(
+    predict(model, x, verbose = 0), train_on_batch(model, x, y), flax_variables(model), get_layer(model, 'net')$frozen
+  )"
+  old <- result_of(c(definition, sprintf(
+    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(units = 5L), name = 'net')
+     flax_freeze(model, '**/Dense_0/kernel')
+     compile(model, optimizer_adam(0.1), 'mse')
+     fit(model, x, y, epochs = 2, verbose = 0)
+     save_model(model, '%s')", path
+  ), go_on))
+  new <- result_of(c(definition, sprintf("model <- load_model('%s')", path), go_on))
+  expect_identical(new, old)
+  expect_length(old[[4]], 1)
+
+  missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
+  expect_match(missing, "'RNet'", fixed = TRUE)
+  expect_match(missing, "Run the code that defines it first", fixed = TRUE)
+})
+
+test_that("a model of Flax's own parts is loaded with nothing but the package", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  flax <- reticulate::import("flax")
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(flax$linen$Sequential(list(flax$linen$Dense(4L), flax$linen$relu, flax$linen$Dense(2L))))
+  save_model(model, path)
+  x <- matrix(seq(-1, 1, length.out = 24), 8)
+  loaded <- result_of(sprintf(
+    "library(kerasflax); result <- predict(load_model('%s'), matrix(seq(-1, 1, length.out = 24), 8), verbose = 0)", path
+  ))
+  expect_identical(loaded, predict(model, x, verbose = 0))
+})
+
+test_that("an R function as `method` is found by its name in the session", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  define <- "
+    library(kerasflax)
+    twice <- function(module, inputs) 2 * module(inputs)
+    x <- matrix(1, 2, 3)"
+  old <- result_of(c(define, sprintf(
+    "model <- keras_model_sequential(3) |>
+       layer_flax_module_wrapper(reticulate::import('flax.linen')$Dense(2L), method = twice)
+     save_model(model, '%s')
+     result <- predict(model, x, verbose = 0)", path
+  )))
+  expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+  missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
+  expect_match(missing, "'twice'", fixed = TRUE)
+})
+
+test_that("a module that cannot be saved costs no file", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras", lines = "precious")
+  nn <- flax_linen()
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(nn$Sequential(list(nn$Dense(2L), \(x) x)))
+  expect_error(save_model(model, path, overwrite = TRUE), "Sequential.layers\\[1\\]", class = "kerasflax_error_config")
+  expect_identical(readLines(path), "precious")
+})
+
+test_that("a clone has the same module and values of its own", {
+  skip_without_flax()
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
+  clone <- clone_model(model)
+  kernels <- lapply(list(model, clone), \(model) flax_variables(model)$net$params$kernel)
+  expect_identical(dim(kernels[[1]]), dim(kernels[[2]]))
+  expect_false(identical(kernels[[1]], kernels[[2]]))
+  config <- get_config(get_layer(clone, "net"))
+  expect_identical(config$module, list(object = "flax.linen:Dense", fields = list(features = 2L)))
+})
