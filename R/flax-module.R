@@ -2,7 +2,7 @@
 #'
 #' @description
 #' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose arguments are the module's
-#' fields. What it makes is an instance of a real `flax$linen$Module`, for [layer_flax_module_wrapper()], for the fields of other
+#' fields. What it makes is an instance of a real `flax$linen$Module`, for [layer_flax_module_wrapper()], as a field of other
 #' modules, and for Python.
 #'
 #' # Fields

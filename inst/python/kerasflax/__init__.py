@@ -16,6 +16,7 @@ from ._errors import (
     StateError,
     VariablesError,
 )
+from ._export import export_model, import_model
 from ._layer import FlaxLayer
 from ._models import freeze, parameters, unfreeze
 from ._rename import Report
@@ -36,7 +37,9 @@ __all__ = [
     "ShapeError",
     "StateError",
     "VariablesError",
+    "export_model",
     "freeze",
+    "import_model",
     "parameters",
     "read_variables",
     "unfreeze",

@@ -1,8 +1,8 @@
 """A layer's weights in Keras's files, by path.
 
 Keras gives each layer a mapping from names to arrays, in `.weights.h5` and in `.keras` a group of an HDF5 file. A weight's name
-there is its path, `params/Dense_0/kernel`, which HDF5 nests. Beside the weights stands one more array, `index.json`: UTF-8 text
-that lists them, since a nested mapping does not tell what else it holds.
+there is its path, `params/Dense_0/kernel`, which HDF5 nests (with `%2E` for a name that is a dot). Beside the weights stands
+one more array, `index.json`: UTF-8 text that lists them, since a nested mapping does not tell what else it holds.
 
     {"format_version": 1, "dtypes": {"params/Dense_0/kernel": "float32", ...}}
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from . import _variables
 from ._errors import VariablesError
+from ._paths import SEPARATOR
 
 _FORMAT_VERSION = 1
 _INDEX = "index.json"
@@ -29,7 +30,7 @@ def save(variables: Mapping[str, keras.Variable], store: MutableMapping[str, Any
     for path, variable in variables.items():
         array = np.asarray(variable.value)
         dtypes[path] = str(array.dtype)
-        store[path] = array.view(_bits(array.dtype)) if _is_foreign(array.dtype) else array
+        store[_name(path)] = array.view(_bits(array.dtype)) if _is_foreign(array.dtype) else array
     index = json.dumps({"format_version": _FORMAT_VERSION, "dtypes": dtypes})
     store[_INDEX] = np.frombuffer(index.encode(), np.uint8)
 
@@ -44,7 +45,7 @@ def load(variables: Mapping[str, keras.Variable], store: Mapping[str, Any], laye
     arrays = {}
     for path, dtype in dtypes.items():
         try:
-            array = np.asarray(store[path])
+            array = np.asarray(store[_name(path)])
         except KeyError:
             raise VariablesError(f"The file is damaged: the layer {layer_name!r} lists {path}, which is not there.") from None
         arrays[path] = array.view(dtype) if _is_foreign(dtype) and array.dtype == _bits(dtype) else array
@@ -73,6 +74,11 @@ def _read_index(store: Mapping[str, Any], layer_name: str) -> dict[str, np.dtype
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise VariablesError(f"{problem}: `{_INDEX}` in it cannot be read: {error}.") from error
     raise VariablesError(f"{problem} that this version of kerasflax reads: the format's version is {version!r}.")
+
+
+def _name(path: str) -> str:
+    """A path as HDF5 takes it, to which a dot alone is the group itself."""
+    return SEPARATOR.join("%2E" if name == "." else name for name in path.split(SEPARATOR))
 
 
 def _is_foreign(dtype: np.dtype[Any]) -> bool:

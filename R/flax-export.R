@@ -1,0 +1,57 @@
+#' Export a model as StableHLO, and run such a file
+#'
+#' @description
+#' `flax_export()` writes what a model computes at inference, its weights included, to one file: StableHLO, as `jax.export`
+#' serializes it. It is run by Python with JAX alone (`jax.export.deserialize(data).call(inputs)`), without Keras, Flax, R, or
+#' the code of a module. `flax_import()` reads such a file, and returns a function that runs it.
+#'
+#' Sizes of the input that the model leaves open stay open: the batch's, and the length of sequences.
+#'
+#' Both need the Python package flatbuffers.
+#'
+#' # Files of others
+#' `flax_import()` compiles and runs the computation that it finds, as JAX does. Take files from those whom you trust.
+#'
+#' @param model A model that knows its inputs: one made by [keras3::keras_model()], or a sequential one that has been built.
+#' @param path The file's name.
+#' @param platforms Where it shall run, as JAX names it.
+#'
+#' @returns `flax_export()`: `model`, invisibly. `flax_import()`: a function of an array, or of a (nested, named) list of arrays
+#'   as the model takes it, that returns R arrays.
+#'
+#' @examplesIf interactive()
+#' flax <- reticulate::import("flax")
+#' model <- keras_model_sequential(3) |>
+#'   layer_flax_module_wrapper(flax$linen$Dense(2L))
+#'
+#' flax_export(model, "model.stablehlo")
+#' run <- flax_import("model.stablehlo")
+#' run(matrix(1, 5, 3))
+#' @export
+flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
+  check_file_path(path)
+  if (!is.character(platforms) || length(platforms) == 0 || anyNA(platforms)) {
+    abort_kerasflax(
+      c("{.arg platforms} must be names of platforms.", x = "It is {what_is(platforms)}."),
+      cause = "argument"
+    )
+  }
+  if (!is_keras_layer(model)) {
+    abort_kerasflax(c("{.arg model} must be a Keras model.", x = "It is {what_is(model)}."), cause = "object")
+  }
+  with_r_conditions(the$core$export_model(model, path, platforms = as.list(platforms)))
+  invisible(model)
+}
+
+#' @rdname flax_export
+#' @export
+flax_import <- function(path) {
+  check_file_path(path)
+  run <- with_r_conditions(unconverted_core()$import_model(path))
+  function(inputs) as_r_arrays(with_r_conditions(run(inputs)))
+}
+
+as_r_arrays <- function(x) {
+  x <- if (is_python_container(x)) reticulate::py_to_r(x) else x
+  if (is.list(x)) lapply(x, as_r_arrays) else as_r_array(x)
+}
