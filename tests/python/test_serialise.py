@@ -1,12 +1,16 @@
+import base64
 import dataclasses
 import enum
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -15,13 +19,15 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from fixtures import write
 from flax import linen as nn
 from modules import MLP, ConvNet
 
-from kerasflax import ConfigError, FlaxLayer, freeze
+from kerasflax import ConfigError, FlaxLayer, ModuleError, freeze
 from kerasflax._serialise import from_config, to_config
 from kerasflax._trees import Form, simplify
 
+FIXTURES = Path(write.__file__).parent
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
 Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
 
@@ -362,6 +368,47 @@ def test_a_new_process_finds_the_module_in_the_script_in_a_package_and_nowhere(t
         assert ("import netpackage" if name == "package" else "the code that defines it") in missing
 
 
+def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
+    train = """
+        import os, sys, keras, numpy as np
+        sys.path.insert(0, {tests!r})
+        from modules import ConvNet
+        from kerasflax import FlaxLayer
+        x = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+        y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+        class Kill(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epoch = epoch
+            def on_train_batch_end(self, batch, logs=None):
+                if (self.epoch, batch) == (2, 1):
+                    sys.stdout.flush()
+                    os._exit(0)
+        model = keras.Sequential([keras.Input((5, 5, 1)), FlaxLayer(ConvNet(), seed=1)])
+        model.compile("adam", "mse")
+        callbacks = [keras.callbacks.BackupAndRestore({folder!r}), keras.callbacks.ModelCheckpoint({path!r})]
+        model.fit(x, y, batch_size=2, epochs=4, shuffle=False, verbose=0, callbacks=callbacks + [Kill()] * {kill})
+        print([w.numpy().tobytes().hex() for w in model.weights])
+        assert model.predict(x, verbose=0).tolist() == keras.models.load_model({path!r}).predict(x, verbose=0).tolist()
+    """
+    tests = os.path.dirname(__file__)
+
+    def printed(folder, kill):
+        return run(train.format(tests=tests, folder=str(tmp_path / folder), path=str(tmp_path / "m.keras"), kill=kill))
+
+    assert printed("killed", kill=True) == ""
+    assert printed("killed", kill=False) == printed("never killed", kill=False) != ""
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("v*/*.keras")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_files_of_every_version_are_read(path):
+    expected = json.loads(path.with_suffix(".json").read_text())
+    with keras.saving.custom_object_scope({"Fixture": write.Fixture}):
+        model = keras.models.load_model(path)
+    np.testing.assert_allclose(model.predict(write.INPUTS, verbose=0), expected["predicted"], rtol=1e-5, atol=1e-6)
+    assert all(name.endswith("/bias") for name in model.layers[-1].frozen)
+    np.testing.assert_allclose(model.train_on_batch(write.INPUTS, write.TARGETS), expected["next_loss"], rtol=1e-5)
+
+
 # Foreign files ----------------------------------------------------------------------------------------------------------
 
 HOSTILE = {
@@ -410,6 +457,69 @@ def test_a_hostile_description_is_an_error_and_imports_nothing(name):
         FlaxLayer.from_config(config)
     assert type(caught.value).__module__ == "kerasflax._errors"
     assert {name.partition(".")[0] for name in set(sys.modules) - before} <= {"jax", "flax"}
+
+
+def damaged(path, change):
+    """Change the description of the layer in a file."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    config = json.loads(parts["config.json"])
+    change(config["config"]["layers"][-1])
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in parts.items():
+            file.writestr(name, json.dumps(config) if name == "config.json" else data)
+
+
+class Payload:
+    """What a pickle may do when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def payload(path):
+    return base64.b64encode(pickle.dumps(Payload(str(path)))).decode()
+
+
+# As foreign files have run code in Keras.
+ATTACKS = {
+    # CVE-2025-1550: names of modules and functions in config.json.
+    "a function of the system": lambda layer, mark: layer["config"].update(
+        module={"object": "os:mkdir", "fields": {"path": str(mark)}}
+    ),
+    "a partial of one": lambda layer, mark: layer["config"].update(
+        module={"partial": {"function": "os:mkdir"}, "arguments": [str(mark)]}
+    ),
+    "an object of Keras's": lambda layer, mark: layer["config"].update(
+        module={"module": "os", "class_name": "mkdir", "config": {"path": str(mark)}, "registered_name": "mkdir"}
+    ),
+    "a lambda of Keras's": lambda layer, mark: layer["config"].update(
+        method={"class_name": "__lambda__", "config": {"value": payload(mark)}}
+    ),
+    "the layer's own class": lambda layer, mark: layer.update(module="os", class_name="mkdir", registered_name="mkdir"),
+    # CVE-2025-49655: a pickle in the place of a module.
+    "a pickle": lambda layer, mark: layer["config"].update(module=payload(mark)),
+    "a pickle as bytes": lambda layer, mark: layer["config"].update(
+        module={"class_name": "__bytes__", "config": {"value": payload(mark)}}
+    ),
+    # CVE-2026-1462: a path in the config to something that is loaded and run.
+    "a path": lambda layer, mark: layer["config"].update(filepath=str(mark)),
+    "variables": lambda layer, mark: layer["config"].update(variables={"params": payload(mark)}),
+}
+
+
+@pytest.mark.parametrize("safe_mode", [True, False])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_file_runs_code(name, safe_mode, tmp_path):
+    path, mark = tmp_path / "m.keras", tmp_path / "mark"
+    model_of(MLP()).save(path)
+    damaged(path, lambda layer: ATTACKS[name](layer, mark))
+    with pytest.raises((ConfigError, ModuleError, TypeError, ValueError)):
+        keras.models.load_model(path, safe_mode=safe_mode)
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])

@@ -81,6 +81,15 @@ test_that("a module that cannot be saved costs no file", {
   expect_identical(readLines(path), "precious")
 })
 
+test_that("a model goes through a raw vector, as keras3 has it for saveRDS()", {
+  skip_without_flax()
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
+  raw <- save_model(model)
+  expect_type(raw, "raw")
+  x <- matrix(seq(-1, 1, length.out = 24), 8)
+  expect_identical(predict(load_model(raw), x, verbose = 0), predict(model, x, verbose = 0))
+})
+
 test_that("a clone has the same module and values of its own", {
   skip_without_flax()
   model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
@@ -90,4 +99,22 @@ test_that("a clone has the same module and values of its own", {
   expect_false(identical(kernels[[1]], kernels[[2]]))
   config <- get_config(get_layer(clone, "net"))
   expect_identical(config$module, list(object = "flax.linen:Dense", fields = list(features = 2L)))
+})
+
+test_that("files of every version are read", {
+  skip_without_flax()
+  nn <- flax_linen()
+  flax_module("FixtureInR", units = 3L, sizes = c(2L, 4L), call = function(self, inputs, training = FALSE) {
+    x <- (nn$Dense(self$units))(inputs)
+    x <- (nn$BatchNorm())(x, use_running_average = !training)
+    (nn$Dense(2L))(x)
+  })
+  x <- matrix(seq(-1, 1, length.out = 24), 6)
+  for (path in Sys.glob(test_path("fixtures", "*.keras"))) {
+    model <- load_model(path)
+    expected <- matrix(scan(sub("keras$", "txt", path), quiet = TRUE), 6, byrow = TRUE)
+    expect_equal(predict(model, x, verbose = 0), expected, tolerance = 1e-6)
+    frozen <- paste0("params/", c("BatchNorm_0", "Dense_0", "Dense_1"), "/bias")
+    expect_identical(unlist(get_layer(model, "net")$frozen), frozen)
+  }
 })

@@ -27,6 +27,8 @@ from ._trees import Form, map_leaves, ordered_like, simplify
 PyTree = Any
 
 _FORMAT_VERSION = 1
+# What a config gives to the constructor as it is.
+_CONFIGURED = {"name", "trainable", "dtype", "autocast", "activity_regularizer", "seed", "regularizers", "constraints"}
 _LOSSES = "losses"
 # As Keras names it below the layer's own path.
 _SEED_PATH = "seed_generator/seed_generator_state"
@@ -453,9 +455,12 @@ class FlaxLayer(keras.layers.Layer):
                 f"The layer is described in version {version!r:.60} of the format; this kerasflax reads {_FORMAT_VERSION}.\n"
                 "A newer one may read it."
             )
-        module = _serialise.from_config(config.pop("module", None), "module")
+        module = _serialise.from_config(config.pop("module", None), "The module")
         method = _serialise.method_from_config(config.pop("method", None))
         frozen, given = config.pop("frozen", []), config.pop("given", {})
+        unknown = config.keys() - _CONFIGURED
+        if unknown:
+            raise ConfigError(f"The layer is described with {', '.join(map(repr, sorted(unknown)))}, which no layer has.")
         layer = cls(module, method, **config)
         layer._memory.frozen = tuple(_serialise.checked_names(frozen, "frozen"))
         layer._memory.given_specs = _serialise.checked_specs(given, "given")
