@@ -1,5 +1,7 @@
 """The layer in Keras's own ways of putting models together and training them."""
 
+import gc
+
 import flax.core
 import jax
 import jax.numpy as jnp
@@ -500,3 +502,58 @@ def test_names_with_a_separator_are_an_error_where_paths_would_be_the_same():
 
     with pytest.raises(kerasflax.StateError, match="params/a/bias"):
         FlaxLayer(Ambiguous())(V)
+
+
+# What it costs ------------------------------------------------------------------------------------------------------------
+
+
+def copies(shape):
+    """The buffers that hold arrays of a shape."""
+    gc.collect()
+    return {array.unsafe_buffer_pointer() for array in jax.live_arrays() if array.shape == shape and not array.is_deleted()}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_at_no_time_after_build_is_there_a_second_copy_of_a_weight(given, tmp_path):
+    shape = (31, 777)
+    x, y = np.ones((4, 31), np.float32), np.ones((4, 777), np.float32)
+    variables = nn.Dense(777).init(jax.random.key(0), x) if given else None
+    # The user's own, which a compiled step leaves alone.
+    own = copies(shape)
+    assert len(own) == given
+    model = keras.Sequential([keras.Input((31,)), FlaxLayer(nn.Dense(777), variables=variables)])
+    assert len(copies(shape)) == 1
+    model.compile("sgd", "mse")
+    model.predict(x, verbose=0)
+    assert len(copies(shape) - own) == 1
+    model.fit(x, y, verbose=0)
+    assert len(copies(shape) - own) == 1
+    held = model.layers[-1].flax_variables
+    assert len(copies(shape) - own) == 1
+    del held
+    model.save_weights(tmp_path / "m.weights.h5")
+    model.load_weights(tmp_path / "m.weights.h5")
+    assert len(copies(shape) - own) == 1
+    assert variables is None or not variables["params"]["kernel"].is_deleted()
+
+
+def test_the_modules_code_runs_once_for_each_mode_and_spec():
+    runs = []
+
+    class Noting(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, training=False):
+            runs.append((inputs.shape[0], training))
+            return nn.Dropout(0.5, deterministic=not training)(nn.Dense(2)(inputs))
+
+    model = keras.Sequential([keras.Input((3,)), FlaxLayer(Noting())])
+    model.compile("sgd", "mse")
+    assert len(runs) == 1
+    x, y = np.ones((8, 3), np.float32), np.ones((8, 2), np.float32)
+    for _ in range(2):
+        model.fit(x, y, batch_size=4, verbose=0)
+        model.evaluate(x, y, batch_size=4, verbose=0)
+        model.predict(x, batch_size=4, verbose=0)
+        model.fit(x, y, batch_size=8, verbose=0)
+        model(x[:4])
+    assert sorted(runs[1:]) == [(4, False), (4, True), (8, True)]
