@@ -183,6 +183,7 @@ MODULES = {
     "dense": nn.Dense(3, dtype=jnp.float16, kernel_init=nn.initializers.normal(0.3)),
     "sequential": nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]),
     "nested": Holder(Settings(2), part=Holder(value={"a": (nn.relu,)}, part=nn.Dense(3, name="inner"))),
+    "lists and dicts of modules": Holder([nn.Dense(1), {"a": nn.Conv(2, (3,))}], part=nn.Dense(3)),
     "rnn": nn.RNN(nn.LSTMCell(4), time_major=False),
     "attention": nn.MultiHeadDotProductAttention(2, qkv_features=4, precision=jax.lax.Precision.HIGHEST),
 }

@@ -36,7 +36,27 @@ test_that("a model with a module written in R goes on in a new session as it wou
 
   missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
   expect_match(missing, "'RNet'", fixed = TRUE)
+  expect_match(missing, "defined in a session or script of R", fixed = TRUE)
   expect_match(missing, "Run the code that defines it first", fixed = TRUE)
+})
+
+test_that("training that was killed goes on as if it had not been", {
+  skip_without_flax()
+  train <- function(folder, kill) {
+    sprintf(
+      "killer <- callback_lambda(on_epoch_end = function(epoch, logs) if (%s && epoch == 2) tools::pskill(Sys.getpid(), 9L))
+       model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(), name = 'net', seed = 1)
+       compile(model, optimizer_adam(0.1), 'mse')
+       callbacks <- list(callback_backup_and_restore('%s'), killer)
+       fit(model, x, y, epochs = 4, batch_size = 4, shuffle = FALSE, verbose = 0, callbacks = callbacks)
+       result <- flax_variables(model)",
+      kill, folder
+    )
+  }
+  folder <- withr::local_tempdir()
+  expect_error(result_of(c(definition, train(file.path(folder, "killed"), TRUE))))
+  resumed <- result_of(c(definition, train(file.path(folder, "killed"), FALSE)))
+  expect_identical(resumed, result_of(c(definition, train(file.path(folder, "never"), FALSE))))
 })
 
 test_that("a model of Flax's own parts is loaded with nothing but the package", {

@@ -592,7 +592,7 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
 # Classes ----------------------------------------------------------------------------------------------------------------
 
 # Where scripts and R sessions define their classes: each stands for the other.
-_SESSIONS = ("__main__", "<r-globalenv>")
+_SESSIONS = {"__main__": "in a script of Python", "<r-globalenv>": "in a session or script of R"}
 
 
 def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
@@ -619,11 +619,12 @@ def _same_module(name: str, other: str) -> bool:
 def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
     namespace, _, name = reference.partition(":")
     if found is None:
-        line = f"`import {namespace}`" if namespace.replace(".", "").isidentifier() else "the code that defines it"
-        line = "the code that defines it" if namespace in _SESSIONS else line
+        is_package = namespace not in _SESSIONS and namespace.replace(".", "").isidentifier()
+        place = _SESSIONS.get(namespace, f"in {namespace!r:.80}")
         raise ConfigError(
-            f"{path} is of the class {name!r:.80} of {namespace!r:.80}, which this process does not know.\n"
-            f"Run {line} first, or give the class in `custom_objects`."
+            f"{path} is of the class {name!r:.80}, defined {place}, which is not there.\n"
+            f"Run {f'`import {namespace}`' if is_package else 'the code that defines it'} first, "
+            "or give the class in `custom_objects`."
         )
     if not isinstance(found, type) or not is_right(found):
         raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
