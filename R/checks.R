@@ -167,7 +167,7 @@ check_path_patterns <- function(path, call = caller_env()) {
     c(
       "{.arg path} must be patterns of paths, or NULL for every trainable weight.",
       x = "It is {what_is(path)}.",
-      i = "Give {.code \"params/**/kernel\"}, say."
+      i = "Give {.code \"**/kernel\"}, say."
     ),
     cause = "argument",
     call = call
@@ -182,7 +182,7 @@ variables_problems <- function(tree, path = NULL) {
     if (anyDuplicated(names(tree))) {
       paste("has the name", names(tree)[[anyDuplicated(names(tree))]], "twice")
     }
-  } else if (is.object(tree) || !(is.numeric(tree) || is.logical(tree))) {
+  } else if (is.object(tree) || !(is.numeric(tree) || is.logical(tree) || is.complex(tree))) {
     paste("is", what_is(tree))
   } else if (has_lost_na(tree)) {
     "holds NA, for which only doubles have a value"

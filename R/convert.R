@@ -7,7 +7,7 @@ as_variables <- function(variables) {
     variables
   } else if (is.list(variables) && !is.object(variables)) {
     lapply(variables, as_variables)
-  } else if ((is.numeric(variables) || is.logical(variables)) && is.null(dim(variables)) && length(variables) != 1) {
+  } else if (is.atomic(variables) && !is.character(variables) && is.null(dim(variables)) && length(variables) != 1) {
     array(variables, dim = length(variables))
   } else {
     variables
@@ -29,6 +29,13 @@ as_method <- function(method, name) {
 r_method_of_name <- function(name) {
   f <- get0(name, envir = globalenv(), mode = "function", inherits = FALSE)
   if (!is.null(f)) as_method(f, name)
+}
+
+# The name under which `r_method_of_name()` finds a method, NULL where another function has it by now.
+r_name_of_method <- function(method) {
+  name <- reticulate::py_to_r(reticulate::py_get_attr(method, "__name__"))
+  f <- get0(name, envir = globalenv(), mode = "function", inherits = FALSE)
+  if (!is.null(f) && identical(rlang::as_closure(f), r_function_of(method))) name
 }
 
 # Arguments of the layer: whole doubles where Keras asks for integers, shapes as tuples.

@@ -21,7 +21,8 @@
 #'
 #' # Writing
 #' A file is written under a temporary name and takes its place when it is whole: an older file of that name is lost only then.
-#' Doubles of R are written in single precision, as Flax computes. Of random keys the data are written.
+#' Doubles of R are written in single precision, as Flax computes; arrays with whole numbers beyond 2^24, or with numbers beyond
+#' that precision's range, in double precision. Of random keys the data are written.
 #'
 #' @param path The file's name.
 #' @param like A layer, a model, or nested named lists of arrays, that what is read must fit.
@@ -33,7 +34,8 @@
 #'   [flax_variables()] or `flax_read()` return them.
 #' @param metadata A named character vector, kept in a `.safetensors` file.
 #'
-#' @returns `flax_read()`: a nested named list of NumPy arrays, of the dtypes in the file; [as.array()] makes R arrays of them.
+#' @returns `flax_read()`: a nested named list of NumPy arrays, of the dtypes in the file, boxes of metadata opened;
+#'   [as.array()] makes R arrays of them.
 #'   `flax_write()`: `object`, invisibly.
 #'
 #' @examplesIf interactive()
@@ -118,7 +120,10 @@ unconverted_core <- function() {
 
 as_rename <- function(rename) {
   if (is.function(rename)) {
-    as_callback(rename)
+    as_callback(function(path) {
+      new <- rename(path)
+      if (!identical(is.na(new), TRUE)) new
+    })
   } else if (!is.null(rename)) {
     reticulate::py_dict(names(rename), lapply(unname(rename), \(path) if (!is.na(path)) path))
   }
@@ -144,20 +149,27 @@ as_nested_list <- function(tree) {
     rlang::set_names(children, names)
   } else if (inherits(tree, c("python.builtin.list", "python.builtin.tuple"))) {
     lapply(seq_len(length(tree)), \(i) as_nested_list(tree[[i - 1L]]))
+  } else if (reticulate::py_has_attr(tree, "unbox")) {
+    as_nested_list(tree$unbox())
   } else {
     tree
   }
 }
 
-# Doubles as the single precision in which JAX computes.
+# Doubles as the single precision in which JAX computes, where that loses neither a whole number nor the size of one.
 as_single <- function(tree) {
   if (is_python_object(tree)) {
     tree
   } else if (is.list(tree)) {
     lapply(tree, as_single)
-  } else if (is.double(tree)) {
+  } else if (is.double(tree) && fits_single(tree)) {
     reticulate::import("numpy", convert = FALSE)$asarray(tree, dtype = "float32")
   } else {
     tree
   }
+}
+
+fits_single <- function(x) {
+  x <- x[is.finite(x)]
+  all(abs(x) <= 2^24 | (x != trunc(x) & abs(x) < 3.4e38))
 }

@@ -48,7 +48,10 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 flax_import <- function(path) {
   check_file_path(path)
   run <- with_r_conditions(unconverted_core()$import_model(path))
-  function(inputs) as_r_arrays(with_r_conditions(run(inputs)))
+  function(inputs) {
+    check_object(inputs, FALSE)
+    as_r_arrays(with_r_conditions(run(inputs)))
+  }
 }
 
 as_r_arrays <- function(x) {

@@ -12,10 +12,11 @@
 #'
 #' # When
 #' Weights can be frozen before and after `compile()`. An optimizer that has trained the model keeps what it keeps: `compile()`
-#' the model again then; a warning says so.
+#' the model again then; a warning says so. Without it the next `fit()` ends in an error of Keras's, which then has lost the
+#' model's weights.
 #'
 #' @param object A layer made by [layer_flax_module_wrapper()] that has been built, or a model that holds some.
-#' @param path Patterns of paths, a character vector. `NULL`: every trainable weight.
+#' @param path Patterns of paths, a character vector. `NULL`: every trainable weight of the Flax layers.
 #'
 #' @returns `object`, invisibly, whose weights are changed in place.
 #'
@@ -37,7 +38,8 @@ flax_unfreeze <- function(object, path = NULL) set_frozen(object, path, FALSE)
 set_frozen <- function(object, path, value, call = caller_env()) {
   check_flax_object(object, call = call)
   check_path_patterns(path, call = call)
-  result <- with_r_conditions(the$core$`_models`$set_frozen(object, if (!is.null(path)) as.list(path), value), call = call)
+  patterns <- if (!is.null(path)) as.list(unname(path))
+  result <- with_r_conditions(the$core$`_models`$set_frozen(object, patterns, value), call = call)
   if (!is.null(result[[2]])) {
     rlang::warn(result[[2]])
   }

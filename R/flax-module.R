@@ -7,8 +7,9 @@
 #'
 #' # Fields
 #' A named argument that is no method is a field with its default, from which its type follows: a number, an integer, a logical
-#' or a string is kept to that type (`32` does where the default is an integer), a vector of several becomes a tuple, and with
-#' `NULL` or anything else every value will do. `flax_field()` is a field without a default. In a method it is `self$<field>`.
+#' or a string is kept to that type (`32` does where the default is an integer), a vector of several becomes a tuple, a named
+#' list a dict, and with `NULL` or anything else every value will do. `flax_field()` is a field without a default. In a method
+#' it is `self$<field>`.
 #'
 #' # Methods
 #' A named argument that is a function with `self` as its first argument is a method. `call` is what the layer calls: it takes
@@ -19,7 +20,7 @@
 #' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
 #' defines the module.
 #'
-#' @param name The class's name.
+#' @param .name The class's name.
 #' @param ... Fields and methods, by name.
 #' @param call The method that the layer calls.
 #' @param type The field's type: `"integer"`, `"double"`, `"logical"`, `"character"`, or `"any"`.
@@ -32,19 +33,17 @@
 #' mlp <- flax_module("MLP",
 #'   units = 64L, rate = 0.1, classes = flax_field("integer"),
 #'   call = function(self, inputs, training = FALSE) {
-#'     inputs |>
-#'       (nn$Dense(self$units))() |>
-#'       nn$relu() |>
-#'       (nn$Dropout(self$rate))(deterministic = !training) |>
-#'       (nn$Dense(self$classes))()
+#'     x <- nn$relu((nn$Dense(self$units))(inputs))
+#'     x <- (nn$Dropout(self$rate))(x, deterministic = !training)
+#'     (nn$Dense(self$classes))(x)
 #'   }
 #' )
 #' mlp
 #' model <- keras_model_sequential(784) |>
 #'   layer_flax_module_wrapper(mlp(units = 32, classes = 10))
 #' @export
-flax_module <- function(name, ..., call) {
-  check_class_name(name)
+flax_module <- function(.name, ..., call) {
+  check_class_name(.name)
   parts <- rlang::list2(...)
   check_module_parts(parts)
   is_method <- vapply(parts, is_r_method, NA)
@@ -62,7 +61,7 @@ flax_module <- function(name, ..., call) {
   is_required <- vapply(fields, \(field) field$is_required, NA)
   types <- lapply(fields, \(field) python_type(field$type))
   class <- with_r_conditions(the$core$`_linen`$module_class(
-    name,
+    .name,
     "<r-globalenv>",
     required = as_named_dict(types[is_required]),
     optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
@@ -70,11 +69,11 @@ flax_module <- function(name, ..., call) {
   ))
   arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
   constructor <- rlang::new_function(as.pairlist(arguments), quote({
-    given <- mget(names(fields), envir = rlang::current_env(), inherits = FALSE)
+    given <- mget(as.character(names(fields)), envir = rlang::current_env(), inherits = FALSE)
     construct_module(class, fields, given)
   }))
   environment(constructor) <- rlang::env(asNamespace("kerasflax"), class = class, fields = fields)
-  structure(constructor, class = c("flax_module", "function"), name = name, methods = setdiff(names(methods), "__call__"))
+  structure(constructor, class = c("flax_module", "function"), name = .name, methods = setdiff(names(methods), "__call__"))
 }
 
 #' @rdname flax_module
@@ -87,7 +86,7 @@ flax_field <- function(type = c("any", "integer", "double", "logical", "characte
 print.flax_module <- function(x, ...) {
   fields <- environment(x)$fields
   shown <- vapply(fields, \(field) if (field$is_required) field$type else shown_default(field$default), "")
-  cat("<flax_module> ", attr(x, "name"), "(", paste0(names(shown), " = ", shown, collapse = ", "), ")\n", sep = "")
+  cat("<flax_module> ", attr(x, "name"), "(", toString(sprintf("%s = %s", names(shown), shown)), ")\n", sep = "")
   methods <- attr(x, "methods")
   if (length(methods) > 0) {
     cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")
@@ -116,7 +115,7 @@ coerced <- function(value, type, name, call) {
     return(value)
   }
   is_right <- switch(type,
-    integer = is.numeric(value) && all(is.finite(value) & value == trunc(value)),
+    integer = is.numeric(value) && all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
     double = is.numeric(value),
     logical = is.logical(value) && !anyNA(value),
     character = is.character(value) && !anyNA(value)
@@ -171,7 +170,7 @@ is_r_method <- function(x) is.function(x) && !is_python_object(x) && identical(n
 check_class_name <- function(name, call = caller_env()) {
   if (!rlang::is_string(name) || !grepl("^[A-Za-z][A-Za-z0-9_]*$", name)) {
     abort_kerasflax(
-      c("{.arg name} must be the name of a class: letters, digits and underscores.", x = "It is {what_is(name)}."),
+      c("{.arg .name} must be the name of a class: letters, digits and underscores.", x = "It is {what_is(name)}."),
       cause = "argument",
       call = call
     )
@@ -187,6 +186,8 @@ check_module_parts <- function(parts, call = caller_env()) {
     "Fields and methods need names of letters, digits and underscores."
   } else if (anyDuplicated(names)) {
     "Two fields or methods have the name {.val {names[duplicated(names)][[1]]}}."
+  } else if (any(vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA))) {
+    "A field is NA, for which Python has no value: give {.code NULL}, say."
   } else if (any(names %in% reserved_fields)) {
     "Every Flax module has a {.val {intersect(names, reserved_fields)[[1]]}} of its own."
   }

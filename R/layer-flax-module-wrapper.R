@@ -65,7 +65,8 @@
 #'   Python, that takes the module as its first argument.
 #' @param variables The module's variables, as `module$init()` returns them: a named list of collections (`params` and
 #'   others), a Python dict or a FrozenDict. They are used in place of initial values. JAX arrays are adopted without a copy,
-#'   and stay usable when the model is trained. `params` must have the shapes that the module gives them.
+#'   and stay usable when the model is trained. `params` must have the shapes that the module gives them,
+#'   other collections may have others (a cache for longer sequences).
 #' @param ... For the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or policy that rules the params and the
 #'   computation in place of the dtypes that the module declares; `seed`, a whole number from 0 to 2^32 - 1;
 #'   `regularizers` and `constraints`, named lists by pattern of paths; `activity_regularizer`; `autocast`.

@@ -22,4 +22,4 @@ python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
 }
 
 # Tells the core how R functions and errors are to be understood, and where functions are found by name.
-register_r <- function() the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name)
+register_r <- function() the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name, r_name_of_method)

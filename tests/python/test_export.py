@@ -56,6 +56,17 @@ def test_several_inputs_of_other_dtypes_and_open_sizes(tmp_path):
         run(data["x"])
 
 
+def test_wrong_inputs_and_platforms_are_said(tmp_path):
+    model = convolutional()
+    with pytest.raises(ArgumentError, match="cuda"):
+        export_model(model, tmp_path / "m", platforms=["gpu"])
+    export_model(model, tmp_path / "m", platforms=["cpu"])
+    for wrong in (X[:, :4], X[0], [X]):
+        with pytest.raises(ArgumentError, match="5, 5, 1") as caught:
+            import_model(tmp_path / "m")(wrong)
+        assert len(str(caught.value)) < 1000
+
+
 def test_what_is_no_model_or_no_file_is_said(tmp_path):
     with pytest.raises(ArgumentError, match="FlaxLayer"):
         export_model(FlaxLayer(nn.Dense(1)), tmp_path / "m")

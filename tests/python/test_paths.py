@@ -34,7 +34,7 @@ def test_a_pattern_chooses_paths_in_their_order(pattern, positions):
 def test_a_pattern_that_chooses_nothing_is_an_error_with_the_nearest(pattern):
     with pytest.raises(ArgumentError) as error:
         matched(pattern, PATHS[:4])
-    assert f"No weight has a path that fits {pattern!r}" in str(error.value)
+    assert f"No trainable weight has a path that fits {pattern!r}" in str(error.value)
     assert "The nearest of 4 are params/" in str(error.value)
 
 

@@ -185,6 +185,7 @@ MODULES = {
     "nested": Holder(Settings(2), part=Holder(value={"a": (nn.relu,)}, part=nn.Dense(3, name="inner"))),
     "lists and dicts of modules": Holder([nn.Dense(1), {"a": nn.Conv(2, (3,))}], part=nn.Dense(3)),
     "rnn": nn.RNN(nn.LSTMCell(4), time_major=False),
+    "weight norm": nn.WeightNorm(nn.Dense(3)),
     "attention": nn.MultiHeadDotProductAttention(2, qkv_features=4, precision=jax.lax.Precision.HIGHEST),
 }
 
@@ -195,6 +196,13 @@ def test_modules_come_back_with_the_same_outputs(name):
     outputs = [module.init_with_output(jax.random.key(1), x) for module in (MODULES[name], again(MODULES[name]))]
     assert jax.tree.structure(outputs[0]) == jax.tree.structure(outputs[1])
     jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+def test_what_holds_itself_cannot_be_saved():
+    value = []
+    value.append(value)
+    with pytest.raises(ConfigError, match="Holder"):
+        FlaxLayer(Holder(value)).get_config()
 
 
 def test_a_config_can_be_read_by_a_person():
@@ -254,9 +262,27 @@ def test_a_loaded_model_goes_on_as_the_saved_one_would(tmp_path):
     assert [v.path for v in loaded.weights] == [v.path for v in model.weights]
     assert loaded.layers[-1].frozen == ["params/Conv_0/bias", "params/Conv_0/kernel"]
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    # Older versions of Keras go on with the mean of the last epoch.
+    model.reset_metrics()
     assert loaded.train_on_batch(X, Y) == model.train_on_batch(X, Y)
     for mine, theirs in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(mine, theirs, err_msg=mine.path)
+
+
+def test_weights_below_weights_are_saved(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), FlaxLayer(nn.WeightNorm(nn.Dense(3)))])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    x = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_a_layer_that_was_not_built_is_saved_and_loaded(tmp_path):
+    with pytest.warns(UserWarning, match="not yet been built"):
+        keras.Sequential([FlaxLayer(nn.Dense(2), seed=4)]).save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert not loaded.layers[0].built
+    assert loaded.predict(np.ones((2, 3), np.float32), verbose=0).shape == (2, 2)
 
 
 def test_a_clone_has_the_same_settings_and_values_of_its_own():
@@ -318,6 +344,7 @@ def test_a_deferred_model_of_tokens_is_loaded(tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0))
+    model.reset_metrics()
     assert loaded.train_on_batch(tokens, np.ones((2, 4, 2))) == model.train_on_batch(tokens, np.ones((2, 4, 2)))
 
 
@@ -442,6 +469,10 @@ HOSTILE = {
     "an array that is too large": {"array": [], "shape": [10**12], "dtype": "float32"},
     "a wrong number": {"float": "__import__('os')"},
     "a set of lists": {"set": [[1]]},
+    "another package's class, through Flax": {"object": "flax.training.checkpoints:ocp.CheckpointManagerOptions"},
+    "another package's class, through a package": {"object": "kerasflax._serialise:np.ndarray"},
+    "a parent": {"object": "flax.linen:Dense", "fields": {"parent": {"object": "flax.linen:Dense", "fields": {"features": 1}}}},
+    "a shaped dtype": {"dtype": "(1000000000,)f4"},
     "nobody's": {"registered": "nobody>thing"},
 }
 DEEP: Any = 1
@@ -523,7 +554,7 @@ def test_no_file_runs_code(name, safe_mode, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])
+@pytest.mark.parametrize("version", [None, 0, 2, "1", [1], True, 1.0])
 def test_another_version_is_refused(version):
     config = FlaxLayer(nn.Dense(1)).get_config() | {"format_version": version}
     with pytest.raises(ConfigError, match="version"):
@@ -532,7 +563,14 @@ def test_another_version_is_refused(version):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("frozen", "params"), ("frozen", [1]), ("given", [1]), ("given", {"a": [[-1], "x"]}), ("method", {"a": 1})],
+    [
+        ("frozen", "params"),
+        ("frozen", [1]),
+        ("given", [1]),
+        ("given", {"a": [[-1], "x"]}),
+        ("method", {"a": 1}),
+        ("autocast", "x"),
+    ],
 )
 def test_other_parts_are_checked(key, value):
     with pytest.raises(ConfigError, match=key):

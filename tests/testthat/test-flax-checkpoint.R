@@ -88,3 +88,23 @@ test_that("files and arguments that will not do say what they are", {
   })
   expect_false(file.exists(at("new.msgpack")))
 })
+
+test_that("numbers of R come back from a file as they were", {
+  skip_without_flax()
+  values <- list(b = c(3716834203, 3481239269), c = 2^24 + 1, d = 1e300, e = 0.5, f = c(1i, 2))
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(values, path)
+  read <- flax_read(path)
+  for (name in names(values)) {
+    expect_identical(c(as.array(read[[name]])), values[[name]])
+  }
+  expect_identical(reticulate::py_str(read$e$dtype), "float32")
+})
+
+test_that("a function that renames leaves out by NA, and a name that fits nothing is said", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(list(a = 1, b = 2), path)
+  expect_identical(names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))), "a")
+  expect_message(flax_read(path, rename = c(foo = "bar")), "No name was changed")
+})

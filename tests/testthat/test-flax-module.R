@@ -39,6 +39,7 @@ test_that("the constructor has the fields as arguments, and keeps to their types
   expect_error(make(classes = 2, widths = 3), "unused argument")
   expect_error(make(units = 3), "classes", class = "kerasflax_error_field")
   expect_error(make(units = 3.5, classes = 2), "units", class = "kerasflax_error_field")
+  expect_error(make(units = 3e9, classes = 2), "units", class = "kerasflax_error_field")
   expect_error(make(rate = "a", classes = 2), "rate", class = "kerasflax_error_field")
   expect_identical(make(rate = 1L, classes = 2)$rate, 1)
   expect_snapshot(make)
@@ -73,6 +74,16 @@ test_that("setup and other methods are methods, and modules nest", {
   expect_snapshot(coder)
 })
 
+test_that("a module may have no fields, and fields of any name", {
+  skip_without_flax()
+  nn <- flax_linen()
+  plain <- flax_module("Plain", call = function(self, inputs) (nn$Dense(2L))(inputs))
+  expect_identical(dim(as.array(layer_flax_module_wrapper(module = plain())(matrix(1, 2, 3)))), c(2L, 2L))
+  expect_snapshot(plain)
+  short <- flax_module("Short", n = 2L, call = function(self, inputs) (nn$Dense(self$n))(inputs))
+  expect_identical(short(n = 3)$n, 3L)
+})
+
 test_that("wrong parts are refused", {
   skip_without_flax()
   call <- function(self, inputs) inputs
@@ -84,6 +95,10 @@ test_that("wrong parts are refused", {
     flax_module("A", 3, call = call)
     flax_module("A", x = 1, x = 2, call = call)
     flax_module("A", parent = 1, call = call)
+    flax_module("A", name = 1, call = call)
+    flax_module("A", lambda = 1, call = call)
+    flax_module("A", apply = 1, call = call)
+    flax_module("A", x = NA, call = call)
     flax_field("number")
   })
 })

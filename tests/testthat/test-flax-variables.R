@@ -120,3 +120,17 @@ test_that("weights set by Keras and weights set by name are one truth", {
   flax_variables(model) <- list(dense = list(params = list(bias = array(4, 1))))
   expect_identical(as.vector(predict(model, matrix(1, 1, 2), verbose = 0)), 7)
 })
+
+test_that("values given from R take the dtypes of the module", {
+  skip_without_flax()
+  jnp <- reticulate::import("jax.numpy")
+  half <- flax_linen()$Dense(2L, param_dtype = jnp$bfloat16)
+  variables <- list(params = list(kernel = matrix(c(1, 2, 3, 4, 5, 6), 3), bias = c(0.1, 7)))
+  layer <- layer_flax_module_wrapper(module = half, variables = variables)
+  layer(matrix(1, 2, 3))
+  expect_identical(unique(flax_parameters(layer)$dtype), "bfloat16")
+  expect_identical(flax_variables(layer)$params$kernel, variables$params$kernel)
+  too_large <- list(params = list(bias = c(1, 1e300)))
+  expect_error(flax_variables(layer) <- too_large, "params/bias", class = "kerasflax_error_variables")
+  expect_error(flax_variables(layer) <- list(params = 3), "has weights below it", class = "kerasflax_error_variables")
+})

@@ -91,6 +91,26 @@ test_that("an R function as `method` is found by its name in the session", {
   expect_match(missing, "'twice'", fixed = TRUE)
 })
 
+test_that("an R function that is no longer what its name says is not saved under it", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  printed <- run_r(sprintf(
+    "library(kerasflax)
+     nn <- reticulate::import('flax.linen')
+     method <- function(module, inputs) 2 * module(inputs)
+     wrap <- function(method) keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), method = method)
+     saved <- function(model) cat(tryCatch({save_model(model, '%s', overwrite = TRUE); 'saved'}, error = conditionMessage))
+     saved(wrap(method))
+     saved(wrap(function(module, inputs) module(inputs)))
+     model <- wrap(method)
+     method <- function(module, inputs) 0 * module(inputs)
+     saved(model)
+     again <- load_model('%s', custom_objects = list(method = function(module, inputs) 3 * module(inputs)))
+     saved(again)", path, path
+  ))
+  expect_match(printed, "saved.*cannot be saved.*cannot be saved.*saved")
+})
+
 test_that("a module that cannot be saved costs no file", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras", lines = "precious")

@@ -18,6 +18,7 @@ from ._errors import ArgumentError, FileError
 PyTree = Any
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
 _PURPOSE = "A file of StableHLO"
 
 
@@ -38,6 +39,8 @@ def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms:
         PackageError: flatbuffers is needed, and not installed.
     """
     _files.needed("flatbuffers", "flatbuffers", _PURPOSE)
+    if not platforms or not set(platforms) <= _KNOWN_PLATFORMS:
+        raise ArgumentError(f"`platforms` must be some of {', '.join(sorted(_KNOWN_PLATFORMS))}, got {list(platforms)!r}.")
     inputs = _inputs(model)
     trainable, others = (
         [variable.value for variable in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
@@ -74,7 +77,9 @@ def import_model(path: str | os.PathLike[str]) -> Callable[[PyTree], PyTree]:
         exported = jax.export.deserialize(bytearray(data))
     except Exception as error:
         # flatbuffers raises whatever the bytes lead it to.
-        raise FileError(f"{str(path)!r} is no file that `jax.export` has written: {error}") from error
+        kind = _files.kind_of(path)
+        problem = f"is {kind}, and" if kind else "is"
+        raise FileError(f"{str(path)!r} {problem} no file that `jax.export` has written: {error}") from error
     call = jax.jit(exported.call)
 
     def run(inputs: PyTree) -> PyTree:
@@ -83,7 +88,12 @@ def import_model(path: str | os.PathLike[str]) -> Callable[[PyTree], PyTree]:
             arrays = jax.tree.map(lambda aval, x: jnp.asarray(x, aval.dtype), expected, inputs)
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"The model takes inputs like {_shown(expected)}, got {_shown(inputs)}.") from error
-        return call(arrays)
+        try:
+            return call(arrays)
+        except (TypeError, ValueError) as error:
+            # The first line says which size does not fit, the others how JAX came to know.
+            problem = str(error).splitlines()[0]
+            raise ArgumentError(f"The model takes inputs like {_shown(expected)}, got {_shown(inputs)}.\n{problem}") from error
 
     return run
 
@@ -112,4 +122,5 @@ def _specs(inputs: PyTree) -> PyTree:
 
 
 def _shown(tree: PyTree) -> str:
-    return str(jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(np.shape(x))}", tree))
+    text = str(jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(np.shape(x))}", tree))
+    return text if len(text) <= 300 else f"{text[:297]}..."

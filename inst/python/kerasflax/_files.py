@@ -98,6 +98,8 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with open(new, "rb+") as file:
                 os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, new)
             os.replace(new, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,13 +12,15 @@ from typing import Any
 Formals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
 Advice = Callable[[BaseException], "str | None"]
 Named = Callable[[str], "Callable[..., Any] | None"]
+Name = Callable[[Callable[..., Any]], "str | None"]
 
 _formals: Formals | None = None
 _advice: Advice | None = None
 _named: Named | None = None
+_name: Name | None = None
 
 
-def register(formals: Formals | None, advice: Advice | None, named: Named | None) -> None:
+def register(formals: Formals | None, advice: Advice | None, named: Named | None, name: Name | None) -> None:
     """Let another language tell.
 
     Args:
@@ -26,9 +28,10 @@ def register(formals: Formals | None, advice: Advice | None, named: Named | None
             function that is not of that language.
         advice: From an exception to what its message leaves unsaid, None for nothing.
         named: From a name to the function that the user has defined under it, None where there is none.
+        name: From a Python function to the name under which `named` finds it, None where it does not.
     """
-    global _formals, _advice, _named
-    _formals, _advice, _named = formals, advice, named
+    global _formals, _advice, _named, _name
+    _formals, _advice, _named, _name = formals, advice, named, name
 
 
 def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
@@ -44,3 +47,8 @@ def advice(error: BaseException) -> str | None:
 def named(name: str) -> Callable[..., Any] | None:
     """The function that the user has defined under a name in another language, if any."""
     return _named(name) if _named else None
+
+
+def name(function: Callable[..., Any]) -> str | None:
+    """The name under which the user has defined a function of another language, if it is still found under it."""
+    return _name(function) if _name else None

@@ -19,8 +19,8 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from . import _paths, _rng, _serialise, _store, _variables
-from ._adapter import Method, adapt
-from ._errors import ArgumentError, BackendError, ConfigError, NotBuiltError, ShapeError
+from ._adapter import Method, adapt, is_module
+from ._errors import ArgumentError, BackendError, ConfigError, NotBuiltError, ShapeError, StateError, VariablesError
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
@@ -248,6 +248,7 @@ class FlaxLayer(keras.layers.Layer):
 
     def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None) -> PyTree:
         """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
+        self._memory.has_been_trained |= bool(training) and in_stateless_scope()
         training = bool(training) and self.trainable
         arrays = _variables.values(self._variables_by_path.values(), cast=self._follows_policy)
         mask = _mask_if_any(mask)
@@ -349,7 +350,7 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
-        self.check_built()
+        self.check_values()
         return self._template.tree(
             {path: _variables.alias(variable.value) for path, variable in self._variables_by_path.items()}
         )
@@ -365,7 +366,7 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: Something does not fit; it lists every place by path.
         """
-        self.check_built()
+        self.check_values()
         return _variables.fitted(self._variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
 
     def _kept(self, variables: Any) -> Any:
@@ -431,8 +432,8 @@ class FlaxLayer(keras.layers.Layer):
             config.pop("dtype", None)
         return config | {
             "format_version": _FORMAT_VERSION,
-            "module": _serialise.to_config(self.module, type(self.module).__name__),
-            "method": _serialise.method_to_config(self.method, self.module),
+            "module": _serialise.described(self.module),
+            "method": self._memory.method_config or _serialise.method_to_config(self.method, self.module),
             "seed": self.seed,
             "autocast": self.autocast,
             "regularizers": {path: keras.regularizers.serialize(value) for path, value in self.regularizers.items()},
@@ -450,18 +451,24 @@ class FlaxLayer(keras.layers.Layer):
         """
         config = dict(config)
         version = config.pop("format_version", None)
-        if version != _FORMAT_VERSION:
+        if type(version) is not int or version != _FORMAT_VERSION:
             raise ConfigError(
                 f"The layer is described in version {version!r:.60} of the format; this kerasflax reads {_FORMAT_VERSION}.\n"
                 "A newer one may read it."
             )
         module = _serialise.from_config(config.pop("module", None), "The module")
-        method = _serialise.method_from_config(config.pop("method", None))
+        if not is_module(module):
+            raise ConfigError(f"The layer's module is described as {module!r:.60}, which is no Flax module.")
+        method_config = config.pop("method", None)
+        method = _serialise.method_from_config(method_config)
+        if not isinstance(config.get("autocast", True), bool):
+            raise ConfigError(f"`autocast` is described wrongly: {config['autocast']!r:.60}.")
         frozen, given = config.pop("frozen", []), config.pop("given", {})
         unknown = config.keys() - _CONFIGURED
         if unknown:
             raise ConfigError(f"The layer is described with {', '.join(map(repr, sorted(unknown)))}, which no layer has.")
         layer = cls(module, method, **config)
+        layer._memory.method_config = method_config
         layer._memory.frozen = tuple(_serialise.checked_names(frozen, "frozen"))
         layer._memory.given_specs = _serialise.checked_specs(given, "given")
         return layer
@@ -489,8 +496,12 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: The file does not fit; nothing is set then.
         """
-        self.check_built()
-        _store.load(self._saved_variables(), store, self.name)
+        try:
+            _store.load(self._saved_variables(), store, self.name)
+        except VariablesError:
+            # A layer that has not been built fits what such a layer has saved.
+            self.check_built()
+            raise
 
     def _saved_variables(self) -> dict[str, keras.Variable]:
         return self.variables_by_path | {_SEED_PATH: self.seed_generator.state}
@@ -501,6 +512,26 @@ class FlaxLayer(keras.layers.Layer):
             raise NotBuiltError(
                 f"The layer {self.name!r} has no variables yet.\nBuild it first: call it on an input, or put it in a model."
             )
+
+    def check_values(self) -> None:
+        """Raise where the layer has no variables yet, or where Keras has taken their values.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            StateError: Keras holds the values, inside an epoch, or has lost them.
+        """
+        self.check_built()
+        if any(variable._value is None for variable in self._variables_by_path.values()):
+            raise StateError(
+                f"The weights of the layer {self.name!r} have no values now: inside an epoch Keras holds them, and it loses "
+                "them where training is broken off by an error.\n"
+                "Read and set them between epochs (`on_epoch_end`); after an error, load the weights."
+            )
+
+    @property
+    def has_been_trained(self) -> bool:
+        """Whether a model has trained the layer, so that its optimizer knows which weights are frozen."""
+        return self._memory.has_been_trained
 
 
 @dataclasses.dataclass
@@ -513,6 +544,7 @@ class _Memory:
         given: Variables that await the build.
         given_specs: The specs, by path, of variables that were given and that `init` does not make so.
         frozen: Paths of weights that are not trained.
+        method_config: What described the method, where the layer has been made from a config.
         first_inputs: What the layer is called with while it is built.
         input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
         mask_spec: The spec of the first call's mask.
@@ -520,6 +552,7 @@ class _Memory:
         output_form: What the last call returned, as the module made it.
         output_models: By their structure, outputs with their dicts in the module's order.
         output_shapes: The shapes of its arrays.
+        has_been_trained: Whether a compiled training step has called the layer.
         output_specs: Known specs of outputs, by those of the inputs and the mode.
         sown: What was sown in the last eager call.
     """
@@ -527,6 +560,7 @@ class _Memory:
     given: Mapping[str, PyTree] | None = None
     given_specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     frozen: tuple[str, ...] = ()
+    method_config: Any = None
     first_inputs: PyTree = None
     input_dtypes: PyTree = None
     mask_spec: PyTree = None
@@ -534,6 +568,7 @@ class _Memory:
     output_form: Form = dataclasses.field(default_factory=lambda: simplify(None)[1])
     output_models: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     output_shapes: list[tuple[int | None, ...]] = dataclasses.field(default_factory=list)
+    has_been_trained: bool = False
     output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
 

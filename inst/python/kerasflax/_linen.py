@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import keyword
 import re
 import threading
 import traceback
@@ -423,7 +424,14 @@ def module_class(
         required: Types by field, of fields that have no default.
         optional: Types and defaults by field.
         methods: Functions by name. Without `setup` among them, `__call__` may make submodules (`nn.compact`).
+
+    Raises:
+        FieldError: A name that Python or Flax has taken.
     """
+    for part in (*required, *optional, *(method for method in methods if method not in ("setup", "__call__"))):
+        if keyword.iskeyword(part) or hasattr(nn.Module, part):
+            owner = "Python" if keyword.iskeyword(part) else "every Flax module"
+            raise FieldError(f"{part!r} is a word of {owner}: a field or method of {name} needs another name.")
     namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
     namespace["__annotations__"] = {**required, **{field: kind for field, (kind, _) in optional.items()}}
     for field, (_, default) in optional.items():

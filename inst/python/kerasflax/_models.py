@@ -58,7 +58,7 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     """
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
-    target.check_built()
+    target.check_values()
     return _variables.nested(
         {path: _known_elsewhere(np.asarray(variable.value)) for path, variable in target.variables_by_path.items()}
     )
@@ -114,7 +114,7 @@ def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None)
 
     Args:
         target: A layer that has been built, or a model.
-        path: A pattern of paths (see `kerasflax._paths`), several, or None for every trainable weight.
+        path: A pattern of paths (see `kerasflax._paths`), several, or None for every trainable weight of the Flax layers.
 
     Returns:
         The paths of the weights that are frozen now and were not before.
@@ -149,8 +149,8 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
     for layer in named.values():
         layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
-    must_compile = changed and optimizer is not None and optimizer.built
-    return changed, _COMPILE_AGAIN if must_compile else None
+    is_trained = target.has_been_trained if isinstance(target, FlaxLayer) else optimizer is not None and optimizer.built
+    return changed, _COMPILE_AGAIN if changed and is_trained else None
 
 
 def _warned(changed: list[str], warning: str | None) -> list[str]:
@@ -166,7 +166,10 @@ def _named_layers(target: FlaxLayer | keras.Model) -> dict[str, FlaxLayer]:
     return {f"{name}/": layer for name, layer in flax_layers(target).items()}
 
 
-_COMPILE_AGAIN = "The model has been compiled and trained: compile it again before it is trained on."
+_COMPILE_AGAIN = (
+    "The model has been compiled and trained: compile it again before it is trained on. "
+    "Keras would stop with an error, and its weights be lost."
+)
 _COLUMNS = ["layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable"]
 _STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "mean": jnp.mean,
@@ -190,8 +193,9 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
         list of sizes; `dtype`; `size`, in elements; `bytes`; `trainable`; and with `stats` the columns `mean`, `sd`, `min`,
         `max`, `n_nonfinite`, where what an empty weight has not is nan.
     """
-    if isinstance(target, FlaxLayer):
-        target.check_built()
+    for layer in target._flatten_layers():
+        if isinstance(layer, FlaxLayer):
+            layer.check_values()
     trainable = {id(weight) for weight in target.trainable_weights}
     weights = {id(weight): (place, weight) for *place, weight in _rows(target)}
     rows = []

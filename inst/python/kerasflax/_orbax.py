@@ -81,7 +81,7 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
     with orbax.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
-            raise FileError(f"{str(path)!r} is damaged: its `{_MARK}` cannot be read.")
+            raise FileError(f"{str(path)!r} is damaged: a file in it is missing, or cannot be read.")
         known, treedef = jax.tree.flatten(metadata.tree)
         sizes = [_bytes(entry) for entry in known]
         present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

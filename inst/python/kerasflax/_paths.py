@@ -23,9 +23,11 @@ def matched(pattern: str, paths: Sequence[str]) -> list[str]:
     """
     found = [path for path in paths if _fits(path.split(SEPARATOR), pattern.split(SEPARATOR))]
     if not found:
-        near = difflib.get_close_matches(pattern, paths, cutoff=0)
+        below = f"{pattern}{SEPARATOR}"
+        near = [f"{below}**"] if any(path.startswith(below) for path in paths) else []
+        near += difflib.get_close_matches(pattern, paths, cutoff=0)
         raise ArgumentError(
-            f"No weight has a path that fits {pattern!r}.\n"
+            f"No trainable weight has a path that fits {pattern!r}.\n"
             + (f"The nearest of {len(paths)} are {', '.join(near)}." if near else "There is none to choose from.")
         )
     return found

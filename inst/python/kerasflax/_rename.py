@@ -40,7 +40,11 @@ class Report:
         renamed = [f"{old} -> {new}" for old, new in self.mapped.items() if old != new]
         parts = (f"Mapped (and {len(self.mapped) - len(renamed)} as they were)", renamed), ("Left over", self.left_over)
         lists = [(title, paths) for title, paths in (*parts, ("Missing", self.missing)) if paths]
-        return "\n".join("\n".join([f"{title}:", *(f"  {path}" for path in paths)]) for title, paths in lists)
+        lines = ["\n".join([f"{title}:", *(f"  {path}" for path in paths)]) for title, paths in lists]
+        if not renamed:
+            paths = [*self.mapped, *self.left_over]
+            lines.insert(0, f"No name was changed: none of {len(paths)} fits, such as {', '.join(paths[:5])}.")
+        return "\n".join(lines)
 
 
 def renaming(rename: Rename | None) -> Callable[[str], str | None]:
@@ -85,7 +89,7 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
         new = targets[old] = rename(old)
         if new is None:
             continue
-        if not isinstance(new, str):
+        if not isinstance(new, str) or not new:
             raise ArgumentError(f"`rename` must give a path, or None to leave a weight out; for {old!r} it gave {new!r}.")
         if new in sources:
             raise ArgumentError(f"`rename` sends two weights to {new!r}: {sources[new]!r} and {old!r}.")

@@ -91,12 +91,23 @@ def to_config(value: Any, path: str) -> Json:
     raise ConfigError(f"{path} cannot be saved: {_shown(value)}.\n{_advice(value)}")
 
 
+def described(module: Any) -> Json:
+    """Describe a module; see `to_config`."""
+    name = type(module).__name__
+    try:
+        return to_config(module, name)
+    except RecursionError as error:
+        raise ConfigError(f"{name} cannot be saved: a field of it is nested too deep, or holds itself.") from error
+
+
 def _shown(value: Any) -> str:
     name = getattr(value, "__qualname__", None)
     return f"the {type(value).__name__} {name}" if name else f"{value!r:.60} of class {type(value).__name__}"
 
 
 def _advice(value: Any) -> str:
+    if callable(value) and _foreign.formals(value) is not None:
+        return "A function of R can be called in a method, but not be kept in a field of a saved module."
     if callable(value):
         return (
             "Take a function of `jax.nn`, `jax.numpy` or `flax.linen` by name, or register this one with "
@@ -408,7 +419,7 @@ def _make_set(node: Any, path: str, depth: int) -> Any:
 def _dtype(name: Any, path: str) -> np.dtype[Any]:
     try:
         dtype = jnp.dtype(_checked(name, str, path))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is described wrongly: there is no dtype {name!r:.60}.") from error
     if not _is_of_numbers(dtype):
         raise ConfigError(f"{path} is described wrongly: {name!r:.60} is no dtype of numbers.")
@@ -506,7 +517,7 @@ def _make_registered(node: Any, path: str, depth: int) -> Any:
 def _called(function: Any, arguments: list[Any], keywords: Any, path: str) -> Any:
     try:
         return function(*arguments, **keywords)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"{path} cannot be made as it is described: {error}.") from error
 
 
@@ -548,8 +559,14 @@ def method_to_config(method: Any, module: Any) -> Json:
     if inspect.getattr_static(type(module), name, None) is getattr(method, "__func__", method):
         return name
     node = _of_registered(method, "method")
-    if node is None and _foreign.named(name) is not None:
-        node = {"session": name}
+    if node is None and _foreign.formals(method) is not None:
+        known_as = _foreign.name(method)
+        if known_as is None:
+            raise ConfigError(
+                f"`method` cannot be saved: the session has no such function of the name {name!r}.\n"
+                "Define it under a name of its own in the global environment, and give it by that name."
+            )
+        node = {"session": known_as}
     if node is None:
         raise ConfigError(
             f"`method` cannot be saved: {_shown(method)} is no method of {type(module).__name__}.\n"
@@ -623,7 +640,7 @@ def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: 
         place = _SESSIONS.get(namespace, f"in {namespace!r:.80}")
         raise ConfigError(
             f"{path} is of the class {name!r:.80}, defined {place}, which is not there.\n"
-            f"Run {f'`import {namespace}`' if is_package else 'the code that defines it'} first, "
+            f"Run {f'`import {namespace:.80}`' if is_package else 'the code that defines it'} first, "
             "or give the class in `custom_objects`."
         )
     if not isinstance(found, type) or not is_right(found):
@@ -636,12 +653,21 @@ def _imported(namespace: str, name: str) -> Any:
     parts = name.split(".")
     if not all(part.isidentifier() and not part.startswith("__") for part in parts):
         return None
-    if namespace not in _NAMESPACES and namespace.partition(".")[0] not in _packages():
+    root = namespace.partition(".")[0]
+    # Of Flax what is not there yet would bring other packages with it.
+    is_there = namespace in (*_NAMESPACES, *sys.modules)
+    if not (root in _packages() and (is_there or root != "flax")) and namespace not in _NAMESPACES:
         return None
     try:
-        return functools.reduce(getattr, parts, importlib.import_module(namespace))
+        found = importlib.import_module(namespace)
+        for part in parts:
+            found = getattr(found, part)
+            # Not through modules, which lead to other packages.
+            if not isinstance(found, type) or found.__module__.partition(".")[0] != root:
+                return None
     except (ImportError, AttributeError, ValueError):
         return None
+    return found
 
 
 def _packages() -> set[str]:

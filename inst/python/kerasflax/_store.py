@@ -1,8 +1,9 @@
 """A layer's weights in Keras's files, by path.
 
 Keras gives each layer a mapping from names to arrays, in `.weights.h5` and in `.keras` a group of an HDF5 file. A weight's name
-there is its path, `params/Dense_0/kernel`, which HDF5 nests (with `%2E` for a name that is a dot). Beside the weights stands
-one more array, `index.json`: UTF-8 text that lists them, since a nested mapping does not tell what else it holds.
+there is its path, `params/Dense_0/kernel`, which HDF5 nests (with `%2E` for a name that is a dot, and `%` below it for a
+weight below which there are others). Beside the weights stands one more array, `index.json`: UTF-8 text that lists them,
+since a nested mapping does not tell what else it holds.
 
     {"format_version": 1, "dtypes": {"params/Dense_0/kernel": "float32", ...}}
 """
@@ -10,7 +11,7 @@ one more array, `index.json`: UTF-8 text that lists them, since a nested mapping
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import keras
@@ -26,11 +27,11 @@ _INDEX = "index.json"
 
 def save(variables: Mapping[str, keras.Variable], store: MutableMapping[str, Any]) -> None:
     """Write variables by path into a layer's mapping."""
-    dtypes = {}
+    dtypes, names = {}, _names(variables)
     for path, variable in variables.items():
         array = np.asarray(variable.value)
         dtypes[path] = str(array.dtype)
-        store[_name(path)] = array.view(_bits(array.dtype)) if _is_foreign(array.dtype) else array
+        store[names[path]] = array.view(_bits(array.dtype)) if _is_foreign(array.dtype) else array
     index = json.dumps({"format_version": _FORMAT_VERSION, "dtypes": dtypes})
     store[_INDEX] = np.frombuffer(index.encode(), np.uint8)
 
@@ -42,10 +43,10 @@ def load(variables: Mapping[str, keras.Variable], store: Mapping[str, Any], laye
         VariablesError: The mapping was not written by `save`, or does not fit; it lists every place by path.
     """
     dtypes = _read_index(store, layer_name)
-    arrays = {}
+    arrays, names = {}, _names(dtypes)
     for path, dtype in dtypes.items():
         try:
-            array = np.asarray(store[_name(path)])
+            array = np.asarray(store[names[path]])
         except KeyError:
             raise VariablesError(f"The file is damaged: the layer {layer_name!r} lists {path}, which is not there.") from None
         arrays[path] = array.view(dtype) if _is_foreign(dtype) and array.dtype == _bits(dtype) else array
@@ -76,9 +77,11 @@ def _read_index(store: Mapping[str, Any], layer_name: str) -> dict[str, np.dtype
     raise VariablesError(f"{problem} that this version of kerasflax reads: the format's version is {version!r}.")
 
 
-def _name(path: str) -> str:
-    """A path as HDF5 takes it, to which a dot alone is the group itself."""
-    return SEPARATOR.join("%2E" if name == "." else name for name in path.split(SEPARATOR))
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """Paths as HDF5 takes them: a dot alone is the group itself there, and a group is no array."""
+    parts = {path: ["%2E" if name == "." else name for name in path.split(SEPARATOR)] for path in paths}
+    groups = {tuple(names[:i]) for names in parts.values() for i in range(1, len(names))}
+    return {path: SEPARATOR.join([*names, "%"] if tuple(names) in groups else names) for path, names in parts.items()}
 
 
 def _is_foreign(dtype: np.dtype[Any]) -> bool:

@@ -44,21 +44,15 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
-    """Nested dicts of leaves by path.
-
-    Raises:
-        VariablesError: One path lies below another.
-    """
+    """Nested dicts of leaves by path. Where a path lies below that of a leaf, the rest of it is one name."""
     result: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
-        *parents, name = path.split(SEPARATOR)
-        node = result
-        for i, parent in enumerate(parents):
-            above = SEPARATOR.join(parents[: i + 1])
-            if above in leaves:
-                raise VariablesError(f"{path!r} lies below {above!r}, which is a weight itself.\nLet `rename` tell them apart.")
-            node = node.setdefault(parent, {})
-        node[name] = leaf
+        names = path.split(SEPARATOR)
+        node, depth = result, 0
+        while depth < len(names) - 1 and SEPARATOR.join(names[: depth + 1]) not in leaves:
+            node = node.setdefault(names[depth], {})
+            depth += 1
+        node[SEPARATOR.join(names[depth:])] = leaf
     return result
 
 
@@ -171,7 +165,8 @@ def fitted(
     """Check given variables against those expected, and make arrays of them.
 
     A JAX array is shared, not copied (see `alias`). A dtype of another kind (integers where floats belong, or the other
-    way round whole floats) is cast to the expected one where it holds every value; a scalar fits any variable of one element.
+    way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's integers), is cast to the expected
+    one where that holds every value; a scalar fits any variable of one element.
 
     Args:
         expected: Of each variable its path and something with `shape` and `dtype`.
@@ -241,7 +236,9 @@ def fitted_by_path(
         if path not in expected:
             collection = collection_of(path)
             if partial or collection in collections or collection == path or fixed_shape(path):
-                problems.append(f"{path}: not in the module, got {_shown(np.asarray(value))}")
+                is_above = any(other.startswith(f"{path}{SEPARATOR}") for other in expected)
+                what_is_there = "has weights below it" if is_above else "not in the module"
+                problems.append(f"{path}: {what_is_there}, got {_shown(np.asarray(value))}")
             else:
                 result[path] = alias(value) if adopt else value
             continue
@@ -282,16 +279,28 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool, adopt: bool) -> t
     if fixed_shape and not fits and not fills:
         return None, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if _kind(array.dtype) > _kind(expected.dtype):
-        with np.errstate(invalid="ignore"):
+    is_unchosen = not isinstance(value, jax.Array) and array.dtype in _UNCHOSEN
+    if _kind(array.dtype) > _kind(expected.dtype) or is_unchosen:
+        with np.errstate(invalid="ignore", over="ignore"):
             held = np.asarray(array).astype(expected.dtype)
-        if not np.array_equal(held, array):
+        if not _is_held(array, held):
             return None, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
         array = held
     array = alias(array) if adopt else array
     if _kind(array.dtype) < _kind(expected.dtype):
         array = array.astype(expected.dtype)
     return (array.reshape(wanted) if fills else array), None
+
+
+# What numbers are in R and Python, and in NumPy where nobody has chosen another dtype.
+_UNCHOSEN = tuple(np.dtype(name) for name in ("int32", "int64", "float64", "complex128"))
+
+
+def _is_held(array: Any, held: Any) -> bool:
+    """Whether another dtype holds an array's values: up to rounding where both have fractions, exactly otherwise."""
+    if _kind(array.dtype) == _kind(held.dtype) >= _kind(np.float32):
+        return np.array_equal(np.isfinite(array), np.isfinite(held))
+    return np.array_equal(held, array, equal_nan=_kind(held.dtype) >= _kind(np.float32))
 
 
 def _kind(dtype: Any) -> int:
