@@ -103,7 +103,8 @@ check_method <- function(method, call = caller_env()) {
   )
 }
 
-check_variables <- function(variables, arg = "variables", call = caller_env()) {
+# Where R finds something wrong, `fit` tells by an error what is wrong with the rest, so that all of it is listed at once.
+check_variables <- function(variables, arg = "variables", fit = function(part) NULL, call = caller_env()) {
   if (is.null(variables) || is_python_object(variables)) {
     return(invisible(variables))
   }
@@ -112,6 +113,11 @@ check_variables <- function(variables, arg = "variables", call = caller_env()) {
     if (length(problems) == 0) {
       return(invisible(variables))
     }
+    message <- tryCatch({
+      fit(without_problems(variables))
+      ""
+    }, error = conditionMessage)
+    problems <- c(problems, escape_braces(trimws(grep("^  ", strsplit(message, "\n")[[1]], value = TRUE))))
     abort_kerasflax(
       c("{.arg {arg}} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
       cause = "variables",
@@ -195,6 +201,15 @@ variables_problems <- function(tree, path = NULL) {
   }
   labels <- names(tree) %||% seq_along(tree)
   unlist(Map(function(child, label) variables_problems(child, c(path, label)), tree, labels), use.names = FALSE)
+}
+
+# The part of nested variables that R has nothing to say against.
+without_problems <- function(tree) {
+  if (is.list(tree) && !is.object(tree) && !is_python_object(tree) && !anyDuplicated(names(tree))) {
+    Filter(Negate(is.null), lapply(tree, without_problems))
+  } else if (length(variables_problems(tree)) == 0) {
+    tree
+  }
 }
 
 # Foreign text in a cli template.

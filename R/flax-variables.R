@@ -45,7 +45,9 @@ flax_variables <- function(object, as = c("r", "jax")) {
 #' @export
 `flax_variables<-` <- function(object, value) {
   check_flax_object(object)
-  check_variables(value, arg = "value")
+  check_variables(value, arg = "value", fit = function(part) {
+    with_r_conditions(the$core$`_models`$fitted_variables(object, as_variables(part)))
+  })
   with_r_conditions(the$core$`_models`$set_variables(object, as_variables(value)))
   invisible(object)
 }

@@ -112,6 +112,19 @@ test_that("what does not fit is listed by path, and nothing is set", {
   expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables")
 })
 
+test_that("what R and what the module refuse is listed at once", {
+  skip_without_flax()
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
+  layer(matrix(1, 2, 3))
+  before <- flax_variables(layer)
+  wrong <- list(params = list(bias = "a", kernel = matrix(1, 2, 2), other = 1))
+  message <- conditionMessage(expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables"))
+  for (problem in c("params/bias is the character", "params/kernel: expected", "params/other: not in the module")) {
+    expect_match(message, problem, fixed = TRUE)
+  }
+  expect_identical(flax_variables(layer), before)
+})
+
 test_that("weights set by Keras and weights set by name are one truth", {
   skip_without_flax()
   model <- keras_model_sequential(2) |> layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")

@@ -79,23 +79,33 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
     Raises:
         VariablesError: Something does not fit; every place is listed by path.
     """
+    for layer, arrays in fitted_variables(target, value):
+        layer.assign_variables(arrays)
+
+
+def fitted_variables(
+    target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]
+) -> list[tuple[FlaxLayer, dict[str, jax.Array]]]:
+    """Of each layer that a nested dict names, what it would set there; nothing is set.
+
+    Raises:
+        VariablesError: Something does not fit; every place is listed by path.
+    """
     if isinstance(target, FlaxLayer):
-        target.flax_variables = value
-        return
+        return [(target, target.fitted_variables(value))]
     layers = flax_layers(target)
     if not isinstance(value, Mapping) or not value.keys() <= layers.keys():
         got = ", ".join(map(repr, value)) if isinstance(value, Mapping) else type(value).__name__
         raise VariablesError(f"The variables of a model are a dict by layer, of {', '.join(map(repr, layers))}; got {got}.")
-    fitted, problems = {}, []
+    fitted, problems = [], []
     for name, tree in value.items():
         try:
-            fitted[name] = layers[name].fitted_variables(tree)
+            fitted.append((layers[name], layers[name].fitted_variables(tree)))
         except VariablesError as error:
             problems.append(f"Layer {name!r}: {error}")
     if problems:
         raise VariablesError("\n".join(problems))
-    for name, arrays in fitted.items():
-        layers[name].assign_variables(arrays)
+    return fitted
 
 
 def check_savable(model: keras.layers.Layer) -> None:
