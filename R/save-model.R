@@ -17,7 +17,8 @@
 #' The class of the module. A module made of parts of `flax$linen` needs nothing. Of a Python package, import it first. Where
 #' the class has been defined in R, with [flax_module()] or `%py_class%`, run the code that defines it, and then `load_model()`:
 #' a class of the same name is found with nothing to register. So is an R function that was given as `method` by its name.
-#' Otherwise `load_model(custom_objects = )` takes both. What is not found is named by an error.
+#' Otherwise `load_model(custom_objects = )` takes both. What is not found is named by an error, one of Python's, as
+#' `load_model()` is keras3's.
 #'
 #' @param model,filepath,overwrite,zipped,... See [keras3::save_model()].
 #'
