@@ -41,9 +41,10 @@ class Case:
         prepare: From the module and the mode to the module that plain Flax runs.
         built_on: Inputs of the shapes on which the layer is built, where these are others.
         differentiable: Whether JAX can differentiate the module.
+        trainable: The collections that are trained.
     """
 
-    module: nn.Module
+    module: Any
     inputs: PyTree
     arguments: Callable[..., Any] = lambda inputs, training: ((inputs,), {})
     method: Any = None
@@ -52,6 +53,7 @@ class Case:
     prepare: Callable[..., nn.Module] = lambda module, training: module
     built_on: PyTree = None
     differentiable: bool = True
+    trainable: tuple[str, ...] = ("params",)
 
     @property
     def first(self):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conformance import LINEN
+from conformance_nnx import NNX
 from modules import MLP
 
 from kerasflax import ModuleError
@@ -12,7 +13,7 @@ from kerasflax._adapter import ADAPTERS, Adapter, adapt
 from kerasflax._trace import until_learned
 from kerasflax._variables import Template
 
-CASES = {f"linen: {name}": case for name, case in LINEN.items()}
+CASES = {f"{kind}: {name}": case for kind, table in {"linen": LINEN, "nnx": NNX}.items() for name, case in table.items()}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -51,22 +52,31 @@ def assert_same(got, expected):
         np.testing.assert_allclose(got[path], expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
+def begun(adapter, key, inputs):
+    """Outputs of `init`, and the values that a layer begins with."""
+    values = adapter.take_values()
+    outputs, variables = until_learned(lambda: adapter.init(key, inputs))
+    if values is not None:
+        assert jax.tree.structure(variables) == jax.tree.structure(values)
+    return outputs, values or variables
+
+
 @cases
 def test_init_is_plain_init_less_what_is_sown(case):
     adapter = adapt(case.module, case.method)
     key = jax.random.key(7)
-    outputs, variables = until_learned(lambda: adapter.init(key, case.first))
+    outputs, variables = begun(adapter, key, case.first)
     expected = case.init(key)
     assert_same(variables, adapter.state(expected))
     assert jax.tree.leaves(outputs)
-    assert [name for name in variables if adapter.trainable(name)] == [name for name in variables if name == "params"]
+    assert [name for name in variables if adapter.trainable(name)] == [name for name in variables if name in case.trainable]
 
 
 @cases
 @pytest.mark.parametrize("training", [False, True])
 def test_apply_is_plain_apply_with_the_streams_that_the_module_asks_for(case, training):
     adapter = adapt(case.module, case.method)
-    _, variables = until_learned(lambda: adapter.init(jax.random.key(7), case.first))
+    _, variables = begun(adapter, jax.random.key(7), case.first)
     seed_state = jnp.array([3, 5], jnp.uint32)
 
     def apply():

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 from conformance import LINEN
+from conformance_nnx import NNX
 
 from kerasflax import FlaxLayer
 from kerasflax._trees import simplify
 from kerasflax._variables import named_leaves
 
-CASES = {f"linen: {name}": case for name, case in LINEN.items()}
+CASES = {f"{kind}: {name}": case for kind, table in {"linen": LINEN, "nnx": NNX}.items() for name, case in table.items()}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 SEED = 3
 
@@ -115,17 +116,17 @@ def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)
 
-    def plain(params):
-        outputs, _ = case.apply(variables | {"params": params}, case.inputs, True, state())
+    def plain(trained):
+        outputs, _ = case.apply(variables | trained, case.inputs, True, state())
         return total(outputs)
 
     (value, updates), gradients = step(
         [v.value for v in layer.trainable_variables], [v.value for v in layer.non_trainable_variables]
     )
-    expected_value, expected = jax.value_and_grad(plain)(variables.get("params", {}))
+    expected_value, expected = jax.value_and_grad(plain)({name: variables.get(name, {}) for name in case.trainable})
     np.testing.assert_allclose(value, expected_value, rtol=1e-4)
     paths = [v.path.partition("/")[2] for v in layer.trainable_variables]
-    assert_same(dict(zip(paths, gradients, strict=True)), named_leaves({"params": expected}), rtol=1e-3, atol=1e-3)
+    assert_same(dict(zip(paths, gradients, strict=True)), named_leaves(expected), rtol=1e-3, atol=1e-3)
     assert all(isinstance(update, jax.Array) for update in updates)
 
 

@@ -18,6 +18,7 @@ from ._errors import (
 )
 from ._export import export_model, import_model
 from ._layer import FlaxLayer
+from ._lazy import LazyModule
 from ._models import freeze, parameters, unfreeze
 from ._rename import Report
 
@@ -29,6 +30,7 @@ __all__ = [
     "FileError",
     "FlaxLayer",
     "KerasFlaxError",
+    "LazyModule",
     "MethodError",
     "ModuleError",
     "NotBuiltError",

@@ -13,6 +13,7 @@ import jax
 
 from ._errors import ModuleError
 from ._linen import LinenAdapter
+from ._nnx import NnxAdapter
 
 PyTree = Any
 Variables = Mapping[str, PyTree]
@@ -23,23 +24,26 @@ class Adapter(Protocol):
     """A module and a method of it.
 
     Attributes:
+        kind: The class of all its modules, as messages name it.
+        base: The class of all its modules.
         name: The module's class, as messages name it.
+        module: The module, as configs describe it.
         takes_mask: Whether the method takes Keras's mask.
         is_part: Whether the method may use a part of the module's variables alone.
+        takes_others: Whether the module may read collections that only its user provides.
     """
 
     kind: ClassVar[str]
+    base: ClassVar[type]
     name: str
+    module: Any
     takes_mask: bool
     is_part: bool
+    takes_others: bool
 
     @classmethod
     def accepts(cls, module: object) -> bool:
         """Whether this adapter knows modules like that one."""
-
-    @classmethod
-    def classes(cls) -> Iterator[type]:
-        """The classes of modules that this process has defined; of those with one name and one base the newest comes last."""
 
     def __init__(self, module: Any, method: Method) -> None:
         """Take a module and the method to call.
@@ -49,16 +53,22 @@ class Adapter(Protocol):
         """
 
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, Variables]:
-        """Call the method in inference mode on a module without variables.
+        """Call the method in inference mode, and say which variables there are before any call.
 
         Args:
-            key: A typed random key, from which the initial values come.
+            key: A typed random key, from which the initial values come, unless the module holds values.
             inputs: A pytree of arrays.
             mask: Keras's mask of the inputs, or None.
 
         Returns:
             The outputs, and the variables by collection, without what the module sows.
         """
+
+    def take_values(self) -> Variables | None:
+        """Hand over the values that the module itself holds, with which a layer begins; None where it holds none."""
+
+    def to_flax(self, variables: Variables) -> Any:
+        """What Flax's users work with, holding these values: a module, or a module and its variables."""
 
     def apply(
         self, variables: Variables, inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
@@ -90,7 +100,7 @@ class Adapter(Protocol):
         """The variables without those that the module has been seen to sow, which are no state."""
 
 
-ADAPTERS: tuple[type[Adapter], ...] = (LinenAdapter,)
+ADAPTERS: tuple[type[Adapter], ...] = (LinenAdapter, NnxAdapter)
 
 
 def adapt(module: object, method: Method) -> Adapter:
@@ -113,9 +123,14 @@ def is_module(value: object) -> bool:
 
 
 def module_classes() -> Iterator[type]:
-    """The classes of Flax modules that this process has defined; see `Adapter.classes`."""
-    for adapter in ADAPTERS:
-        yield from adapter.classes()
+    """The classes of Flax modules that this process has defined; of those with one name and one base the newest comes last."""
+    found, waiting = set(), [adapter.base for adapter in ADAPTERS]
+    while waiting:
+        kind = waiting.pop(0)
+        if kind not in found:
+            found.add(kind)
+            yield kind
+            waiting += kind.__subclasses__()
 
 
 def _described(module: object) -> str:

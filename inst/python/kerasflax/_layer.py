@@ -20,7 +20,16 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from . import _paths, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
-from ._errors import ArgumentError, BackendError, ConfigError, NotBuiltError, ShapeError, StateError, VariablesError
+from ._errors import (
+    ArgumentError,
+    BackendError,
+    ConfigError,
+    ModuleError,
+    NotBuiltError,
+    ShapeError,
+    StateError,
+    VariablesError,
+)
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
@@ -94,18 +103,17 @@ class FlaxLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
-        self.module = module
         self.method = method
         self.seed = seed
         self.regularizers = _by_pattern("regularizers", regularizers, keras.regularizers.get)
         self.constraints = _by_pattern("constraints", constraints, keras.constraints.get)
-        self._adapter = adapt(module, method)
+        self._adapter = adapt(_checked_module(module), method)
         self.supports_masking = self._adapter.takes_mask
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
         self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
-        self._memory = _Memory(given=variables)
+        self._memory = _Memory(given=_variables.overlaid(self._adapter.take_values(), variables))
         self._compiled = jax.jit(self._apply, static_argnames=("training", "form"), inline=True)
 
     # Build ---------------------------------------------------------------------------------------------------------------
@@ -189,7 +197,11 @@ class FlaxLayer(keras.layers.Layer):
         self, template: _variables.Template, expected: Mapping[str, Spec]
     ) -> tuple[_variables.Template, dict[str, jax.Array]]:
         given = self._kept(self._memory.given)
-        arrays = _variables.fitted(expected, given, fixed_shape=self._path_is_trainable, surplus=self._adapter.is_part)
+
+        def fixed_shape(path: str) -> bool:
+            return self._path_is_trainable(path) or not (self._adapter.takes_others or path in expected)
+
+        arrays = _variables.fitted(expected, given, fixed_shape=fixed_shape, surplus=self._adapter.is_part)
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
         specs = {path: _spec_of(array) for path, array in arrays.items()}
@@ -338,6 +350,23 @@ class FlaxLayer(keras.layers.Layer):
         return known[key]
 
     # Variables -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Any:
+        """The module, as Flax has it. One of NNX is here without the values of its variables, which `to_flax` gives it."""
+        return self._adapter.module
+
+    def to_flax(self) -> Any:
+        """What Flax's users work with, holding the layer's values as they are.
+
+        Returns:
+            Of an NNX module another such module. Of a Linen module the pair of it and its variables. The arrays share the
+            memory of the layer's weights and stay valid when training goes on.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+        """
+        return self._adapter.to_flax(self.flax_variables)
 
     @property
     def flax_variables(self) -> dict[str, PyTree]:
@@ -598,6 +627,13 @@ def _check_keywords(keywords: Mapping[str, Any]) -> None:
         )
 
 
+def _checked_module(module: Any) -> Any:
+    # In Keras's NNX mode its layers are modules, too.
+    if isinstance(module, keras.layers.Layer):
+        raise ModuleError(f"`module` is the Keras layer {module.name!r}.\nA layer needs no wrapper: add it to the model.")
+    return module
+
+
 def _by_pattern(name: str, values: Mapping[str, Any] | None, get: Callable[[Any], Any]) -> dict[str, Any]:
     if values is None:
         return {}
@@ -640,6 +676,9 @@ def _refuse_misdeclared_input(built_on: PyTree, inputs: PyTree) -> None:
     if not isinstance(inputs, keras.KerasTensor):
         return
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "keras":
+            # Looking at a frame's variables keeps alive what its function has let go.
+            continue
         model = frame.f_locals.get("self")
         if not isinstance(model, keras.Sequential) or not isinstance(model._layers[0], keras.layers.InputLayer):
             continue

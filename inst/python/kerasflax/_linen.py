@@ -6,32 +6,28 @@ out while it is traced: what a trace shows for the first time makes it start aga
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
 import keyword
-import re
-import threading
-import traceback
 import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.core
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import Scope
 
-from . import _foreign, _rng
-from ._errors import FieldError, MethodError
-from ._signature import Signature, signature_of
-from ._trace import TraceAgainError, running_module
+from . import _rng
+from ._errors import FieldError
+from ._running import MappedAxes, naming_the_path, replaced, running_module
+from ._signature import Signature, as_attention_mask, signature_of, unbound
+from ._trace import TraceAgainError
+from ._whole import integer_names, whole
 
 PyTree = Any
 
@@ -61,34 +57,25 @@ class LinenAdapter:
     """A `flax.linen.Module` and a method of it. See `Adapter` for what each method does."""
 
     kind: ClassVar[str] = "flax.linen.Module"
+    base: ClassVar[type] = nn.Module
 
     @classmethod
     def accepts(cls, module: object) -> bool:
         """Whether it is an instance of a Linen module."""
         return isinstance(module, nn.Module)
 
-    @classmethod
-    def classes(cls) -> Iterator[type]:
-        """Linen's module classes, its own and others'."""
-        found, waiting = set(), [nn.Module]
-        while waiting:
-            kind = waiting.pop(0)
-            if kind not in found:
-                found.add(kind)
-                yield kind
-                waiting += kind.__subclasses__()
-
     def __init__(self, module: nn.Module, method: str | Callable[..., Any] | None) -> None:
         self.name = type(module).__name__
-        self._module = module
-        self._method = _unbound(module, method)
+        self.module = module
+        self._method = unbound(type(module), method, nn.Module, _methods_of(module))
         self._signature = _signature(module, self._method)
         self.takes_mask = self._signature.takes_mask
         self.is_part = method is not None
+        self.takes_others = True
         self._streams: dict[bool, set[str]] = {True: {_USUAL_STREAM}, False: set()}
         self._draws = {True: False, False: False}
         self._sown: set[tuple[str, ...]] = set()
-        self._axes: set[str] = set()
+        self._axes = MappedAxes()
         self._mode_by_position = False
 
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
@@ -118,12 +105,11 @@ class LinenAdapter:
         with self._running() as seen:
             init = self._in_mode(False).init_with_output
             run = functools.partial(init, key, *arguments, method=self._method, **keywords)
-            return *self._in_axes(run), seen
+            return *self._axes.run(run), seen
 
     def _arguments(self, inputs: PyTree, *, training: bool, mask: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if isinstance(self._module, nn.MultiHeadDotProductAttention):
-            # Keras's masks are of (batch, time); Flax's attention takes those of (batch, head, query, key).
-            mask = jax.tree.map(lambda each: each[:, None, None, :] if each.ndim == 2 else each, mask)
+        if isinstance(self.module, nn.MultiHeadDotProductAttention):
+            mask = as_attention_mask(mask)
         return self._signature.fill(inputs, training=training, mask=mask, mode_by_position=self._mode_by_position)
 
     def apply(
@@ -142,7 +128,7 @@ class LinenAdapter:
                     mutable=_MUTABLE,
                     **keywords,
                 )
-                outputs, written = self._in_axes(apply)
+                outputs, written = self._axes.run(apply)
             except Exception as error:
                 if self._learns(seen, variables, training):
                     raise TraceAgainError from error
@@ -157,6 +143,13 @@ class LinenAdapter:
             )
         written = flax.core.unfreeze(written)
         return outputs, self.state(written), self._part(written, sown=True)
+
+    def take_values(self) -> None:
+        """See `Adapter.take_values`. A Linen module holds none."""
+
+    def to_flax(self, variables: Mapping[str, PyTree]) -> tuple[nn.Module, Mapping[str, PyTree]]:
+        """See `Adapter.to_flax`."""
+        return self.module, variables
 
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`."""
@@ -188,29 +181,13 @@ class LinenAdapter:
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Seen]:
         """All that surrounds a run of the module's code."""
-        with _watch() as seen, _naming_the_path(self.name), running_module(), nn.intercept_methods(_with_whole_numbers):
+        naming = naming_the_path(self.name, nn.Module, lambda module: None if module.scope is None else module.path)
+        with _watch() as seen, naming, running_module(), nn.intercept_methods(_with_whole_numbers):
             yield seen
-
-    def _in_axes(self, run: Callable[[], PyTree]) -> PyTree:
-        """Run with the mapped axes that the module names, `BatchNorm(axis_name="batch")`, say.
-
-        They are there for code that maps over devices. Keras's batch is whole, so that an axis has the size one.
-        """
-        while True:
-            bound = run
-            for axis in sorted(self._axes):
-                bound = functools.partial(_along_axis, axis, bound)
-            try:
-                return bound()
-            except NameError as error:
-                unbound = re.search(r"unbound axis name: (\w+)", str(error))
-                if unbound is None or unbound[1] in self._axes:
-                    raise
-                self._axes.add(unbound[1])
 
     def _in_mode(self, training: bool) -> nn.Module:
         fields = self._signature.fields(training=training)
-        return self._module.clone(**fields) if fields else self._module  # type: ignore[arg-type]
+        return self.module.clone(**fields) if fields else self.module  # type: ignore[arg-type]
 
     def _learns(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
         """Take in what a call showed, and say whether it has to be made again."""
@@ -223,39 +200,6 @@ class LinenAdapter:
         return again
 
 
-def _along_axis(axis: str, run: Callable[[], PyTree]) -> PyTree:
-    results = jax.vmap(lambda _: run(), axis_name=axis)(jnp.zeros(1))
-    return jax.tree.map(lambda result: result[0], results)
-
-
-def _unbound(module: nn.Module, method: str | Callable[..., Any] | None) -> Callable[..., Any]:
-    """The function behind `method`, to be called with the module first."""
-    if method is None:
-        method = "__call__"
-    if isinstance(method, str):
-        methods = _methods_of(module)
-        if method not in methods:
-            has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
-            raise MethodError(f"{type(module).__name__} has no method `{method}`.\nIt has {has}.")
-        return methods[method]
-    if not callable(method) or isinstance(method, (type, nn.Module)):
-        raise MethodError(
-            f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
-        )
-    if isinstance(method, functools.partial) and not method.args:
-        return functools.partial(_unbound(module, method.func), **method.keywords)
-    owner = getattr(method, "__self__", None)
-    if not isinstance(owner, nn.Module):
-        return method
-    if type(owner) is not type(module):
-        raise MethodError(
-            f"`method` is bound to another module, of class {type(owner).__name__}; "
-            f"`module` is of class {type(module).__name__}.\n"
-            "Pass that module as `module`, or a method of this one."
-        )
-    return method.__func__  # type: ignore[attr-defined]
-
-
 def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
     """The methods that classes of users and of Flax add to the base class, by name."""
     not_methods = {field.name for field in dataclasses.fields(module)} | {"setup"}
@@ -264,12 +208,8 @@ def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
         for cls in type(module).__mro__
         if issubclass(cls, nn.Module) and cls is not nn.Module
         for name, value in vars(cls).items()
-        if inspect.isfunction(value) and name not in not_methods and (not _is_private(name) or name == "__call__")
+        if inspect.isfunction(value) and name not in not_methods and (not name.startswith("_") or name == "__call__")
     }
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("_")
 
 
 def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
@@ -289,120 +229,40 @@ def _with_whole_numbers(
     """
     for field in _integer_fields(type(context.module)):  # type: ignore[arg-type]
         value = getattr(context.module, field, None)
-        whole = _whole(value, f"{type(context.module).__name__}.{field}")
-        if whole is not value:
-            object.__setattr__(context.module, field, whole)
+        integers = whole(value, f"{type(context.module).__name__}.{field}")
+        if integers is not value:
+            object.__setattr__(context.module, field, integers)
     return function(*args, **kwargs)
-
-
-def _whole(value: Any, field: str) -> Any:
-    if isinstance(value, (list, tuple)):
-        items = [_whole(item, field) for item in value]
-        changed = any(new is not old for new, old in zip(items, value, strict=True))
-        return tuple(items) if changed else value
-    if not isinstance(value, float):
-        return value
-    if not value.is_integer():
-        raise FieldError(f"`{field}` must be a whole number, got {value}.")
-    return int(value)
 
 
 @functools.cache
 def _integer_fields(cls: type[nn.Module]) -> tuple[str, ...]:
-    """The fields whose type allows integers and no floats."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except Exception:
-        # Annotations that name what cannot be imported say nothing.
-        return ()
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
-    return tuple(name for name, hint in hints.items() if name in fields and _allows_integers_alone(hint))
-
-
-def _allows_integers_alone(hint: Any) -> bool:
-    parts = list(_parts(hint))
-    return int in parts and not any(part in parts for part in (float, complex, Any, object))
-
-
-def _parts(hint: Any) -> Iterator[Any]:
-    if typing.get_origin(hint) is collections.abc.Callable:
-        return
-    arguments = typing.get_args(hint)
-    if not arguments:
-        yield hint
-    for argument in arguments:
-        yield from _parts(argument)
-
-
-@contextlib.contextmanager
-def _naming_the_path(name: str) -> Iterator[None]:
-    """Add to an exception's message what another language says of it, and the path of the module in which it was raised."""
-    try:
-        yield
-    except TraceAgainError:
-        raise
-    except Exception as error:
-        modules = [
-            frame.f_locals["self"]
-            for frame, _ in traceback.walk_tb(error.__traceback__)
-            if isinstance(frame.f_locals.get("self"), nn.Module) and frame.f_locals["self"].scope is not None
-        ]
-        notes = [_foreign.advice(error)]
-        if modules:
-            path = "/".join([name, *modules[-1].path])
-            notes.append(f"(raised in {path}, of class {type(modules[-1]).__name__})")
-        for note in filter(None, notes):
-            # Of a KeyError the message is the key, which somebody may compare.
-            if len(error.args) == 1 and isinstance(error.args[0], str) and not isinstance(error, KeyError):
-                error.args = (f"{error.args[0]}\n{note}",)
-            else:
-                error.add_note(note)
-        raise
-
-
-_WATCH_LOCK = threading.RLock()
+    return tuple(name for name in integer_names(cls) if name in fields)
 
 
 @contextlib.contextmanager
 def _watch() -> Iterator[_Seen]:
-    """Record which streams are asked for and what is sown, in this thread, until the block ends.
-
-    Linen offers no hook for either, so the four methods through which all of it passes are replaced meanwhile.
-    """
+    """Record which streams are asked for and what is sown, in this thread, until the block ends."""
     seen = _Seen()
-    thread = threading.get_ident()
-    make_rng, has_rng, sow, perturb = Scope.make_rng, nn.Module.has_rng, nn.Module.sow, nn.Module.perturb
 
-    def note(names: set[Any], name: Any) -> None:
-        if threading.get_ident() == thread:
-            names.add(name)
+    def make_rng(method: Callable[..., Any], scope: Scope, name: str = _PARAMS) -> Any:
+        seen.drawn.add(name)
+        return method(scope, name)
 
-    def noting_make_rng(scope: Scope, name: str = _PARAMS) -> Any:
-        note(seen.drawn, name)
-        return make_rng(scope, name)
+    def has_rng(method: Callable[..., Any], module: nn.Module, name: str) -> Any:
+        seen.queried.add(name)
+        return method(module, name)
 
-    def noting_has_rng(module: nn.Module, name: str) -> Any:
-        note(seen.queried, name)
-        return has_rng(module, name)
+    def sow(method: Callable[..., Any], module: nn.Module, col: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        seen.sown.add((col, *module.path, name))
+        return method(module, col, name, *args, **kwargs)
 
-    def noting_sow(module: nn.Module, col: str, name: str, *args: Any, **kwargs: Any) -> Any:
-        note(seen.sown, (col, *module.path, name))
-        return sow(module, col, name, *args, **kwargs)
+    def perturb(method: Callable[..., Any], module: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
+        seen.sown.add((collection, *module.path, name))
+        return method(module, name, value, collection)
 
-    def noting_perturb(module: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
-        note(seen.sown, (collection, *module.path, name))
-        return perturb(module, name, value, collection)
-
-    with _WATCH_LOCK, contextlib.ExitStack() as stack:
-        for owner, noting in (
-            (Scope, noting_make_rng),
-            (nn.Module, noting_has_rng),
-            (nn.Module, noting_sow),
-            (nn.Module, noting_perturb),
-        ):
-            name = noting.__name__.removeprefix("noting_")
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, noting)
+    with replaced((Scope, make_rng), *((nn.Module, function) for function in (has_rng, sow, perturb))):
         yield seen
 
 

@@ -4,6 +4,10 @@ Numbers, text, truth values, None and lists stand for themselves. Everything els
 
     {"object": "flax.linen:Dense", "fields": {"features": 10}}     a Flax module, or another dataclass, with the fields that
                                                                    are not what the class says of its own accord
+    {"constructor": "flax.nnx:Linear", "arguments": [3], "keywords": {"out_features": 4}}
+                                                                   a module that its class, or a function, makes
+    {"custom": "package.module:Name"}                              one of which it is not known how; `custom_objects` has a
+                                                                   function that makes it
     {"type": "flax.linen:BatchNorm"}                               a class: of a module, or of numbers
     {"function": "jax.nn:relu"}                                    a function of one of the namespaces below
     {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.02}}
@@ -30,6 +34,7 @@ import importlib
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
@@ -40,7 +45,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _foreign
+from . import _foreign, _lazy
 from ._adapter import is_module, module_classes
 from ._errors import ConfigError
 from ._trace import Spec
@@ -247,7 +252,29 @@ def _is_same(value: Any, other: Any) -> bool:
         return False
 
 
-_DESCRIPTIONS = (_of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
+def _of_made(value: Any, path: str) -> Json:
+    if not _lazy.is_made(value):
+        return None
+    lazy = _lazy.known_as_made(value)
+    constructor = lazy and (
+        _reference(lazy.factory, path) if isinstance(lazy.factory, type) else _of_named_function(lazy.factory)
+    )
+    if lazy is None or constructor is None:
+        kind = _lazy.class_of(value)
+        warnings.warn(
+            f"{path}: with which arguments the {kind.__name__} was made is not known. Loading it takes a function of `rngs` "
+            f"that makes it, `custom_objects={{{kind.__name__!r}: ...}}`; or give the layer a `LazyModule` that says so.",
+            stacklevel=2,
+        )
+        return {"custom": _reference(kind, path)}
+    return {
+        "constructor": constructor,
+        "arguments": [to_config(item, f"{path}: argument {i + 1}") for i, item in enumerate(lazy.arguments)],
+        "keywords": {name: to_config(item, f"{path}.{name}") for name, item in lazy.keywords.items()},
+    }
+
+
+_DESCRIPTIONS = (_of_made, _of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
 
 
 # Names ------------------------------------------------------------------------------------------------------------------
@@ -294,8 +321,13 @@ def _is_number_type(value: Any) -> bool:
     return isinstance(value, type) and (value in _NUMBER_TYPES or (issubclass(value, np.generic) and value is not np.generic))
 
 
+def _classes() -> Iterator[type]:
+    """Flax's module classes; without Keras's layers, which are modules too in its NNX mode, and of which some run code."""
+    return (kind for kind in module_classes() if not issubclass(kind, keras.layers.Layer))
+
+
 def _is_module_class(value: type) -> bool:
-    return any(value is kind for kind in module_classes())
+    return any(value is kind for kind in _classes())
 
 
 def _factories() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -500,6 +532,28 @@ def _make_object(node: Any, path: str, depth: int) -> Any:
     return _called(kind, [], _made_fields(node.get("fields", {}), path, depth), path)
 
 
+def _make_made(node: Any, path: str, depth: int) -> _lazy.LazyModule:
+    constructor = node["constructor"]
+    if isinstance(constructor, str):
+        factory = _resolved(constructor, _is_module_class, path)
+    else:
+        factory = _named_function(_checked(constructor, Mapping, path), path)
+    arguments = _made_items(node.get("arguments", []), path, depth)
+    return _lazy.LazyModule(factory, *arguments, **_made_fields(node.get("keywords", {}), path, depth))
+
+
+def _make_custom(node: Any, path: str, depth: int) -> _lazy.LazyModule:
+    reference = _checked(node["custom"], str, path)
+    name = reference.partition(":")[2]
+    found = keras.saving.get_registered_object(reference) or keras.saving.get_registered_object(name)
+    if not callable(found):
+        raise ConfigError(
+            f"{path} is of the class {name!r:.80}, and with which arguments it was made is not known.\n"
+            f"Give a function that makes it: `custom_objects={{{name!r:.80}: lambda rngs: ...}}`."
+        )
+    return _lazy.LazyModule(found)
+
+
 def _make_registered(node: Any, path: str, depth: int) -> Any:
     name = _checked(node.get("registered"), str, path)
     found = keras.saving.get_registered_object(name)
@@ -523,6 +577,8 @@ def _called(function: Any, arguments: list[Any], keywords: Any, path: str) -> An
 
 _KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any, str, int], Any]]] = {
     "object": (("fields",), _make_object),
+    "constructor": (("arguments", "keywords"), _make_made),
+    "custom": ((), _make_custom),
     "type": ((), _make_type),
     "function": ((), _make_function),
     "initializer": (("arguments",), _make_initializer),
@@ -556,20 +612,18 @@ def method_to_config(method: Any, module: Any) -> Json:
     if method is None or isinstance(method, str):
         return method
     name = getattr(method, "__name__", "")
-    if inspect.getattr_static(type(module), name, None) is getattr(method, "__func__", method):
+    kind = _lazy.class_of(module) if _lazy.is_made(module) else type(module)
+    if inspect.getattr_static(kind, name, None) is getattr(method, "__func__", method):
         return name
-    node = _of_registered(method, "method")
+    node = _of_named_function(method)
     if node is None and _foreign.formals(method) is not None:
-        known_as = _foreign.name(method)
-        if known_as is None:
-            raise ConfigError(
-                f"`method` cannot be saved: the session has no such function of the name {name!r}.\n"
-                "Define it under a name of its own in the global environment, and give it by that name."
-            )
-        node = {"session": known_as}
+        raise ConfigError(
+            f"`method` cannot be saved: the session has no such function of the name {name!r}.\n"
+            "Define it under a name of its own in the global environment, and give it by that name."
+        )
     if node is None:
         raise ConfigError(
-            f"`method` cannot be saved: {_shown(method)} is no method of {type(module).__name__}.\n"
+            f"`method` cannot be saved: {_shown(method)} is no method of {kind.__name__}.\n"
             "Make it one, or register it with `keras.saving.register_keras_serializable()`."
         )
     return node
@@ -577,15 +631,26 @@ def method_to_config(method: Any, module: Any) -> Json:
 
 def method_from_config(node: Json) -> Any:
     """Make what `method_to_config` described."""
-    if node is None or isinstance(node, str):
-        return node
-    name = _checked(node, Mapping, "method").get("session")
+    return node if node is None or isinstance(node, str) else _named_function(_checked(node, Mapping, "method"), "`method`")
+
+
+def _of_named_function(function: Any) -> Json:
+    """A function by the name under which it has been registered, or is found in a session of R; None where it has none."""
+    node = _of_registered(function, "")
+    if node is None and _foreign.formals(function) is not None:
+        name = _foreign.name(function)
+        node = name and {"session": name}
+    return node
+
+
+def _named_function(node: Mapping[str, Any], path: str) -> Any:
+    name = node.get("session")
     if name is None:
-        return _make_registered(node, "method", 0)
-    found = keras.saving.get_registered_object(_checked(name, str, "method")) or _foreign.named(name)
+        return _make_registered(node, path, 0)
+    found = keras.saving.get_registered_object(_checked(name, str, path)) or _foreign.named(name)
     if found is None:
         raise ConfigError(
-            f"`method` is the function {name!r:.80} of the session, which is not there.\n"
+            f"{path} is the function {name!r:.80} of the session, which is not there.\n"
             "Run the code that defines it first, or give it in `custom_objects`."
         )
     return found
@@ -623,7 +688,7 @@ def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any
         found = keras.saving.get_registered_object(key)
         if found is not None:
             return _of_kind(found, is_right, reference, path)
-    defined = [kind for kind in module_classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
+    defined = [kind for kind in _classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
     if defined:
         return _of_kind(defined[-1], is_right, reference, path)
     return _of_kind(_imported(namespace, name), is_right, reference, path)
@@ -672,4 +737,4 @@ def _imported(namespace: str, name: str) -> Any:
 
 def _packages() -> set[str]:
     """The packages that classes are taken from: those that have defined Flax modules."""
-    return {kind.__module__.partition(".")[0] for kind in module_classes()} & {"flax", "__main__", *sys.modules}
+    return {kind.__module__.partition(".")[0] for kind in _classes()} & {"flax", "__main__", *sys.modules}

@@ -27,6 +27,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from . import _foreign
 from ._errors import MethodError
 
@@ -203,6 +205,48 @@ def signature_of(method: Callable[..., Any], name: str, fields: Mapping[str, Any
         | fixed,
         mode_fields=frozenset(field for field, value in mode_fields.items() if value is None and field not in named),
     )
+
+
+def unbound(kind: type, method: Any, base: type, methods: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The function behind a layer's `method`, to be called with the module first.
+
+    Args:
+        kind: The module's class.
+        method: None for `__call__`, a name, a method of the module, or a function that takes the module first.
+        base: The class of all modules.
+        methods: The module's methods by name.
+
+    Raises:
+        MethodError: There is no such method, or it is another module's.
+    """
+    if method is None:
+        method = "__call__"
+    if isinstance(method, str):
+        if method not in methods:
+            has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
+            raise MethodError(f"{kind.__name__} has no method `{method}`.\nIt has {has}.")
+        return methods[method]
+    if not callable(method) or isinstance(method, (type, base)):
+        raise MethodError(
+            f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
+        )
+    if isinstance(method, functools.partial) and not method.args:
+        return functools.partial(unbound(kind, method.func, base, methods), **method.keywords)
+    owner = getattr(method, "__self__", None)
+    if not isinstance(owner, base):
+        return method
+    if type(owner) is not kind:
+        raise MethodError(
+            f"`method` is bound to another module, of class {type(owner).__name__}; "
+            f"`module` is of class {kind.__name__}.\n"
+            "Pass that module as `module`, or a method of this one."
+        )
+    return method.__func__
+
+
+def as_attention_mask(mask: Any) -> Any:
+    """Keras's masks are of (batch, time); Flax's attention takes those of (batch, head, query, key)."""
+    return jax.tree.map(lambda each: each[:, None, None, :] if each.ndim == 2 else each, mask)
 
 
 def _required(parameter: inspect.Parameter) -> bool:

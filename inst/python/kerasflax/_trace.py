@@ -7,8 +7,6 @@ between the two depends on the unknown dimension.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -29,24 +27,6 @@ T = TypeVar("T")
 # the later ones keep within short maximum lengths, the last are squares; none is one, which would broadcast.
 _STAND_INS = ((32, 64), (8, 16), (4, 8), (16, 64))
 _BATCH_STAND_INS = (2, 4)
-
-
-_running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
-
-
-@contextlib.contextmanager
-def running_module() -> Iterator[None]:
-    """Mark the block as a run of a module's code."""
-    token = _running.set(True)
-    try:
-        yield
-    finally:
-        _running.reset(token)
-
-
-def module_is_running() -> bool:
-    """Whether a module's code runs just now. R asks it, to know what `[` on a tensor may mean."""
-    return _running.get()
 
 
 class TraceAgainError(Exception):

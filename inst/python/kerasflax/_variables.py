@@ -151,6 +151,13 @@ class Template:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
+def overlaid(base: Mapping[str, PyTree] | None, over: Any) -> Any:
+    """Variables in which those named by `over` take the place of those in `base`; either may be None."""
+    if base is None or over is None or not isinstance(over, Mapping):
+        return base if over is None else over
+    return nested(named_leaves(base) | named_leaves(plain(over)))
+
+
 # Given values -----------------------------------------------------------------------------------------------------------
 
 

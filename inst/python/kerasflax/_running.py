@@ -1,0 +1,128 @@
+"""What surrounds a run of a module's code: marks that it runs, the axes that it names, the path of what fails in it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import re
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from . import _foreign
+from ._trace import TraceAgainError
+
+PyTree = Any
+M = TypeVar("M")
+
+_running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
+
+
+@contextlib.contextmanager
+def running_module() -> Iterator[None]:
+    """Mark the block as a run of a module's code."""
+    token = _running.set(True)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def module_is_running() -> bool:
+    """Whether a module's code runs just now. R asks it, to know what `[` on a tensor may mean."""
+    return _running.get()
+
+
+class MappedAxes:
+    """The mapped axes that a module names, `BatchNorm(axis_name="batch")`, say.
+
+    They are there for code that maps over devices. Keras's batch is whole, so that an axis has the size one.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def run(self, function: Callable[[], PyTree]) -> PyTree:
+        """Call a function with the axes that it names; what it names for the first time makes it run again."""
+        while True:
+            bound = function
+            for name in sorted(self._names):
+                bound = functools.partial(_along_axis, name, bound)
+            try:
+                return bound()
+            except NameError as error:
+                unbound = re.search(r"unbound axis name: (\w+)", str(error))
+                if unbound is None or unbound[1] in self._names:
+                    raise
+                self._names.add(unbound[1])
+
+
+def _along_axis(name: str, function: Callable[[], PyTree]) -> PyTree:
+    results = jax.vmap(lambda _: function(), axis_name=name)(jnp.zeros(1))
+    return jax.tree.map(lambda result: result[0], results)
+
+
+_REPLACING = threading.RLock()
+
+
+@contextlib.contextmanager
+def replaced(*noting: tuple[type, Callable[..., Any]]) -> Iterator[None]:
+    """Replace methods of Flax's classes until the block ends, for calls from this thread.
+
+    Flax offers no hook for what modules ask for and sow, so that the methods through which all of it passes are replaced.
+
+    Args:
+        *noting: Classes, and functions named after a method of them, which take that method and its arguments.
+    """
+    thread = threading.get_ident()
+
+    def replacing(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return method(*args, **kwargs)
+            return function(method, *args, **kwargs)
+
+        return call
+
+    with _REPLACING, contextlib.ExitStack() as stack:
+        for owner, function in noting:
+            method = getattr(owner, function.__name__)
+            stack.callback(setattr, owner, function.__name__, method)
+            setattr(owner, function.__name__, replacing(method, function))
+        yield
+
+
+@contextlib.contextmanager
+def naming_the_path(name: str, kind: type[M], path_of: Callable[[M], tuple[Any, ...] | None]) -> Iterator[None]:
+    """Add to an exception's message what another language says of it, and the path of the module in which it was raised.
+
+    Args:
+        name: The whole module, as messages name it.
+        kind: The class of modules.
+        path_of: From a module to its path in the whole, None where it has none.
+    """
+    try:
+        yield
+    except TraceAgainError:
+        raise
+    except Exception as error:
+        owners = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+        modules = [(owner, path_of(owner)) for owner in owners if isinstance(owner, kind)]
+        placed = [(module, path) for module, path in modules if path is not None]
+        notes = [_foreign.advice(error)]
+        if placed:
+            module, path = placed[-1]
+            notes.append(f"(raised in {'/'.join([name, *map(str, path or ())])}, of class {type(module).__name__})")
+        for note in filter(None, notes):
+            # Of a KeyError the message is the key, which somebody may compare.
+            if len(error.args) == 1 and isinstance(error.args[0], str) and not isinstance(error, KeyError):
+                error.args = (f"{error.args[0]}\n{note}",)
+            else:
+                error.add_note(note)
+        raise

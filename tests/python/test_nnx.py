@@ -1,0 +1,432 @@
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import weakref
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from conformance import floats, integers
+from conformance_nnx import MLP, Adapted, Sharded, Tied, rngs, variables_of
+from flax import linen as nn
+from flax import nnx
+from modules_nnx import ConvNet, Decoder, ViT
+
+import kerasflax
+from kerasflax import FlaxLayer, LazyModule, ModuleError, StateError, VariablesError
+from kerasflax._variables import named_leaves
+
+
+def numbers(tree):
+    """Values by path, random keys as their data."""
+    return {
+        path: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for path, x in named_leaves(tree).items()
+    }
+
+
+def assert_equal(got, expected):
+    got, expected = numbers(got), numbers(expected)
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_array_equal(got[path], expected[path], err_msg=path)
+
+
+def model_of(layer, shape, dtype="float32"):
+    inputs = keras.Input(shape, dtype=dtype)
+    return keras.Model(inputs, layer(inputs))
+
+
+IMAGES = floats(8, 6, 6, 1)
+LABELS = floats(8, 3)
+
+
+# Values ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_adopts_the_modules_arrays_and_leaves_the_module_as_it_was():
+    module = ConvNet(4, rngs=rngs())
+    before = numbers(variables_of(module))
+    modes = module.dropout.deterministic, module.norm.use_running_average
+    layer = FlaxLayer(module)
+    model = model_of(layer, (6, 6, 1))
+    kernel = module.conv.kernel.get_value()
+    assert layer.flax_variables["params"]["conv"]["kernel"].unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer()
+    model.compile("sgd", "mse")
+    model.fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0)
+    after = numbers(variables_of(module))
+    for path in before:
+        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    assert (module.dropout.deterministic, module.norm.use_running_average) == modes
+    assert not np.array_equal(layer.flax_variables["params"]["conv"]["kernel"], kernel)
+    # The module is whole: it can be used and trained on by itself.
+    assert module(IMAGES).shape == (8, 3)
+
+
+def test_the_layer_keeps_no_second_copy_of_the_modules_arrays():
+    module = nnx.Linear(3, 4, rngs=rngs())
+    array = weakref.ref(module.kernel.get_value())
+    layer = FlaxLayer(module)
+    model = model_of(layer, (3,))
+    model.compile("sgd", "mse")
+    model.fit(floats(4, 3), floats(4, 4), verbose=0)
+    del module
+    gc.collect()
+    assert array() is None
+    live = sum(x.nbytes for x in jax.live_arrays() if x.shape == (3, 4))
+    assert live == 3 * 4 * 4
+
+
+def test_five_training_steps_are_those_of_nnx_and_optax():
+    model = model_of(FlaxLayer(ConvNet(4, rngs=nnx.Rngs(1))), (6, 6, 1))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    history = [model.train_on_batch(IMAGES, LABELS) for _ in range(5)]
+
+    plain = ConvNet(4, rngs=nnx.Rngs(1))
+    plain.train()
+    optimizer = nnx.Optimizer(plain, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(module, optimizer):
+        loss, gradients = nnx.value_and_grad(lambda module: jnp.mean((module(IMAGES) - LABELS) ** 2))(module)
+        optimizer.update(module, gradients)
+        return loss
+
+    np.testing.assert_allclose(history, [float(step(plain, optimizer)) for _ in range(5)], rtol=1e-4)
+    got, expected = numbers(model.layers[-1].flax_variables), numbers(variables_of(plain))
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(got[path], expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_to_flax_is_a_module_with_the_values_of_the_layer():
+    layer = FlaxLayer(ConvNet(4, rngs=rngs()))
+    model = model_of(layer, (6, 6, 1))
+    model.compile("sgd", "mse")
+    model.fit(IMAGES, LABELS, verbose=0)
+    module = layer.to_flax()
+    assert isinstance(module, ConvNet)
+    assert_equal(variables_of(module), layer.flax_variables)
+    expected = model.predict(IMAGES, verbose=0)
+    module.eval()
+    np.testing.assert_allclose(module(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    model.fit(IMAGES, LABELS, verbose=0)
+    np.testing.assert_allclose(module(IMAGES), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_to_flax_of_a_linen_layer_is_the_module_and_its_variables():
+    layer = FlaxLayer(nn.Dense(2))
+    expected = layer(floats(4, 3))
+    module, variables = layer.to_flax()
+    np.testing.assert_allclose(module.apply(variables, floats(4, 3)), expected, rtol=1e-6)
+
+
+def test_given_variables_take_the_place_of_the_modules_own():
+    kernel = jnp.ones((2, 4))
+    layer = FlaxLayer(MLP(rngs=rngs()), variables={"params": {"first": {"kernel": kernel}}})
+    layer(floats(4, 2))
+    np.testing.assert_array_equal(layer.flax_variables["params"]["first"]["kernel"], kernel)
+    assert layer.flax_variables["batch_stats"]["norm"]["var"].tolist() == [1.0] * 4
+    for variables, message in (
+        ({"params": {"first": {"kernel": jnp.ones((2, 5))}}}, r"params/first/kernel: expected float32\(2, 4\)"),
+        ({"params": {"second": jnp.ones(3)}}, "params/second: not in the module"),
+        ({"other": {"x": jnp.ones(3)}}, "other/x: not in the module"),
+    ):
+        with pytest.raises(VariablesError, match=message):
+            FlaxLayer(MLP(rngs=rngs()), variables=variables)(floats(4, 2))
+
+
+@pytest.mark.parametrize("form", ["plain", "given"])
+def test_a_lazy_module_has_the_values_that_plain_flax_makes_of_the_seed(form):
+    layer = FlaxLayer(LazyModule(ConvNet, 4.0, activation=nnx.gelu), seed=5)
+    inputs = IMAGES if form == "plain" else keras.Input((6, 6, 1))
+    layer(inputs)
+    expected = numbers(variables_of(ConvNet(4, activation=nnx.gelu, rngs=nnx.Rngs(5))))
+    got = numbers(layer.flax_variables)
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(got[path], expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+def test_a_lazy_module_allocates_nothing_before_it_is_built():
+    before = {id(x) for x in jax.live_arrays()}
+    layer = FlaxLayer(LazyModule(nnx.Linear, 300, 400), seed=5)
+    assert sum(x.nbytes for x in jax.live_arrays() if id(x) not in before) < 1000
+    layer(keras.Input((300,)))
+    made = [x for x in jax.live_arrays() if id(x) not in before and x.size >= 400]
+    assert sorted(x.shape for x in made) == [(300, 400), (400,)]
+
+
+def test_runs_with_a_seed_repeat_and_the_state_of_random_streams_is_kept():
+    def losses(seed):
+        model = model_of(FlaxLayer(LazyModule(ConvNet, 4), seed=seed), (6, 6, 1))
+        model.compile("sgd", "mse")
+        return [model.train_on_batch(IMAGES, LABELS) for _ in range(3)], model.layers[-1]
+
+    first, layer = losses(1)
+    again, _ = losses(1)
+    other, _ = losses(2)
+    assert first == again
+    assert first != other
+    assert layer.flax_variables["RngCount"]["dropout"]["rngs"]["count"] == 3
+
+
+# Structure ---------------------------------------------------------------------------------------------------------------
+
+
+def test_shared_weights_are_one_variable_and_train_as_one():
+    layer = FlaxLayer(Tied(rngs()))
+    tokens = integers(4, 6)
+    model = model_of(layer, (6,), "int32")
+    assert sorted(layer.variables_by_path) == [
+        "params/again/bias",
+        "params/again/kernel",
+        "params/embed/embedding",
+        "params/head/kernel",
+        "params/same",
+    ]
+    model.compile("sgd", "mse")
+    model.fit(tokens, np.ones((4, 6, 5)), verbose=0)
+    module = layer.to_flax()
+    assert module.part is module.again
+    assert module.scale is module.same
+
+
+def test_metadata_of_variables_is_kept():
+    layer = FlaxLayer(Sharded(rngs()))
+    layer(floats(4, 2))
+    module = layer.to_flax()
+    assert module.scale.mine == "kept"
+    assert module.linear.kernel.out_sharding == (None, "model")
+
+
+def test_adapters_of_low_rank_are_trained_alone_when_params_are_frozen():
+    layer = FlaxLayer(Adapted(rngs()))
+    model = model_of(layer, (2,))
+    kerasflax.freeze(layer, "params/**")
+    model.compile(keras.optimizers.Adam(), "mse")
+    before = numbers(layer.flax_variables)
+    model.fit(floats(4, 2), floats(4, 3), verbose=0)
+    after = numbers(layer.flax_variables)
+    changed = [path for path in before if not np.array_equal(before[path], after[path])]
+    # The second factor begins as zeros, so that the first has no gradient in the first step.
+    assert changed == ["LoRAParam/linear/lora/lora_b"]
+    assert sorted(v.path.partition("/")[2] for v in layer.trainable_variables) == [
+        "LoRAParam/linear/lora/lora_a",
+        "LoRAParam/linear/lora/lora_b",
+    ]
+    assert kerasflax.parameters(model)["collection"] == ["LoRAParam", "LoRAParam", "params", "params"]
+
+
+class Grows(nnx.Module):
+    def __init__(self, kind):
+        self.kind = kind
+        self.count = nnx.Variable(jnp.zeros(2))
+
+    def __call__(self, x):
+        if self.kind == "made":
+            self.part = nnx.Dict({"new": nnx.Param(jnp.ones(3))})
+        elif self.kind == "removed":
+            del self.count
+        else:
+            self.count.set_value(jnp.zeros(3))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("made", "Grows made the variable params/part/new in a call"),
+        ("removed", "Grows removed the variable Variable/count in a call"),
+        ("reshaped", r"changed the shape of Variable/count in a call from \(2\) to \(3\)"),
+    ],
+)
+def test_structure_that_changes_in_a_call_is_an_error_that_names_the_path(kind, message):
+    with pytest.raises(StateError, match=message):
+        FlaxLayer(Grows(kind))(floats(4, 3))
+
+
+def test_two_types_of_variables_of_one_name_are_an_error():
+    types = [type("Same", (nnx.Variable,), {}) for _ in range(2)]
+
+    class Two(nnx.Module):
+        def __init__(self):
+            self.a, self.b = (kind(jnp.zeros(1)) for kind in types)
+
+    with pytest.raises(ModuleError, match="two types of the name 'Same'"):
+        FlaxLayer(Two())
+
+
+def test_errors_name_the_path_of_the_part_that_raised():
+    class Fails(nnx.Module):
+        def __call__(self, x):
+            raise ValueError("no")
+
+    module = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs()), nnx.Dict({"part": Fails()})["part"])
+    with pytest.raises(ValueError, match="raised in Sequential/layers/1, of class Fails"):
+        FlaxLayer(module)(floats(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FlaxLayer(nnx.Linear), "got the class Linear, not an instance"),
+        (lambda: FlaxLayer(LazyModule(lambda rngs: 3)), "must make a `flax.nnx.Module`, got int: 3"),
+        (lambda: FlaxLayer(LazyModule(nn.Dense, 3)), "must make a `flax.nnx.Module`, got Dense"),
+        (lambda: LazyModule(3), "got int"),
+        (lambda: LazyModule(nnx.Linear(1, 1, rngs=rngs())), "got Linear"),
+        (lambda: LazyModule(nnx.Linear, 1, 1, rngs=rngs()), "`rngs` is given by the layer"),
+        (lambda: FlaxLayer(LazyModule(nnx.Linear, 3.5, 4)), "`in_features` must be a whole number, got 3.5"),
+        (lambda: FlaxLayer(MLP(rngs=rngs()), method="other"), "MLP has no method `other`"),
+        (lambda: FlaxLayer(keras.layers.Dense(3)), "Keras layer"),
+    ],
+)
+def test_misuse_is_an_error_that_says_so(make, message):
+    with pytest.raises((kerasflax.KerasFlaxError,), match=message):
+        make()
+
+
+def test_methods_are_given_by_name_bound_and_as_functions():
+    module = MLP(rngs=rngs())
+
+    class Sub(MLP):
+        def first_only(self, x):
+            return self.first(x)
+
+    sub = Sub(rngs=rngs())
+    expected = sub.first_only(floats(4, 2))
+    for method in ("first_only", sub.first_only, Sub.first_only, lambda module, x: module.first(x)):
+        np.testing.assert_allclose(FlaxLayer(sub, method=method)(floats(4, 2)), expected, rtol=1e-6)
+    with pytest.raises(kerasflax.MethodError, match="bound to another module"):
+        FlaxLayer(module, method=sub.first_only)
+
+
+# Flax's own layers and larger modules ------------------------------------------------------------------------------------
+
+IMAGE, SEQUENCE, ROW = floats(2, 4, 4, 4), floats(2, 6, 4), floats(2, 4)
+OWN = {
+    "BatchNorm": (nnx.BatchNorm, (4,), {}, ROW),
+    "Bidirectional": (
+        lambda rngs: nnx.Bidirectional(nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), rngs=rngs),
+        (),
+        {},
+        SEQUENCE,
+    ),
+    "Conv": (nnx.Conv, (4, 3, (3, 3)), {}, IMAGE),
+    "ConvTranspose": (nnx.ConvTranspose, (4, 3, (3, 3)), {}, IMAGE),
+    "Dropout": (nnx.Dropout, (0.5,), {}, ROW),
+    "Einsum": (nnx.Einsum, ("ab,bc->ac", (4, 3)), {"bias_shape": (3,)}, ROW),
+    "Embed": (nnx.Embed, (5, 3), {}, integers(2, 6)),
+    "GroupNorm": (nnx.GroupNorm, (4,), {"num_groups": 2}, ROW),
+    "InstanceNorm": (nnx.InstanceNorm, (4,), {}, IMAGE),
+    "LayerNorm": (nnx.LayerNorm, (4,), {}, ROW),
+    "Linear": (nnx.Linear, (4, 3), {}, ROW),
+    "LinearGeneral": (nnx.LinearGeneral, (4, (2, 3)), {}, ROW),
+    "LoRA": (nnx.LoRA, (4, 2, 3), {}, ROW),
+    "LoRALinear": (nnx.LoRALinear, (4, 3), {"lora_rank": 2}, ROW),
+    "MultiHeadAttention": (nnx.MultiHeadAttention, (2, 4, 4), {"decode": False, "dropout_rate": 0.5}, SEQUENCE),
+    "PReLU": (nnx.PReLU, (), {}, ROW),
+    "RMSNorm": (nnx.RMSNorm, (4,), {}, ROW),
+    **{
+        f"RNN of {cell.__name__}": (lambda rngs, cell=cell: nnx.RNN(cell(4, 3, rngs=rngs), rngs=rngs), (), {}, SEQUENCE)
+        for cell in (nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.SimpleCell)
+    },
+    "Sequential": (lambda rngs: nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.relu), (), {}, ROW),
+    "SpectralNorm": (lambda rngs: nnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs), (), {}, ROW),
+    "WeightNorm": (lambda rngs: nnx.WeightNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs), (), {}, ROW),
+    "a small ViT": (ViT, (), {}, floats(2, 8, 8, 3)),
+    "a decoder": (Decoder, (), {}, integers(2, 6)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_flaxs_own_layers_and_larger_modules_do_what_they_do_in_plain_flax(name):
+    factory, arguments, keywords, inputs = OWN[name]
+
+    def takes(argument):
+        return argument in getattr(type(plain).__call__, "__wrapped__", type(plain).__call__).__code__.co_varnames
+
+    plain = LazyModule(factory, *arguments, **keywords).make(nnx.Rngs(3))
+    layer = FlaxLayer(LazyModule(factory, *arguments, **keywords), seed=3)
+    model = model_of(layer, inputs.shape[1:], str(inputs.dtype))
+    plain.eval()
+    extra = {"update_stats": False} if takes("update_stats") else {}
+    expected = plain(inputs, **extra)
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    if layer.trainable_variables:
+        model.compile("sgd", "mse")
+        model.fit(inputs, np.zeros(expected.shape, np.float32), verbose=0)
+        assert all(np.isfinite(variable).all() for variable in layer.trainable_variables)
+
+
+def test_a_decoder_with_a_cache_gives_what_the_whole_sequence_gives():
+    tokens = integers(2, 6, below=11)
+    whole = FlaxLayer(Decoder(rngs=nnx.Rngs(3)))
+    expected = whole(tokens)
+    cached = FlaxLayer(Decoder(cache=(2, 6), rngs=nnx.Rngs(3)), variables={"params": whole.flax_variables["params"]})
+    model = keras.Sequential([keras.Input(batch_shape=(2, 1), dtype="int32"), cached])
+    steps = [cached(tokens[:, i : i + 1]) for i in range(6)]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=1e-4, atol=1e-5)
+    assert model.layers[0].flax_variables["cache"]["blocks"][0]["attention"]["cache_index"] == 6
+
+
+def test_bridged_modules_wrap_either_way():
+    linen = FlaxLayer(nnx.bridge.to_linen(nnx.Linear, 3, 4), seed=1)
+    assert linen(floats(2, 3)).shape == (2, 4)
+    assert sorted(path for path in linen.variables_by_path if path.startswith("params")) == ["params/bias", "params/kernel"]
+    module = nnx.bridge.ToNNX(nn.Dense(4), rngs=rngs()).lazy_init(floats(2, 3))
+    np.testing.assert_allclose(FlaxLayer(module)(floats(2, 3)), module(floats(2, 3)), rtol=1e-6)
+
+
+# Keras's NNX mode ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_the_layer_works_where_keras_layers_are_nnx_modules(kind):
+    code = """
+        import keras, numpy as np, jax
+        from flax import linen as nn, nnx
+        from kerasflax import FlaxLayer, ModuleError
+        assert keras.config.is_nnx_enabled()
+        module = {"linen": nn.Dense(2), "nnx": nnx.Linear(3, 2, rngs=nnx.Rngs(1))}[KIND]
+        inputs = keras.Input((3,))
+        layer = FlaxLayer(module, seed=1)
+        model = keras.Model(inputs, layer(inputs))
+        model.compile("sgd", "mse")
+        x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+        before = layer.flax_variables["params"]["kernel"]
+        model.fit(x, y, verbose=0)
+        assert not np.array_equal(before, layer.flax_variables["params"]["kernel"])
+        expected = model.predict(x, verbose=0)
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-6)
+        loss = nnx.value_and_grad(lambda layer: (layer(x) ** 2).mean(), argnums=nnx.DiffState(0, nnx.Variable))
+        model.save(PATH)
+        np.testing.assert_array_equal(keras.models.load_model(PATH).predict(x, verbose=0), expected)
+        try:
+            FlaxLayer(keras.layers.Dense(2))
+        except ModuleError as error:
+            assert "Keras layer" in str(error)
+        else:
+            raise AssertionError
+        print("done")
+    """
+    folder = os.environ.get("TMPDIR", "/tmp")
+    path = os.path.join(folder, f"kerasflax-nnx-{kind}-{os.getpid()}.keras")
+    code = textwrap.dedent(code).replace("KIND", repr(kind)).replace("PATH", repr(path))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KERAS_NNX_ENABLED": "true"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        if os.path.exists(path):
+            os.remove(path)
+    assert done.stdout.endswith("done\n"), done.stderr
