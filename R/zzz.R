@@ -1,5 +1,5 @@
 # The floors stand in `python_floors` alone; tests hold pyproject.toml and the README to them.
-python_floors <- c(flax = "0.12.0", jax = "0.7.2", keras = "3.12.0")
+python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.12.0")
 
 .onLoad <- function(libname, pkgname) {
   reticulate::py_require(paste0(names(python_floors), ">=", python_floors))

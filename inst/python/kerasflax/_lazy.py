@@ -7,6 +7,7 @@ own seed, and a saved model says in a few words what its module is.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, TypeVar
@@ -145,14 +146,16 @@ def known_as_made(module: nnx.Module | LazyModule) -> LazyModule | None:
     """
     if isinstance(module, LazyModule):
         return module
-    for keywords in ({}, {_RNGS: None}):
-        lazy = _guessed(module, keywords if _takes_rngs(type(module)) else {})
+    with_rngs: list[dict[str, Any]] = [{}, {_RNGS: None}] if _takes_rngs(type(module)) else [{}]
+    # What stands in the place of None may have been put there by the constructor.
+    for keywords, fills_none in itertools.product(with_rngs, (False, True)):
+        lazy = _guessed(module, keywords, fills_none)
         if lazy is not None and _is_made_alike(lazy, module):
             return lazy
     return None
 
 
-def _guessed(module: nnx.Module, keywords: dict[str, Any]) -> LazyModule | None:
+def _guessed(module: nnx.Module, keywords: dict[str, Any], fills_none: bool) -> LazyModule | None:
     attributes = vars(module)
     arguments: list[Any] = []
     keywords = dict(keywords)
@@ -166,7 +169,8 @@ def _guessed(module: nnx.Module, keywords: dict[str, Any]) -> LazyModule | None:
                 return None
             arguments += lists[0]
         elif name in attributes:
-            if not _is_same(attributes[name], parameter.default):
+            is_default = _is_same(attributes[name], parameter.default) or (parameter.default is None and not fills_none)
+            if not is_default:
                 keywords[name] = attributes[name]
         elif parameter.default is parameter.empty:
             return None
@@ -215,6 +219,9 @@ def _parts(module: nnx.Module) -> Iterator[tuple[Any, ...]]:
         if isinstance(node, nnx.Variable):
             specs = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in jax.tree.leaves(node.get_raw_value())]
             yield path, type(node), specs, {}
+        elif isinstance(node, nnx.RngStream):
+            # Its tag is the name that its numbers came by when the module was made.
+            yield path, type(node), [], {}
         elif isinstance(node, nnx.Pytree):
             held = {name: value for name, value in vars(node).items() if not name.startswith("_") and _is_static(value)}
             yield path, type(node), [], held

@@ -1,0 +1,236 @@
+"""How an NNX module was made, and saved models that say it."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from conformance import floats
+from conformance_nnx import Adapted, rngs
+from flax import nnx
+from modules_nnx import ConvNet, Forgetful
+from test_nnx import IMAGES, LABELS, assert_equal, model_of
+
+import kerasflax
+from kerasflax import ConfigError, FlaxLayer, LazyModule
+from kerasflax._lazy import known_as_made
+from kerasflax._serialise import from_config, to_config
+
+
+class Own(nnx.Module):
+    """Takes parts and keeps them."""
+
+    def __init__(self, part, *, sizes=(1, 2), scale=None, rngs):
+        self.part, self.sizes, self.scale = part, sizes, scale
+        self.linear = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(self.part(x))
+
+
+KNOWN = {
+    "Linear": lambda: nnx.Linear(3, 4, use_bias=False, param_dtype=jnp.bfloat16, rngs=rngs()),
+    "Conv": lambda: nnx.Conv(3, 4, (3, 3), strides=2, padding="VALID", rngs=rngs()),
+    "Embed": lambda: nnx.Embed(5, 3, rngs=rngs()),
+    "BatchNorm": lambda: nnx.BatchNorm(3, momentum=0.5, rngs=rngs()),
+    "Dropout with streams": lambda: nnx.Dropout(0.3, rngs=rngs()),
+    "Dropout without": lambda: nnx.Dropout(0.3),
+    "Sequential": lambda: nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()), nnx.relu, nnx.Dropout(0.5, rngs=rngs())),
+    "RNN": lambda: nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs())),
+    "of a user": lambda: ConvNet(4, 0.25, activation=nnx.gelu, rngs=rngs()),
+    "of parts": lambda: Own(nnx.Linear(3, 4, rngs=rngs()), sizes=[3, (4,)], scale=2.5, rngs=rngs()),
+}
+
+
+def streams(path):
+    return path[-1] in ("key", "count")
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_how_a_module_was_made_is_found_out_and_described(name):
+    module = KNOWN[name]()
+    config = json.loads(json.dumps(to_config(module, "module")))
+    again = from_config(config, "module").make(nnx.Rngs(9))
+    spec = [(path, type(v), v.get_value().shape, v.get_value().dtype) for path, v in nnx.to_flat_state(nnx.state(module))]
+    assert spec == [(path, type(v), v.get_value().shape, v.get_value().dtype) for path, v in nnx.to_flat_state(nnx.state(again))]
+    assert to_config(again, "module") == config
+
+
+def test_the_description_says_what_is_not_the_default():
+    assert to_config(nnx.Linear(3, 4, use_bias=False, rngs=rngs()), "module") == {
+        "constructor": "flax.nnx:Linear",
+        "arguments": [],
+        "keywords": {"in_features": 3, "out_features": 4, "use_bias": False},
+    }
+    assert to_config(LazyModule(nnx.Linear, 3, out_features=4), "module") == {
+        "constructor": "flax.nnx:Linear",
+        "arguments": [3],
+        "keywords": {"out_features": 4},
+    }
+
+
+@pytest.mark.parametrize("change", ["part", "field", "forgotten", "tied"])
+def test_a_module_that_has_been_changed_is_not_taken_for_what_its_constructor_makes(change):
+    module = ConvNet(4, rngs=rngs())
+    if change == "part":
+        module.head = nnx.Linear(4, 7, rngs=rngs())
+    elif change == "field":
+        module.norm.momentum = 0.3
+    elif change == "tied":
+        module.again = module.conv
+    else:
+        module = Forgetful(4, rngs=rngs())
+    assert known_as_made(module) is None
+
+
+@pytest.mark.parametrize("module", [lambda: ConvNet(4, rngs=rngs()), lambda: LazyModule(ConvNet, 4)])
+def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
+    layer = FlaxLayer(module(), seed=3)
+    model = model_of(layer, (6, 6, 1))
+    kerasflax.freeze(layer, "params/conv/kernel")
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert_equal(loaded.layers[-1].flax_variables, layer.flax_variables)
+    assert loaded.layers[-1].frozen == layer.frozen == ["params/conv/kernel"]
+    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0))
+    model.reset_metrics()
+    assert [loaded.train_on_batch(IMAGES, LABELS) for _ in range(2)] == [model.train_on_batch(IMAGES, LABELS) for _ in range(2)]
+    assert_equal(loaded.layers[-1].flax_variables, layer.flax_variables)
+    clone = keras.models.clone_model(model)
+    before = np.asarray(layer.flax_variables["params"]["head"]["kernel"])
+    assert not np.array_equal(clone.layers[-1].flax_variables["params"]["head"]["kernel"], before)
+
+
+def test_where_it_is_not_known_saving_says_what_loading_takes(tmp_path):
+    model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
+    with pytest.warns(UserWarning, match="with which arguments the Forgetful was made is not known.*custom_objects"):
+        model.save(tmp_path / "m.keras")
+    with pytest.raises(ConfigError, match="custom_objects={'Forgetful': lambda rngs"):
+        keras.models.load_model(tmp_path / "m.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "m.keras", custom_objects={"Forgetful": lambda rngs: Forgetful(4, rngs=rngs)}
+    )
+    np.testing.assert_array_equal(loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0))
+    changed = model_of(FlaxLayer(Adapted(rngs())), (2,))
+    changed.save(tmp_path / "a.keras")
+    keras.models.load_model(tmp_path / "a.keras")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def make_linear(units, rngs):
+    return nnx.Linear(3, units, rngs=rngs)
+
+
+def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tmp_path):
+    model = model_of(FlaxLayer(LazyModule(make_linear, 5)), (3,))
+    assert model.layers[-1].get_config()["module"] == {
+        "constructor": {"registered": "tests>make_linear"},
+        "arguments": [5],
+        "keywords": {},
+    }
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0))
+    with pytest.warns(UserWarning, match="the Linear was made is not known"):
+        assert to_config(LazyModule(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), "module") == {"custom": "flax.nnx:Linear"}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"constructor": "os:system", "arguments": ["true"]},
+        {"constructor": "subprocess:Popen", "arguments": [["true"]]},
+        {"constructor": "keras.layers:Lambda", "arguments": []},
+        {"constructor": "flax.linen:Dense:x"},
+        {"constructor": {"function": "os:system"}},
+        {"constructor": {"session": "system"}},
+        {"constructor": {"registered": "builtins>eval"}},
+        {"constructor": 3},
+        {"constructor": "flax.nnx:Linear", "arguments": 3},
+        {"constructor": "flax.nnx:Linear", "keywords": [3]},
+        {"constructor": "flax.nnx:Linear", "keywords": {"rngs": 3}},
+        {"constructor": "flax.nnx:Linear", "code": "x"},
+        {"custom": 3},
+        {"custom": "os:system"},
+    ],
+)
+def test_a_foreign_description_is_refused(node):
+    with pytest.raises(kerasflax.KerasFlaxError):
+        from_config(node, "module")
+
+
+def test_arguments_that_the_constructor_refuses_are_an_error_that_names_it():
+    config = FlaxLayer(nnx.Linear(3, 4, rngs=rngs())).get_config()
+    config["module"]["keywords"]["in_features"] = "three"
+    with pytest.raises(ConfigError, match="Linear"):
+        FlaxLayer.from_config(config)
+
+
+def test_a_new_process_finds_the_class_in_the_script(tmp_path):
+    define = """
+        class Net(nnx.Module):
+            def __init__(self, units, rngs):
+                self.units = units
+                self.linear = nnx.Linear(4, units, rngs=rngs)
+                self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            def __call__(self, x):
+                return self.dropout(self.linear(x))
+    """
+    make = f"""
+        import keras, numpy as np, kerasflax
+        from flax import nnx
+        {define}
+        model = keras.Sequential([keras.Input((4,)), kerasflax.FlaxLayer(Net(2, nnx.Rngs(3)))])
+        model.compile("sgd", "mse")
+        model.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
+        model.save({str(tmp_path / "m.keras")!r})
+        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))), model.predict(np.ones((1, 4)), verbose=0).tolist())
+    """
+    load = f"""
+        import keras, numpy as np, kerasflax
+        from flax import nnx
+        {define}
+        model = keras.models.load_model({str(tmp_path / "m.keras")!r})
+        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))), model.predict(np.ones((1, 4)), verbose=0).tolist())
+    """
+
+    def run(code):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    expected = run(make)
+    assert run(load) == expected
+
+
+@pytest.mark.parametrize("suffix", [".msgpack", ".safetensors", ".weights.h5"])
+def test_values_go_to_files_and_come_back(tmp_path, suffix):
+    layer = FlaxLayer(ConvNet(4, rngs=rngs()))
+    model = model_of(layer, (6, 6, 1))
+    other = FlaxLayer(LazyModule(ConvNet, 4), seed=5)
+    other_model = model_of(other, (6, 6, 1))
+    path = tmp_path / f"v{suffix}"
+    if suffix == ".weights.h5":
+        model.save_weights(path)
+        other_model.load_weights(path)
+    else:
+        kerasflax.write_variables(layer, path)
+        other.flax_variables = kerasflax.read_variables(path)
+        direct = FlaxLayer(LazyModule(ConvNet, 4), variables=kerasflax.read_variables(path))
+        np.testing.assert_array_equal(direct(IMAGES), layer(IMAGES))
+    assert_equal(other.flax_variables, layer.flax_variables)
+    assert jax.tree.structure(other.flax_variables) == jax.tree.structure(layer.flax_variables)
