@@ -278,7 +278,10 @@ is_python_container <- function(x) {
 
 is_sequential <- function(x) inherits(x, "keras.src.models.sequential.Sequential")
 
-is_flax_module <- function(x) inherits(x, "flax.linen.module.Module")
+# Also how to make one; not Keras's layers, which are NNX modules in Keras's NNX mode.
+is_flax_module <- function(x) {
+  inherits(x, c("flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax._lazy.LazyModule")) && !is_keras_layer(x)
+}
 
 is_named_list <- function(x) is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
 

@@ -2,8 +2,8 @@
 #'
 #' @description
 #' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose arguments are the module's
-#' fields. What it makes is an instance of a real `flax$linen$Module`, for [layer_flax_module_wrapper()], as a field of other
-#' modules, and for Python.
+#' fields. What it makes is an instance of a real `flax$linen$Module`, or `flax$nnx$Module`, for [layer_flax_module_wrapper()], as a
+#' field of other modules, and for Python.
 #'
 #' # Fields
 #' A named argument that is no method is a field with its default, from which its type follows: a number, an integer, a logical
@@ -16,6 +16,12 @@
 #' `inputs`, and may take `training`; see [layer_flax_module_wrapper()]. It may make submodules where it uses them, unless
 #' there is a method `setup`, which then makes them: `self$dense <- nn$Dense(10)`.
 #'
+#' # NNX
+#' With `api = "nnx"` the class is one of `flax$nnx$Module`. There `setup` takes `rngs`, and makes all submodules with it:
+#' `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The mode is set from outside, so that `call` need not take `training`.
+#' The constructor has one more argument, `rngs`: without it, the layer makes the module, with the layer's seed, as with
+#' [flax_lazy()]; with `nnx$Rngs(0L)` it is made at once.
+#'
 #' # Saving
 #' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
 #' defines the module.
@@ -23,6 +29,7 @@
 #' @param .name The class's name.
 #' @param ... Fields and methods, by name.
 #' @param call The method that the layer calls.
+#' @param api The module system: `"linen"`, or `"nnx"`.
 #' @param type The field's type: `"integer"`, `"double"`, `"logical"`, `"character"`, or `"any"`.
 #'
 #' @returns `flax_module()`: a function that makes a module, of class `flax_module`; it prints what it is. `flax_field()`: the
@@ -41,11 +48,28 @@
 #' mlp
 #' model <- keras_model_sequential(784) |>
 #'   layer_flax_module_wrapper(mlp(units = 32, classes = 10))
+#'
+#' nnx <- reticulate::import("flax.nnx")
+#' mlp <- flax_module("MLP",
+#'   inputs = 784L, units = 64L, rate = 0.1, api = "nnx",
+#'   setup = function(self, rngs) {
+#'     self$hidden <- nnx$Linear(self$inputs, self$units, rngs = rngs)
+#'     self$dropout <- nnx$Dropout(self$rate, rngs = rngs)
+#'     self$out <- nnx$Linear(self$units, 10L, rngs = rngs)
+#'   },
+#'   call = function(self, inputs) {
+#'     x <- nnx$relu(self$hidden(inputs))
+#'     self$out(self$dropout(x))
+#'   }
+#' )
+#' model <- keras_model_sequential(784) |>
+#'   layer_flax_module_wrapper(mlp(units = 32))
 #' @export
-flax_module <- function(.name, ..., call) {
+flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
+  api <- rlang::arg_match(api)
   check_class_name(.name)
   parts <- rlang::list2(...)
-  check_module_parts(parts)
+  check_module_parts(parts, if (api == "nnx") "rngs")
   is_method <- vapply(parts, is_r_method, NA)
   if (missing(call) || !is_r_method(call)) {
     abort_kerasflax(
@@ -60,7 +84,8 @@ flax_module <- function(.name, ..., call) {
   methods <- c(parts[is_method], list(`__call__` = call))
   is_required <- vapply(fields, \(field) field$is_required, NA)
   types <- lapply(fields, \(field) python_type(field$type))
-  class <- with_r_conditions(the$core$`_linen`$module_class(
+  core <- if (api == "nnx") the$core$`_nnx` else the$core$`_linen`
+  class <- with_r_conditions(core$module_class(
     .name,
     "<r-globalenv>",
     required = as_named_dict(types[is_required]),
@@ -68,10 +93,16 @@ flax_module <- function(.name, ..., call) {
     methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
   ))
   arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
-  constructor <- rlang::new_function(as.pairlist(arguments), quote({
+  body <- quote({
     given <- mget(as.character(names(fields)), envir = rlang::current_env(), inherits = FALSE)
     construct_module(class, fields, given)
-  }))
+  })
+  if (api == "nnx") {
+    # Without random numbers to make it of, it is left to the layer, which has some.
+    arguments <- c(arguments, list(rngs = NULL))
+    body[[3]]$make <- quote(if (is.null(rngs)) the$core$LazyModule else \(...) rlang::exec(..., rngs = rngs))
+  }
+  constructor <- rlang::new_function(as.pairlist(arguments), body)
   environment(constructor) <- rlang::env(asNamespace("kerasflax"), class = class, fields = fields)
   structure(constructor, class = c("flax_module", "function"), name = .name, methods = setdiff(names(methods), "__call__"))
 }
@@ -96,7 +127,8 @@ print.flax_module <- function(x, ...) {
 
 shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
 
-construct_module <- function(class, fields, given, call = caller_env()) {
+# `make` is what calls the class.
+construct_module <- function(class, fields, given, make = rlang::exec, call = caller_env()) {
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
   if (length(missing) > 0) {
     abort_kerasflax(
@@ -106,7 +138,7 @@ construct_module <- function(class, fields, given, call = caller_env()) {
     )
   }
   values <- Map(\(field, value, name) as_field_value(coerced(value, field$type, name, call)), fields, given, names(fields))
-  with_r_conditions(rlang::exec(class, !!!values), call = call)
+  with_r_conditions(rlang::exec(make, class, !!!values), call = call)
 }
 
 # A value of a field as one of its type; NULL is one of every type.
@@ -180,7 +212,7 @@ check_class_name <- function(name, call = caller_env()) {
 # Flax's own names for what every module has.
 reserved_fields <- c("parent", "name", "scope", "self", "call")
 
-check_module_parts <- function(parts, call = caller_env()) {
+check_module_parts <- function(parts, reserved, call = caller_env()) {
   names <- names(parts) %||% rep("", length(parts))
   problem <- if (!all(grepl("^[A-Za-z][A-Za-z0-9_]*$", names))) {
     "Fields and methods need names of letters, digits and underscores."
@@ -188,8 +220,8 @@ check_module_parts <- function(parts, call = caller_env()) {
     "Two fields or methods have the name {.val {names[duplicated(names)][[1]]}}."
   } else if (any(vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA))) {
     "A field is NA, for which Python has no value: give {.code NULL}, say."
-  } else if (any(names %in% reserved_fields)) {
-    "Every Flax module has a {.val {intersect(names, reserved_fields)[[1]]}} of its own."
+  } else if (any(names %in% c(reserved_fields, reserved))) {
+    "Every Flax module has a {.val {intersect(names, c(reserved_fields, reserved))[[1]]}} of its own."
   }
   if (!is.null(problem)) {
     abort_kerasflax(c(problem, x = "Their names are {.val {names}}."), cause = "argument", call = call)

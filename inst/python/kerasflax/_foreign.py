@@ -6,8 +6,11 @@ it by its name. R registers here how more can be had. Without another language n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import keyword
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from ._errors import FieldError
 
 Formals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
 Advice = Callable[[BaseException], "str | None"]
@@ -52,3 +55,15 @@ def named(name: str) -> Callable[..., Any] | None:
 def name(function: Callable[..., Any]) -> str | None:
     """The name under which the user has defined a function of another language, if it is still found under it."""
     return _name(function) if _name else None
+
+
+def refuse_taken_names(class_name: str, names: Iterable[str], base: type) -> None:
+    """Check the names of fields and methods of a class of modules that another language defines.
+
+    Raises:
+        FieldError: A name that Python or Flax has taken.
+    """
+    for name in names:
+        if keyword.iskeyword(name) or hasattr(base, name):
+            owner = "Python" if keyword.iskeyword(name) else "every Flax module"
+            raise FieldError(f"{name!r} is a word of {owner}: a field or method of {class_name} needs another name.")

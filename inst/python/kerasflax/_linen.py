@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import keyword
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,7 @@ import jax
 from flax import linen as nn
 from flax.core.scope import Scope
 
-from . import _rng
-from ._errors import FieldError
+from . import _foreign, _rng
 from ._running import MappedAxes, naming_the_path, replaced, running_module
 from ._signature import Signature, as_attention_mask, signature_of, unbound
 from ._trace import TraceAgainError
@@ -288,10 +286,8 @@ def module_class(
     Raises:
         FieldError: A name that Python or Flax has taken.
     """
-    for part in (*required, *optional, *(method for method in methods if method not in ("setup", "__call__"))):
-        if keyword.iskeyword(part) or hasattr(nn.Module, part):
-            owner = "Python" if keyword.iskeyword(part) else "every Flax module"
-            raise FieldError(f"{part!r} is a word of {owner}: a field or method of {name} needs another name.")
+    own = (method for method in methods if method not in ("setup", "__call__"))
+    _foreign.refuse_taken_names(name, (*required, *optional, *own), nn.Module)
     namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
     namespace["__annotations__"] = {**required, **{field: kind for field, (kind, _) in optional.items()}}
     for field, (_, default) in optional.items():

@@ -9,15 +9,18 @@ Into which types of variables a module sows is not declared. It is found out whi
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
-from . import _rng
+from . import _foreign, _rng
 from ._errors import ModuleError, StateError
 from ._lazy import LazyModule
 from ._paths import SEPARATOR
@@ -305,3 +308,52 @@ def _takes_rngs(signature: Signature, structure: _Structure) -> bool:
         return False
     has_own = any(issubclass(kind, nnx.RngState) for kind in structure.types.values())
     return parameter.default is parameter.empty or not has_own
+
+
+# Classes that are made from another language ------------------------------------------------------------------------------
+
+
+def module_class(
+    name: str,
+    place: str,
+    required: Mapping[str, type],
+    optional: Mapping[str, tuple[type, Any]],
+    methods: Mapping[str, Callable[..., Any]],
+) -> type[nnx.Module]:
+    """Make a class of modules, as `class name(flax.nnx.Module)` would, whose constructor takes its fields and `rngs` by name.
+
+    Args:
+        name: Its name.
+        place: The module that it says it is of.
+        required: Types by field, of fields that have no default.
+        optional: Types and defaults by field.
+        methods: Functions by name. `setup(self, rngs)` makes the parts, when the fields are there.
+
+    Raises:
+        FieldError: A name that Python or Flax has taken.
+    """
+    own = (method for method in methods if method != "__call__")
+    _foreign.refuse_taken_names(name, (*required, *optional, *own), nnx.Module)
+    kinds = {**required, **{field: kind for field, (kind, _) in optional.items()}}
+
+    def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
+        given = signature.bind(self, rngs=rngs, **fields).arguments
+        for field in kinds:
+            # A default that could be changed is copied for each instance.
+            setattr(self, field, given[field] if field in given else copy.copy(optional[field][1]))
+        if "setup" in methods:
+            methods["setup"](self, rngs)
+
+    def parameter(field: str) -> inspect.Parameter:
+        default = optional[field][1] if field in optional else inspect.Parameter.empty
+        return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[field])
+
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    rngs = inspect.Parameter(_RNGS, inspect.Parameter.KEYWORD_ONLY, default=None)
+    signature = inspect.Signature([itself, *map(parameter, kinds), rngs])
+    initialise.__signature__ = signature  # type: ignore[attr-defined]
+    initialise.__annotations__ = kinds
+    for method, function in methods.items():
+        function.__name__, function.__qualname__ = method, f"{name}.{method}"
+    namespace = {"__module__": place, "__qualname__": name, "__init__": initialise, **methods}
+    return types.new_class(name, (nnx.Module,), {}, lambda body: body.update(namespace))
