@@ -28,6 +28,8 @@
 #'   layer_flax_module_wrapper(flax_lazy(net, units = 16L))
 #' @export
 flax_lazy <- function(factory, ...) {
+  # An R function is called what its user calls it, and found again by that name.
+  name <- substitute(factory)
   check_backend()
   factory <- if (missing(factory)) NULL else factory
   if (!is.function(factory) || is_flax_module(factory) || is_keras_layer(factory)) {
@@ -40,8 +42,6 @@ flax_lazy <- function(factory, ...) {
       cause = "argument"
     )
   }
-  # An R function is called what its user calls it, and found again by that name.
-  name <- substitute(factory)
   factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
   with_r_conditions(rlang::exec(the$core$LazyModule, factory, !!!lapply(rlang::list2(...), as_field_value)))
 }

@@ -12,7 +12,7 @@
 new_case <- function(module, inputs, arguments = \(inputs, training) list(inputs), method = NULL,
                      streams = list(training = character(), inference = character()), sown = character(),
                      plain = \(training) module, layer = list()) {
-  as.list(environment())
+  structure(as.list(environment()), class = "linen_case")
 }
 
 floats <- function(...) array(seq(-1, 1, length.out = prod(...)), c(...))
@@ -615,6 +615,10 @@ masked <- function() {
 # Every case of the table, with its behaviour and its module system.
 for_each_case <- function(f) {
   table <- conformance_table()
+  nnx <- nnx_conformance_table()
+  for (behaviour in names(nnx)) {
+    table[[behaviour]]$nnx <- nnx[[behaviour]]
+  }
   for (behaviour in names(table)) {
     for (system in names(table[[behaviour]])) {
       f(paste0(system, ", ", behaviour), table[[behaviour]][[system]])
@@ -627,13 +631,17 @@ for_each_case <- function(f) {
 conformance_seed <- 3L
 learning_rate <- 0.1
 
-plain_init <- function(case) {
+plain_init <- function(case) UseMethod("plain_init")
+
+plain_init.linen_case <- function(case) {
   key <- reticulate::import("jax.random")$key(conformance_seed)
   rlang::exec(case$plain(FALSE)$init, key, !!!plain_arguments(case, case$inputs, "inference"), method = case$method)
 }
 
 # Outputs and everything that the module writes.
-plain_apply <- function(case, variables, inputs, mode, keys) {
+plain_apply <- function(case, variables, inputs, mode, keys) UseMethod("plain_apply")
+
+plain_apply.linen_case <- function(case, variables, inputs, mode, keys) {
   rlang::exec(
     case$plain(mode == "training")$apply,
     variables,
@@ -655,7 +663,7 @@ plain_step <- function(case, variables, inputs, keys) {
     plain <- plain_apply(case, variables, inputs, "training", keys)
     value <- op_mean(op_square(score(plain$outputs)))
     for (sown in unlist(plain$written$losses)) value <- value + sown
-    list(value, plain$written[intersect(names(plain$written), names(variables))])
+    list(value, plain$written[setdiff(intersect(names(plain$written), names(variables)), "params")])
   }
   has_params <- !is.null(variables$params)
   c(value, state) %<-% if (has_params) {

@@ -119,3 +119,70 @@ test_that("a saved model of it is loaded where the definition has been run", {
   expect_identical(dim(old), c(4L, 5L))
   expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
 })
+
+nnx_mlp <- function() {
+  nnx <- flax_nnx()
+  flax_module("MLP",
+    units = 4L, rate = 0.5, outputs = flax_field("integer"), api = "nnx",
+    setup = function(self, rngs) {
+      self$hidden <- nnx$Linear(3L, self$units, rngs = rngs)
+      self$dropout <- nnx$Dropout(self$rate, rngs = rngs)
+      self$out <- nnx$Linear(self$units, self$outputs, rngs = rngs)
+    },
+    call = function(self, inputs) self$out(self$dropout(nnx$relu(self$hidden(inputs))))
+  )
+}
+
+test_that("a module of NNX is made by the layer, or with rngs at once", {
+  skip_without_flax()
+  nnx <- flax_nnx()
+  mlp <- nnx_mlp()
+  expect_named(formals(mlp), c("units", "rate", "outputs", "rngs"))
+  module <- mlp(units = 5, outputs = 2, rngs = nnx$Rngs(3L))
+  expect_s3_class(module, "flax.nnx.module.Module")
+  expect_identical(module$units, 5L)
+  lazy <- layer_flax_module_wrapper(module = mlp(units = 5, outputs = 2), seed = 3)
+  eager <- layer_flax_module_wrapper(module = module)
+  x <- matrix(seq(-1, 1, length.out = 12), 4)
+  expect_equal(as.array(lazy(x)), as.array(eager(x)), tolerance = 1e-6)
+  expect_equal(as.array(lazy(x, training = TRUE)), as.array(eager(x, training = TRUE)), tolerance = 1e-6)
+  expect_false(isTRUE(all.equal(as.array(lazy(x, training = TRUE)), as.array(lazy(x)))))
+  expect_snapshot({
+    mlp
+    mlp(outputs = 2)
+  })
+  expect_snapshot(error = TRUE, {
+    mlp()
+    mlp(outputs = 2.5)
+    flax_module("A", rngs = 1, api = "nnx", call = function(self, inputs) inputs)
+    flax_module("A", train = 1, api = "nnx", call = function(self, inputs) inputs)
+    flax_module("A", api = "torch", call = function(self, inputs) inputs)
+  })
+})
+
+test_that("a saved model of an NNX module of R goes on in a new session", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  define <- "
+    library(kerasflax)
+    nnx <- reticulate::import('flax.nnx')
+    net <- flax_module('Net', units = 3L, api = 'nnx',
+      setup = function(self, rngs) {
+        self$linear <- nnx$Linear(3L, self$units, rngs = rngs)
+        self$dropout <- nnx$Dropout(0.5, rngs = rngs)
+      },
+      call = function(self, inputs) self$dropout(self$linear(inputs)))
+    x <- matrix(seq(-1, 1, length.out = 12), 4)
+    go_on <- function(model) {
+      model$reset_metrics()
+      c(train_on_batch(model, x, matrix(0, 4, 5)), predict(model, x, verbose = 0))
+    }"
+  old <- result_of(c(define, sprintf(
+    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5))
+     compile(model, 'adam', 'mse')
+     fit(model, x, matrix(0, 4, 5), verbose = 0)
+     save_model(model, '%s')
+     result <- go_on(model)", path
+  )))
+  expect_identical(result_of(c(define, sprintf("result <- go_on(load_model('%s'))", path))), old)
+})
