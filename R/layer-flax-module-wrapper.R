@@ -38,6 +38,16 @@
 #' weights. In such a pattern `*` stands for any part of one name and `**` for any number of names; one that no trainable weight
 #' fits is an error.
 #'
+#' # NNX
+#' A module of `flax$nnx` holds its values, which the layer adopts without a copy; `variables` that are given take the place of those
+#' that they name. The module itself is not changed, and `layer$to_flax()` is one like it with the layer's values (for Linen, the
+#' module and its variables). `nnx$Param` and classes derived from it are trained; every other class of variables is state. They are
+#' grouped by collection as Flax's own bridge names them, and by the name of their class where it has none; arrays that are plain
+#' attributes are the collection `arrays`. Unless the method takes the mode, the layer sets `deterministic` and
+#' `use_running_average` of all parts. Random streams are the module's own state; where a method takes `rngs`, and the module has
+#' none, they come from the layer's `seed`. A call may not make or remove variables. [flax_lazy()] leaves the making of the module
+#' to the layer.
+#'
 #' # State and randomness
 #' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
 #' run repeats; the state of the streams is saved with the weights. With `trainable = FALSE` the module runs as at inference,
@@ -60,7 +70,8 @@
 #' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a
 #'   [keras3::keras_input()] or another Keras tensor, or a (nested, named) list of them; an array (of R, NumPy or JAX), on
 #'   which the layer is called at once. Missing or `NULL`: the layer alone is returned.
-#' @param module An instance of `flax$linen$Module`: of a class from Python, or of one defined in R with `%py_class%`.
+#' @param module An instance of `flax$linen$Module` or `flax$nnx$Module`: of a class from Python, or of one defined in R with
+#'   `%py_class%` or [flax_module()]. Or what [flax_lazy()] returns.
 #' @param method The method to call. `NULL` stands for `__call__`. A name, a method of the module, or a function, of R or
 #'   Python, that takes the module as its first argument.
 #' @param variables The module's variables, as `module$init()` returns them: a named list of collections (`params` and

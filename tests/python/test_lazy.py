@@ -234,3 +234,38 @@ def test_values_go_to_files_and_come_back(tmp_path, suffix):
         np.testing.assert_array_equal(direct(IMAGES), layer(IMAGES))
     assert_equal(other.flax_variables, layer.flax_variables)
     assert jax.tree.structure(other.flax_variables) == jax.tree.structure(layer.flax_variables)
+
+
+def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
+    def make(rngs):
+        return nnx.Sequential(nnx.Conv(1.0, 2, kernel_size=[3.0, 3.0], rngs=rngs), nnx.Linear(2.0, 3.0, rngs=rngs))
+
+    layer = FlaxLayer(LazyModule(make))
+    assert layer(np.ones((2, 5, 5, 1))).shape == (2, 5, 5, 3)
+    with pytest.raises(kerasflax.FieldError, match=r"`in_features` must be a whole number, got 2.5"):
+        FlaxLayer(LazyModule(lambda rngs: nnx.Linear(2.5, 3, rngs=rngs)))
+    # Elsewhere Flax is what it was.
+    with pytest.raises(TypeError):
+        nnx.Linear(2.0, 3, rngs=rngs())
+
+
+def test_the_modules_code_runs_once_at_build_and_once_for_each_mode():
+    runs = []
+
+    class Counted(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 2, rngs=rngs)
+            self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+        def __call__(self, x):
+            runs.append(self.norm.use_running_average)
+            return self.norm(self.linear(x))
+
+    model = model_of(FlaxLayer(Counted(rngs())), (3,))
+    assert runs == [True]
+    model.compile("sgd", "mse")
+    for _ in range(2):
+        model.fit(floats(4, 3), floats(4, 2), verbose=0)
+        model.predict(floats(4, 3), verbose=0)
+        model.evaluate(floats(4, 3), floats(4, 2), verbose=0)
+    assert sorted(runs[1:]) == [False, True]

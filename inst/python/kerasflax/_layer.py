@@ -63,11 +63,18 @@ class FlaxLayer(keras.layers.Layer):
     of the first call's arrays count, and ones where the layer is built without arrays. Where a size of the input is unknown, it
     is a symbol in the trace; no variable can depend on it.
 
+    A `flax.nnx.Module` holds its values: the layer adopts them without a copy, and leaves the module as it was. Subclasses of
+    `nnx.Param` are trainable, every other type of variable is state, in collections of the names that Flax's bridge gives them (of
+    the types' own names where it has none; arrays that are attributes by themselves are the collection `arrays`). Unless the
+    method takes the mode, `deterministic` and `use_running_average` of all parts are set to it. Random streams are the module's
+    own state; where the method takes `rngs`, and the module has none, they come from the layer's seed.
+
     Args:
-        module: A `flax.linen.Module` instance.
+        module: A `flax.linen.Module` or `flax.nnx.Module` instance, or a `LazyModule`, which the layer makes when it is built.
         method: The method to call, for initialisation too: None for `__call__`, a name, a method of the module, or a function
             that takes the module first.
-        variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values. The arrays are
+        variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values; of an NNX module
+            those named are replaced. The arrays are
             adopted without a copy and stay usable. Trainable weights must have the shapes that the module gives them; other
             collections may have other shapes.
         seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.

@@ -18,6 +18,7 @@ from flax import nnx
 
 from . import _foreign
 from ._errors import ArgumentError, ModuleError
+from ._running import replaced
 from ._whole import integer_names, whole
 
 T = TypeVar("T")
@@ -42,9 +43,8 @@ class LazyModule:
 
         Args:
             factory: A class of `flax.nnx.Module`, or a function that returns an instance. Where it takes `rngs`, it is given
-                `flax.nnx.Rngs`.
-            *arguments: Its other arguments. A LazyModule among them is made first, with the same `rngs`. Whole floats become
-                integers where the factory's types ask for these.
+                `flax.nnx.Rngs`. Where a module that it makes asks for integers, whole floats do.
+            *arguments: Its other arguments. A LazyModule among them is made first, with the same `rngs`.
             **keywords: Likewise, by name. `rngs=None` makes the module without random numbers.
 
         Raises:
@@ -70,15 +70,11 @@ class LazyModule:
         Raises:
             ModuleError: The factory returns something else.
         """
-        names, integers = [*_parameters(self.factory)], integer_names(_function(self.factory))
-        arguments = [
-            _made(value, rngs, names[i] if i < len(names) and names[i] in integers else None)
-            for i, value in enumerate(self.arguments)
-        ]
-        keywords = {name: _made(value, rngs, name if name in integers else None) for name, value in self.keywords.items()}
+        arguments, keywords = (_made(values, rngs) for values in (self.arguments, self.keywords))
         if _takes_rngs(self.factory):
             keywords.setdefault(_RNGS, rngs)
-        module = self.factory(*arguments, **keywords)
+        with replaced((type(nnx.Module), _with_whole_numbers)):
+            module = self.factory(*arguments, **keywords)
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "The factory")
             raise ModuleError(f"{name} must make a `flax.nnx.Module`, got {type(module).__name__}: {module!r:.80}")
@@ -91,14 +87,27 @@ class LazyModule:
         return results[0]
 
 
-def _made(value: Any, rngs: nnx.Rngs, integer: str | None) -> Any:
+def _made(value: Any, rngs: nnx.Rngs) -> Any:
     if isinstance(value, LazyModule):
         return value.make(rngs)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_made(item, rngs, integer) for item in value)
-    if isinstance(value, dict):
-        return {name: _made(item, rngs, integer) for name, item in value.items()}
-    return value if integer is None else whole(value, integer)
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(_made(item, rngs) for item in value)
+    return {name: _made(item, rngs) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _with_whole_numbers(construct: Callable[..., Any], kind: type, *args: Any, **kwargs: Any) -> Any:
+    """Make a module, with integers in the place of whole floats where the constructor's types ask for these."""
+    names, integers = [*_parameters(kind)], integer_names(_function(kind))
+    named = itertools.zip_longest(args, names[: len(args)])
+    return construct(
+        kind,
+        *(whole(value, name) if name in integers else value for value, name in named),
+        **{name: whole(value, name) if name in integers else value for name, value in kwargs.items()},
+    )
+
+
+# The metaclass's method that it takes the place of.
+_with_whole_numbers.__name__ = "__call__"
 
 
 def _function(factory: Callable[..., Any]) -> Callable[..., Any]:
