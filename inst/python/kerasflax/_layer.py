@@ -64,10 +64,10 @@ class FlaxLayer(keras.layers.Layer):
     is a symbol in the trace; no variable can depend on it.
 
     A `flax.nnx.Module` holds its values: the layer adopts them without a copy, and leaves the module as it was. Subclasses of
-    `nnx.Param` are trainable, every other type of variable is state, in collections of the names that Flax's bridge gives them (of
-    the types' own names where it has none; arrays that are attributes by themselves are the collection `arrays`). Unless the
-    method takes the mode, `deterministic` and `use_running_average` of all parts are set to it. Random streams are the module's
-    own state; where the method takes `rngs`, and the module has none, they come from the layer's seed.
+    `nnx.Param` are trainable, every other type of variable is state, in collections of the names that Flax's bridge gives
+    them (of the types' own names where it has none; arrays that are attributes by themselves are the collection `arrays`).
+    Unless the method takes the mode, `deterministic` and `use_running_average` of all parts are set to it. Random streams are
+    the module's own state; where the method takes `rngs`, and the module has none, they come from the layer's seed.
 
     Args:
         module: A `flax.linen.Module` or `flax.nnx.Module` instance, or a `LazyModule`, which the layer makes when it is built.
