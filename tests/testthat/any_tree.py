@@ -1,10 +1,13 @@
 """Any tree of arrays in a layer, for tests in R that send its variables through R: a property of hypothesis."""
 
+import tempfile
+
 import jax
 import numpy as np
 from flax import linen as nn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.extra import numpy as st_numpy
 
 from kerasflax import FlaxLayer
@@ -61,4 +64,7 @@ def check(through, examples=60):
             assert (got.dtype, got.shape) == (expected.dtype, expected.shape), path
             assert got.tobytes() == expected.tobytes(), (path, expected, got)
 
-    comes_back()
+    # Nothing is left among the tests.
+    with tempfile.TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(folder)
+        comes_back()

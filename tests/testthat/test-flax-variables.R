@@ -60,6 +60,8 @@ test_that("any tree of arrays comes back from R to the bit", {
   })
   # A property that can fail.
   expect_error(any_tree$check(\(layer, other) NULL), "AssertionError")
+  # R CMD check would note it.
+  expect_false(dir.exists(test_path(".hypothesis")))
 })
 
 test_that("a model's variables are named by layer, and what is not named stays", {
