@@ -14,7 +14,8 @@
 #'
 #' # Reading
 #' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that
-#' it takes is that of the arrays (of an Orbax checkpoint, the largest array's on top).
+#' it takes is that of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do, counts twice
+#' meanwhile.
 #'
 #' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`.
 #' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.

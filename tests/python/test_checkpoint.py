@@ -468,13 +468,32 @@ def test_a_directory_of_other_things_is_not_replaced(tmp_path):
         write_variables(TREE, tmp_path / "none/w.msgpack")
     with pytest.raises(FileError, match="cannot be written: Not a directory"):
         write_variables(TREE, tmp_path / "thesis.tex/w.msgpack")
+    with pytest.raises(FileError, match="cannot be written: File name too long"):
+        write_variables(TREE, tmp_path / ("x" * 300 + ".msgpack"))
+    os.mkfifo(tmp_path / "pipe.msgpack")
+    with pytest.raises(FileError, match="no file that another could replace"):
+        write_variables(TREE, tmp_path / "pipe.msgpack")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_name_may_be_as_long_as_the_system_lets_it_be(suffix, tmp_path):
+    path = tmp_path / ("x" * (255 - len(suffix)) + suffix)
+    write_variables(TREE, path)
+    assert_same(TREE, read_variables(path))
+
+
+def test_a_link_to_itself_is_replaced(tmp_path):
+    (tmp_path / "w.msgpack").symlink_to(tmp_path / "w.msgpack")
+    write_variables(TREE, tmp_path / "w.msgpack")
+    assert_same(TREE, read_variables(tmp_path / "w.msgpack"))
 
 
 def test_arguments_of_another_kind_say_so(tmp_path):
     with pytest.raises(ArgumentError, match="`variables` must be a layer, a model, or a dict of variables, got list"):
         write_variables([ARRAY], tmp_path / "w.msgpack")
-    with pytest.raises(ArgumentError, match="`path` must be the name of a file"):
-        write_variables(TREE, None)
+    for path in (None, "", "a\0b.msgpack"):
+        with pytest.raises(ArgumentError, match="`path` must be the name of a file"):
+            write_variables(TREE, path)
     with pytest.raises(ArgumentError, match=r"`metadata` is for `\.safetensors` files alone"):
         write_variables(TREE, tmp_path / "w.msgpack", metadata={})
     with pytest.raises(ArgumentError, match="`metadata` must hold texts"):
@@ -555,6 +574,40 @@ def test_a_truncated_checkpoint_is_an_error_or_whole(tmp_path):
         file.write_bytes(whole)
         if file.name in ("_METADATA", "manifest.ocdbt") and file.parent == tmp_path / "w":
             assert failed
+
+
+def in_plain_files(path):
+    with orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+        writer.save(path, TREE)
+
+
+def test_a_checkpoint_with_chunks_larger_than_its_arrays_is_refused_before_they_are_allocated(tmp_path):
+    in_plain_files(tmp_path / "c")
+    assert_same(TREE, read_variables(tmp_path / "c"))
+    description = tmp_path / "c/params.Dense_0.kernel/.zarray"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"chunks": [2**40, 2**20]}))
+    with pytest.raises(FileError, match="a chunk of an array is announced to be larger than the array"):
+        read_variables(tmp_path / "c")
+
+
+def test_a_checkpoint_that_holds_what_is_no_file_is_refused(tmp_path):
+    in_plain_files(tmp_path / "c")
+    data = tmp_path / "c/params.Dense_0.kernel/0.0"
+    data.unlink()
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(data)
+        with pytest.raises(FileError, match=r"'params.Dense_0.kernel/0.0' in it is no file"):
+            read_variables(tmp_path / "c")
+        data.unlink()
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "_METADATA", "aggregate", "checkpoint", "array_metadatas/process_0"])
+def test_a_pickle_in_a_checkpoint_is_not_loaded(name, tmp_path):
+    write_variables(TREE, tmp_path / "c")
+    (tmp_path / "c" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "c" / name).write_bytes(pickle.dumps(Runs()))
+    with contextlib.suppress(FileError):
+        assert_same(TREE, read_variables(tmp_path / "c"))
 
 
 def packed(shape=(2,), dtype="float32", data=b"\0" * 8, code=1, inner=None):
@@ -690,6 +743,8 @@ HOSTILE_TENSORS = {
     "a negative shape": tensors({"a": entry(shape=(-2,))}),
     "offsets backwards": tensors({"a": entry(offsets=(8, 0))}),
     "an offset of 2**60": tensors({"a": entry(offsets=(0, 2**60))}),
+    "too many dimensions": tensors({"a": entry(shape=(1,) * 65 + (2,))}),
+    "an empty shape that overflows": tensors({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}, b""),
     "dtype object": tensors({"a": entry(dtype="object")}),
     "metadata that is no text": tensors({"__metadata__": {"a": 1}, "a": entry()}),
     "bytes that are no array's": tensors({"a": entry()}, b"\0" * 9),
@@ -700,7 +755,7 @@ HOSTILE_TENSORS = {
 @pytest.mark.parametrize("data", HOSTILE_TENSORS.values(), ids=HOSTILE_TENSORS.keys())
 def test_a_hostile_safetensors_file_is_an_error_at_once(data, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(data)
-    with pytest.raises(FileError, match="is damaged, or no safetensors file"):
+    with pytest.raises(FileError, match=r"is damaged, or no safetensors file|a shape that no array has"):
         read_variables(tmp_path / "w.safetensors")
 
 
@@ -787,6 +842,13 @@ for path in sys.argv[1:]:
     print(peak() - before)
     del tree
 """
+
+
+def test_a_large_array_is_written_to_a_checkpoint_in_chunks(tmp_path):
+    write_variables({"a": np.zeros((2**24, 3), np.float32)}, tmp_path / "c")
+    with orbax.checkpoint.PyTreeCheckpointer() as reader:
+        entry = reader.metadata(tmp_path / "c").item_metadata.tree["a"]
+    assert 4 * np.prod(entry.storage.chunk_shape) <= 2**25
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the peak of memory")

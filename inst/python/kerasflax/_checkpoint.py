@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from . import _files, _models, _msgpack, _orbax, _safetensors, _variables
-from ._errors import ArgumentError, FileError, VariablesError
+from ._errors import ArgumentError, FileError, KerasFlaxError, VariablesError
 from ._files import Progress
 from ._paths import SEPARATOR
 from ._rename import Rename, Report, renaming, shown, targets_of
@@ -47,7 +47,7 @@ def read_variables(
     r"""Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
 
     No code from the file is run, and no length in it is believed before it has been checked. The memory that it takes is that
-    of the arrays; Orbax takes as much as the largest array on top.
+    of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do, counts twice meanwhile.
 
     Args:
         path: A file of Flax (`.msgpack`), one of safetensors (`.safetensors`), or, without one of these suffixes, a directory
@@ -131,12 +131,16 @@ def write_variables(
         StateError: Two weights have the same path.
         VariablesError: Something is no array of numbers, or not of a dtype that the format has; nothing has been written.
     """
-    path = _expanded(path).resolve()
-    write = _writer(path, metadata)
-    tree, arrays = _written(_variables.plain(_tree_of(variables, "variables")))
+    path = _expanded(path)
     try:
+        # Not `resolve()`, which ends at a link to itself.
+        path = Path(os.path.realpath(path))
+        write = _writer(path, metadata)
+        tree, arrays = _written(_variables.plain(_tree_of(variables, "variables")))
         with _files.replacing(path) as new:
             write(tree, arrays, new)
+    except KerasFlaxError:
+        raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
@@ -149,9 +153,9 @@ def _expanded(path: Any) -> Path:
         path = os.fsdecode(path)
     except TypeError:
         path = ""
-    if not path:
+    if not path or "\0" in path:
         raise ArgumentError("`path` must be the name of a file.")
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))
 
 
 def _reader(path: Path) -> Callable[[Path, Progress | None], Any]:
@@ -186,6 +190,8 @@ def _writer(path: Path, metadata: Mapping[str, str] | None) -> Callable[[PyTree,
     is_file = suffix in _FILE_READERS
     if is_file and path.is_dir():
         raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\nGive the file's own name.")
+    if is_file and path.exists() and not path.is_file():
+        raise FileError(f"{str(path)!r} is no file that another could replace.\nGive another name.")
     if not is_file and path.exists() and not (path.is_dir() and (_orbax.is_checkpoint(path) or not any(path.iterdir()))):
         raise FileError(f"{str(path)!r} is there, and no Orbax checkpoint that another could replace.\nGive another name.")
     if suffix == ".msgpack":

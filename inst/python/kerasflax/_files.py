@@ -88,10 +88,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Until then what is there stays as it is. A directory is moved aside before its successor takes its place.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new, old = folder / "new" / path.name, folder / "old"
+    # Short, since a name has an end.
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:32]}.", dir=path.parent))
+    new, old = folder / "new", folder / "old"
     try:
-        new.parent.mkdir()
         yield new
         if new.is_dir():
             _replace_directory(path, new, old)

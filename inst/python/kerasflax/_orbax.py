@@ -19,6 +19,8 @@ _PURPOSE = "An Orbax checkpoint, which is what a path without `.msgpack` or `.sa
 
 # Orbax reads what it is asked for at once, and needs twice its size meanwhile. Asking costs some 40 ms.
 _BATCH = 2**25
+# What an array is written in. Without it an array is one chunk, and reading that takes its size twice: as it lies, and opened.
+_CHUNK = 2**25
 # A compressor makes at most so much of a byte; a checkpoint that claims more lies.
 _MOST_COMPRESSION = 2**16
 
@@ -40,7 +42,8 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
             "Orbax does not store such arrays:\n" + "\n".join(problems or ["  none at all"]) + "\nWrite `.msgpack`."
         )
     with orbax.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree))
+        in_chunks = jax.tree.map(lambda _: orbax.SaveArgs(chunk_byte_size=_CHUNK), tree)
+        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree), save_args=in_chunks)
 
 
 def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
@@ -78,15 +81,17 @@ def _marks(path: Path) -> Iterator[Path]:
 
 
 def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree]:
+    present = _present(path)
     with orbax.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise FileError(f"{str(path)!r} is damaged: a file in it is missing, or cannot be read.")
         known, treedef = jax.tree.flatten(metadata.tree)
         sizes = [_bytes(entry) for entry in known]
-        present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if sum(sizes) > _MOST_COMPRESSION * present:
             raise FileError(f"{str(path)!r} is damaged: {present} bytes cannot hold arrays of {sum(sizes)} bytes.")
+        if any(_is_overfilled(entry) for entry in known):
+            raise FileError(f"{str(path)!r} is damaged: a chunk of an array is announced to be larger than the array.")
         as_numpy = jax.tree.unflatten(treedef, [orbax.RestoreArgs(restore_type=np.ndarray)] * len(known))
         arrays: list[Any] = []
         for batch in _batches(sizes):
@@ -98,6 +103,21 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
                 progress(sum(sizes[: batch.stop]), sum(sizes))
         tree: dict[str, PyTree] = jax.tree.unflatten(treedef, arrays)
         return tree
+
+
+def _present(path: Path) -> int:
+    """The bytes that are there, once nothing is there that has no end."""
+    files = [file for file in path.rglob("*") if not file.is_dir()]
+    for file in files:
+        if not file.is_file():
+            raise FileError(f"{str(path)!r} is damaged: {str(file.relative_to(path))!r} in it is no file.")
+    return sum(file.stat().st_size for file in files)
+
+
+def _is_overfilled(entry: Any) -> bool:
+    """Whether chunks are larger than their array: they would be allocated whole."""
+    chunk = getattr(getattr(entry, "storage", None), "chunk_shape", None) or ()
+    return any(size > max(whole, 1) for size, whole in zip(chunk, entry.shape or (), strict=False))
 
 
 def _bytes(entry: Any) -> int:

@@ -77,7 +77,10 @@ def read(path: Path, progress: Progress | None = None) -> dict[str, Array]:
         arrays = {}
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             source.skip_to(8 + length + entry["data_offsets"][0])
-            arrays[name] = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
+            try:
+                arrays[name] = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
+            except ValueError as error:
+                raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
             source.fill(arrays[name])
     tied = {name: arrays[kept] for name, kept in metadata.items() if kept in arrays and name not in arrays}
     return {name: arrays[name] for name in header} | tied
