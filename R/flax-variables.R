@@ -5,9 +5,9 @@
 #' Assigning to it sets what is named, and leaves the rest.
 #'
 #' # Values in R
-#' With `as = "r"` every value is exact: floating-point numbers of any precision and unsigned integers become doubles, other
-#' integers become integers (doubles where the least one, which is R's `NA`, is among them), and truth values logicals. A scalar
-#' has no dimensions, a vector of length one has one. Random keys become their data, boxes of metadata are opened.
+#' With `as = "r"` every value is exact: floating-point numbers of any precision and `uint32` become doubles, other integers
+#' become integers (doubles where the least one, which is R's `NA`, is among them), and truth values logicals. A scalar has no
+#' dimensions, a vector of length one has one. Random keys become their data, boxes of metadata are opened.
 #'
 #' With `as = "jax"` the arrays themselves are returned, without a copy and in the structure that `module$apply()` takes. They
 #' stay valid, and keep their values, when training goes on.

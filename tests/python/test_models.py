@@ -65,6 +65,15 @@ def test_freezing_works_before_and_after_training_and_says_when_to_compile_again
         assert kerasflax.freeze(model, "head/params/*") == []
 
 
+def test_a_model_in_another_one_says_when_to_compile_that_again():
+    inner = keras.Sequential([keras.Input(X.shape[1:]), FlaxLayer(ConvNet(), name="net")], name="inner")
+    outer = model_of(inner, keras.layers.Dense(2))
+    assert kerasflax.freeze(inner, "net/params/Conv_0/*")
+    outer.fit(X, Y, verbose=0)
+    with pytest.warns(UserWarning, match="compile it again"):
+        kerasflax.unfreeze(inner)
+
+
 def test_the_layers_own_setting_leaves_frozen_weights_frozen():
     layer = FlaxLayer(MLP())
     layer(np.ones((1, 3), np.float32))
@@ -112,9 +121,15 @@ def test_a_models_variables_are_set_together_or_not_at_all():
         _models.set_variables(model, {"head": good, "net": {"params": {"Dense_0": {"bias": np.ones(9), "x": 1.0}}}})
     assert "Layer 'net'" in str(error.value)
     assert "in 2 places" in str(error.value)
+    assert "\n  net/params/Dense_0/x: " in str(error.value)
     assert not changed(model, named_leaves(before))
-    with pytest.raises(VariablesError, match="got 'other'"):
-        _models.set_variables(model, {"other": good})
+    with pytest.raises(VariablesError) as error:
+        _models.set_variables(model, {"other": good, "head": {"params": {"bias": np.ones(9)}}})
+    for problem in ("other: the model's Flax layers are 'net', 'head'", "head/params/bias: expected float32(2)"):
+        assert f"\n  {problem}" in str(error.value)
+    assert not changed(model, named_leaves(before))
+    with pytest.raises(VariablesError, match="a dict by layer, of 'net', 'head'; got list"):
+        _models.set_variables(model, [good])
     _models.set_variables(model, {"head": good})
     np.testing.assert_array_equal(model.get_layer("head").flax_variables["params"]["bias"], 1)
 
@@ -144,6 +159,7 @@ def test_the_table_counts_what_is_not_finite_and_knows_empty_and_integer_weights
             self.variable("state", "empty", lambda: jnp.zeros((0, 3)))
             self.variable("state", "count", lambda: jnp.array(3, jnp.int32))
             self.variable("state", "bad", lambda: jnp.array([1.0, np.nan, np.inf]))
+            self.variable("state", "wave", lambda: jnp.array([1j, np.nan]))
             return x
 
     layer = FlaxLayer(Odd())
@@ -151,11 +167,11 @@ def test_the_table_counts_what_is_not_finite_and_knows_empty_and_integer_weights
         kerasflax.parameters(layer)
     layer(np.ones((1, 2), np.float32))
     table = kerasflax.parameters(layer, stats=True)
-    assert table["path"] == ["state/bad", "state/count", "state/empty"]
-    assert table["n_nonfinite"] == [2, 0, 0]
+    assert table["path"] == ["state/bad", "state/count", "state/empty", "state/wave"]
+    assert table["n_nonfinite"] == [2, 0, 0, 1]
     assert table["mean"][1] == 3
-    assert np.isnan(table["mean"][2])
-    assert table["size"] == [3, 1, 0]
+    assert np.isnan(table["mean"][2:]).all()
+    assert table["size"] == [3, 1, 0, 2]
 
 
 def test_a_shared_layer_is_one_row_per_weight():
@@ -163,6 +179,12 @@ def test_a_shared_layer_is_one_row_per_weight():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, shared(shared(inputs)))
     assert kerasflax.parameters(model)["path"] == ["params/bias", "params/kernel"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "uint32", "bool", "complex64"])
+def test_values_for_other_languages_are_exact(dtype):
+    array = np.array([0, 1, 250]).astype(dtype) / 3 if dtype == "float64" else np.array([0, 1, 250]).astype(dtype)
+    np.testing.assert_array_equal(_models._known_elsewhere(array), array)
 
 
 def test_setting_weights_by_keras_and_by_flax_is_one_truth():

@@ -136,6 +136,17 @@ def test_integers_become_floats_where_floats_belong_and_the_other_way_where_noth
             fitted(expected, {"s": {"n": np.array(lost)}}, fixed_shape=lambda path: True)
 
 
+def test_complex_numbers_become_real_ones_where_they_are(recwarn):
+    for values, fits in ([1 + 0j, 2], True), ([1j, 2], False):
+        given = {"params": {"w": np.array(values), "b": 0.0}, "stats": {"n": ARRAY}}
+        if fits:
+            assert fit(given)["params/w"].tolist() == [1, 2]
+        else:
+            with pytest.raises(VariablesError, match=r"w: expected .*, got values of complex128 that it does not hold"):
+                fit(given)
+    assert not recwarn.list
+
+
 def test_half_precision_given_stays_half_precision():
     given = {"params": {"w": jnp.ones(2, jnp.bfloat16), "b": 0.0}, "stats": {"n": ARRAY}}
     assert fit(given)["params/w"].dtype == jnp.bfloat16

@@ -9,6 +9,7 @@ kinds <- function() {
     flags = jnp$array(list(TRUE, FALSE)),
     scalar = jnp$array(2.5, "float32"),
     count = jnp$array(3L, "int32"),
+    large = jnp$array(4294967295, "uint32"),
     single = jnp$array(list(1.5), "float32"),
     key = reticulate::import("jax.random", convert = FALSE)$key(7L),
     table = jnp$reshape(jnp$arange(6, dtype = "float16"), list(2L, 3L))
@@ -34,6 +35,7 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(state$flags, array(c(TRUE, FALSE), 2))
   expect_identical(state$scalar, 2.5)
   expect_identical(state$count, 3L)
+  expect_identical(state$large, 4294967295)
   expect_identical(state$single, array(1.5, 1))
   expect_identical(state$key, array(c(0, 7), 2))
   expect_identical(state$table, matrix(c(0, 1, 2, 3, 4, 5), 2, byrow = TRUE))
@@ -79,6 +81,13 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(after$second$params$kernel, before$second$params$kernel)
   expect_identical(after$second$params$bias, array(c(1, -1), 2))
   expect_identical(as.array(get_layer(model, "second")$get_weights()[[1]]), array(c(1, -1), 2))
+  wrong <- list(third = list(), first = list(params = list(bias = 1:2)), second = list(params = list(bias = "a")))
+  expect_snapshot(error = TRUE, transform = scrub, {
+    flax_variables(model) <- wrong[1:2]
+    flax_variables(model) <- wrong
+    flax_variables(model) <- NULL
+  })
+  expect_identical(flax_variables(model), after)
 })
 
 test_that("JAX arrays are handed out without a copy, and live on through training", {

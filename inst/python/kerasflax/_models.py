@@ -53,8 +53,8 @@ def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
 def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     """The variables as nested dicts of what other languages know, each value exactly: R asks for them.
 
-    Arrays are NumPy's, of float32, integers or booleans; scalars are Python's; of random keys there are the data; boxes of
-    metadata are opened. Every name is a string.
+    Arrays are NumPy's, of float32, float64, complex numbers, integers or booleans; scalars are Python's; of random keys there
+    are the data; boxes of metadata are opened. Every name is a string.
     """
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
@@ -65,8 +65,10 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
 
 
 def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
-    if jnp.issubdtype(array.dtype, jnp.floating):
+    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float64:
         array = array.astype(np.float32)
+    elif jnp.issubdtype(array.dtype, jnp.integer) and not np.can_cast(array.dtype, np.int32):
+        array = array.astype(np.float64)
     elif array.dtype == np.int32 and array.size and array.min() == np.iinfo(np.int32).min:
         # R has NA in the place of the least integer.
         array = array.astype(np.float64)
@@ -94,15 +96,19 @@ def fitted_variables(
     if isinstance(target, FlaxLayer):
         return [(target, target.fitted_variables(value))]
     layers = flax_layers(target)
-    if not isinstance(value, Mapping) or not value.keys() <= layers.keys():
-        got = ", ".join(map(repr, value)) if isinstance(value, Mapping) else type(value).__name__
-        raise VariablesError(f"The variables of a model are a dict by layer, of {', '.join(map(repr, layers))}; got {got}.")
+    known = ", ".join(map(repr, layers))
+    if not isinstance(value, Mapping):
+        raise VariablesError(f"The variables of a model are a dict by layer, of {known}; got {type(value).__name__}.")
     fitted, problems = [], []
     for name, tree in value.items():
+        if name not in layers:
+            problems.append(f"Layer {name!r} is not there:\n  {name}: the model's Flax layers are {known}")
+            continue
         try:
             fitted.append((layers[name], layers[name].fitted_variables(tree)))
         except VariablesError as error:
-            problems.append(f"Layer {name!r}: {error}")
+            # Of a model a weight's path begins with the layer's name.
+            problems.append(f"Layer {name!r}: {error}".replace("\n  ", f"\n  {name}/"))
     if problems:
         raise VariablesError("\n".join(problems))
     return fitted
@@ -159,7 +165,8 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
     for layer in named.values():
         layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
-    is_trained = target.has_been_trained if isinstance(target, FlaxLayer) else optimizer is not None and optimizer.built
+    # A layer, or a model in another one, is not told what trains it.
+    is_trained = any(layer.has_been_trained for layer in named.values()) if optimizer is None else optimizer.built
     return changed, _COMPILE_AGAIN if changed and is_trained else None
 
 
@@ -201,7 +208,7 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     Returns:
         `layer`, the layer's name; `collection`, None for layers that are not Flax's; `path`, within the layer; `shape`, a
         list of sizes; `dtype`; `size`, in elements; `bytes`; `trainable`; and with `stats` the columns `mean`, `sd`, `min`,
-        `max`, `n_nonfinite`, where what an empty weight has not is nan.
+        `max`, `n_nonfinite`, where what an empty weight, or one of complex numbers, has not is nan.
     """
     for layer in target._flatten_layers():
         if isinstance(layer, FlaxLayer):
@@ -246,4 +253,6 @@ def _statistics_of(x: jax.Array) -> list[jax.Array]:
 
 
 def _statistics(x: jax.Array) -> list[Any]:
-    return [math.nan] * 4 + [0] if x.size == 0 else [value.item() for value in _statistics_of(x)]
+    if x.size == 0 or jnp.iscomplexobj(x):
+        return [math.nan] * 4 + [int(jnp.sum(~jnp.isfinite(x)))]
+    return [value.item() for value in _statistics_of(x)]

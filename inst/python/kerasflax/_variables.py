@@ -288,8 +288,9 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool, adopt: bool) -> t
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     is_unchosen = not isinstance(value, jax.Array) and array.dtype in _UNCHOSEN
     if _kind(array.dtype) > _kind(expected.dtype) or is_unchosen:
+        parts = array if jnp.issubdtype(expected.dtype, jnp.complexfloating) else np.real(array)
         with np.errstate(invalid="ignore", over="ignore"):
-            held = np.asarray(array).astype(expected.dtype)
+            held = np.asarray(parts).astype(expected.dtype)
         if not _is_held(array, held):
             return None, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
         array = held
