@@ -105,7 +105,7 @@ check_method <- function(method, call = caller_env()) {
 
 # Where R finds something wrong, `fit` tells by an error what is wrong with the rest, so that all of it is listed at once.
 check_variables <- function(variables, arg = "variables", fit = function(part) NULL, call = caller_env()) {
-  if (is.null(variables) || is_python_object(variables)) {
+  if (is_python_object(variables)) {
     return(invisible(variables))
   }
   if (is_named_list(variables)) {
@@ -296,7 +296,7 @@ what_is <- function(x) {
   } else if (is.function(x)) {
     "an R function"
   } else if (rlang::is_scalar_atomic(x)) {
-    shown <- encodeString(format(x), quote = if (is.character(x)) "\"" else "")
+    shown <- if (is.character(x)) encodeString(x, quote = "\"") else encodeString(format(x))
     paste("the", if (is.factor(x)) "factor" else typeof(x), shown)
   } else if (is.atomic(x) && !is.object(x)) {
     paste("an R", if (is.null(dim(x))) "vector" else class(x)[[1]], "of type", typeof(x), "and length", length(x))

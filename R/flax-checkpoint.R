@@ -14,8 +14,8 @@
 #'
 #' # Reading
 #' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that
-#' it takes is that of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do, counts twice
-#' meanwhile.
+#' it takes is that of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do,
+#' counts twice meanwhile.
 #'
 #' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`.
 #' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.
@@ -36,7 +36,7 @@
 #' @param metadata A named character vector, kept in a `.safetensors` file.
 #'
 #' @returns `flax_read()`: a nested named list of NumPy arrays, of the dtypes in the file, boxes of metadata opened;
-#'   [as.array()] makes R arrays of them.
+#'   [as.array()] makes R arrays of them, of what R has no numbers for (bfloat16) after `$astype("float32")`.
 #'   `flax_write()`: `object`, invisibly.
 #'
 #' @examplesIf interactive()
@@ -51,6 +51,7 @@
 flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_interactive()) {
   check_file_path(path)
   check_rename(rename)
+  check_layer_argument(list(progress = progress), "progress", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
   if (!is.null(like) && !is_keras_layer(like)) {
     check_variables(like, arg = "like")
   }
@@ -59,7 +60,7 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
     path,
     like = as_variables(like),
     rename = as_rename(rename),
-    progress = if (progress) as_callback(progress_bar()),
+    progress = if (isTRUE(progress)) as_callback(progress_bar()),
     report = as_callback(function(report) told <<- reticulate::py_str(report))
   ))
   if (!is.null(rename) && !is.null(told)) {
@@ -134,6 +135,7 @@ as_rename <- function(rename) {
 as_callback <- function(f) reticulate::r_to_py(f, convert = TRUE)
 
 progress_bar <- function(env = parent.frame()) {
+  force(env)
   bar <- NULL
   function(done, total) {
     bar <<- bar %||% cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)

@@ -30,8 +30,8 @@
 #' * `shape`, a list of integer vectors, empty ones for scalars; `dtype`;
 #' * `size`, in elements, and `bytes`, both doubles;
 #' * `trainable`;
-#' * with `stats = TRUE` also `mean`, `sd`, `min`, `max`, which an empty weight has not (`NaN`), and `n_nonfinite`, the number
-#'   of values that are `NaN` or infinite.
+#' * with `stats = TRUE` also `mean`, `sd`, `min`, `max`, which an empty or complex weight has not (`NaN`), and `n_nonfinite`,
+#'   the number of values that are `NaN` or infinite.
 #'
 #' @seealso [plot.flax_parameters()]
 #'
@@ -135,6 +135,7 @@ print.flax_parameters <- function(x, n = 60, ...) {
     print(structure(x, class = setdiff(class(x), "flax_parameters")), ...)
     return(invisible(x))
   }
+  n <- n %||% 60
   is_number <- \(n) rlang::is_scalar_double(n) && !is.na(n) && n >= 1 || rlang::is_scalar_integer(n) && n >= 1L
   check_layer_argument(list(n = n), "n", is_number, "a number of lines, at least 1", rlang::current_env())
   writeLines(c(header_lines(x), if (nrow(x) > 0) c("", tree_lines(x, n))))

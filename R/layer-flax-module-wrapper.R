@@ -117,7 +117,9 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
   module <- if (missing(module)) NULL else module
   check_module(module)
   check_method(method)
-  check_variables(variables)
+  if (!is.null(variables)) {
+    check_variables(variables)
+  }
   dots <- list(...)
   check_layer_arguments(dots)
 

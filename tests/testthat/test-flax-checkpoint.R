@@ -79,9 +79,12 @@ test_that("files and arguments that will not do say what they are", {
     flax_read(at("none.msgpack"))
     flax_read(at("other.msgpack"), like = layer)
     flax_read(3)
+    flax_read(NA_character_)
+    flax_read(at("other.msgpack"), progress = NA)
     flax_read(at("other.msgpack"), like = 3)
     flax_read(at("other.msgpack"), rename = "a")
     flax_write(3, at("new.msgpack"))
+    flax_write(NULL, at("new.msgpack"))
     flax_write(layer, at("new.rds"))
     flax_write(list(params = list(kernel = "a")), at("new.msgpack"))
     flax_write(layer, at("new.msgpack"), metadata = "a")
@@ -99,6 +102,13 @@ test_that("numbers of R come back from a file as they were", {
     expect_identical(c(as.array(read[[name]])), values[[name]])
   }
   expect_identical(reticulate::py_str(read$e$dtype), "float32")
+})
+
+test_that("half precision that was read becomes R arrays by way of float32", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(list(w = reticulate::import("jax.numpy", convert = FALSE)$array(list(0.1, -2.5), "bfloat16")), path)
+  expect_identical(as.array(flax_read(path)$w$astype("float32")), array(c(0.10009765625, -2.5), 2))
 })
 
 test_that("a function that renames leaves out by NA, and a name that fits nothing is said", {

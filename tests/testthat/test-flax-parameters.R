@@ -259,6 +259,7 @@ test_that("rows print as a tree, and what lacks columns as a data frame", {
     print(x, n = 0)
     print(x, n = "all")
   })
+  expect_identical(capture.output(print(x, n = NULL)), capture.output(print(x)))
 })
 
 test_that("a table becomes a tibble with all of its columns", {
