@@ -39,6 +39,11 @@ def test_the_values_are_those_of_init():
     assert_evaluated(init(Wide(4)), KEY)
 
 
+def test_the_values_of_a_large_array_are_those_of_init():
+    # From 2**19 numbers on, the code that makes them is optimized.
+    assert_evaluated(init(nn.Dense(2**17)), KEY)
+
+
 def test_arrays_that_are_made_alike_are_compiled_once():
     def recipes(width):
         return _alike(_split(jaxpr_of(init(Wide(width)), KEY).jaxpr)[0])

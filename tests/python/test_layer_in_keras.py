@@ -1,6 +1,11 @@
 """The layer in Keras's own ways of putting models together and training them."""
 
+import collections
 import gc
+import os
+import re
+import subprocess
+import sys
 
 import flax.core
 import jax
@@ -513,6 +518,23 @@ def copies(shape):
     return {array.unsafe_buffer_pointer() for array in jax.live_arrays() if array.shape == shape and not array.is_deleted()}
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_a_build_leaves_the_search_for_cycles_as_it_was(is_enabled):
+    class Failing(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            assert not gc.isenabled()
+            raise OSError("no file")
+
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        with pytest.raises(OSError, match="no file"):
+            FlaxLayer(Failing())(V)
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_at_no_time_after_build_is_there_a_second_copy_of_a_weight(given, tmp_path):
     shape = (31, 777)
@@ -557,3 +579,84 @@ def test_the_modules_code_runs_once_for_each_mode_and_spec():
         model.fit(x, y, batch_size=8, verbose=0)
         model(x[:4])
     assert sorted(runs[1:]) == [(4, False), (4, True), (8, True)]
+
+
+class Plain(keras.layers.Layer):
+    """A layer that only calls `module.apply`."""
+
+    def __init__(self, module, inputs):
+        super().__init__(autocast=False)
+        variables = module.init(jax.random.key(0), inputs)
+        named = jax.tree_util.tree_flatten_with_path(variables)[0]
+        self.held = [keras.Variable(value, trainable=path[0].key == "params") for path, value in named]
+        self.apply = lambda values, *args, **kwargs: module.apply(
+            jax.tree.unflatten(jax.tree.structure(variables), values), *args, mutable=["batch_stats"], **kwargs
+        )
+        self.built = True
+
+    def call(self, inputs, training=False):
+        outputs, state = self.apply([variable.value for variable in self.held], inputs, training=training)
+        written = [variable for variable in self.held if not variable.trainable]
+        for variable, value in zip(written, jax.tree.leaves(state), strict=True):
+            variable.assign(value)
+        return outputs
+
+
+def compiled_step(layer, x, y):
+    """The training step that Keras makes of a model with the layer: its operations by name, and its arithmetic."""
+    model = keras.Sequential([keras.Input(x.shape[1:]), layer])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model._symbolic_build(data_batch=(x, y))
+    variables = model.trainable_variables, model.non_trainable_variables, model.optimizer.variables, model.metrics_variables
+    state = tuple([variable.value for variable in group] for group in variables)
+    program = jax.jit(model.train_step, donate_argnums=0).lower(state, (x, y)).compile()
+    operations = re.findall(r"^\s*(?:ROOT )?%\S+ = .*?\s([\w-]+)\(", program.as_text(), re.MULTILINE)
+    return collections.Counter(operations), program.cost_analysis()["flops"]
+
+
+def test_a_training_step_is_compiled_to_what_the_thinnest_layer_compiles_to():
+    # Without dropout: the random streams of the two would differ.
+    module = ConvNet(rate=0.0)
+    operations, flops = compiled_step(FlaxLayer(module), X, Y)
+    expected, expected_flops = compiled_step(Plain(module, X), X, Y)
+    assert expected["fusion"] + expected["dot"] > 20
+    # The state of the layer's seed goes in and out.
+    assert operations - expected == {"parameter": 1}
+    assert not expected - operations
+    assert flops == expected_flops
+
+
+def test_initial_values_are_made_where_they_will_live():
+    # Devices are counted when JAX starts, hence a new process.
+    code = """
+import gc, jax, keras, numpy as np
+from flax import linen as nn
+from kerasflax import FlaxLayer
+
+def places(shape):
+    gc.collect()
+    return [sorted(device.id for device in array.devices()) for array in jax.live_arrays() if array.shape == shape]
+
+layer = FlaxLayer(nn.Dense(777))
+with jax.default_device(jax.devices()[1]), jax.transfer_guard_device_to_device("disallow_explicit"):
+    layer.build((None, 31))
+assert places((31, 777)) == [[1]], places((31, 777))
+
+mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], keras.distribution.list_devices("cpu"))
+layouts = keras.distribution.LayoutMap(mesh)
+layouts[".*kernel"] = (None, "model")
+keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch"))
+x = np.ones((4, 31), np.float32)
+model = keras.Sequential([keras.Input((31,)), FlaxLayer(nn.Dense(778), seed=5)])
+assert places((31, 778)) == [[0, 1]], places((31, 778))
+kernel = model.layers[0].variables_by_path["params/kernel"].value
+assert {shard.data.shape for shard in kernel.addressable_shards} == {(31, 389)}
+expected = nn.Dense(778).init(jax.random.key(5), x)["params"]["kernel"]
+np.testing.assert_allclose(kernel, expected, rtol=1e-6, atol=1e-6)
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import inspect
 import operator
 import random
@@ -42,6 +43,18 @@ _CONFIGURED = {"name", "trainable", "dtype", "autocast", "activity_regularizer",
 _LOSSES = "losses"
 # As Keras names it below the layer's own path.
 _SEED_PATH = "seed_generator/seed_generator_state"
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Spare the block the search for cycles: a trace makes objects by the thousand, among which there are few."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 @keras.saving.register_keras_serializable(package="kerasflax")
@@ -152,6 +165,7 @@ class FlaxLayer(keras.layers.Layer):
             return outputs
         return self._memory.output_form.restore(outputs)
 
+    @_without_gc()
     def build(self, input_shape: PyTree) -> None:
         """Create the variables: one abstract trace of the module, then the values.
 
@@ -159,15 +173,7 @@ class FlaxLayer(keras.layers.Layer):
             input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
         """
         spec = _specs(input_shape, self._memory.input_dtypes)
-        template, traced = self._trace_init(spec)
-        outputs, expected = traced.result
-        if self._memory.given is not None:
-            template, arrays = self._given_values(template, expected)
-        else:
-            arrays = self._initial_values(traced)
-            if self._memory.given_specs:
-                template, arrays = self._with_given_specs(template, arrays)
-        self._template = template
+        self._template, arrays, outputs = self._first_values(spec)
         self._variables_by_path = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
@@ -184,6 +190,17 @@ class FlaxLayer(keras.layers.Layer):
         if not self._follows_policy:
             # A policy casts the params that the module is called with, and `init` knows nothing of it.
             self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False, self._memory.input_form)] = outputs
+
+    def _first_values(self, spec: PyTree) -> tuple[_variables.Template, dict[str, jax.Array], PyTree]:
+        """Trace the module: the variables' tree, their values by path, and the outputs' spec. The trace itself is let go."""
+        template, traced = self._trace_init(spec)
+        outputs, expected = traced.result
+        if self._memory.given is not None:
+            return *self._given_values(template, expected), outputs
+        arrays = self._initial_values(traced)
+        if self._memory.given_specs:
+            template, arrays = self._with_given_specs(template, arrays)
+        return template, arrays, outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
         templates = []

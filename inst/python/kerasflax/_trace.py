@@ -127,12 +127,13 @@ class Trace:
 
 def _has_symbols(jaxpr: Any) -> bool:
     """Whether a computation has a size in it that is no number."""
+    # Operations share their inner computations: the same initializer for each of many weights.
+    inner = {id(value): value for eqn in jaxpr.eqns for value in jax.tree.leaves(eqn.params) if hasattr(value, "eqns")}
     return any(
         eqn.primitive.name == "dim_as_value"
         or any(not isinstance(size, int) for var in eqn.outvars for size in getattr(var.aval, "shape", ()))
-        or any(_has_symbols(inner) for inner in jax.tree.leaves(eqn.params) if hasattr(inner, "eqns"))
         for eqn in jaxpr.eqns
-    )
+    ) or any(map(_has_symbols, inner.values()))
 
 
 def _is_concrete(value: Any) -> bool:

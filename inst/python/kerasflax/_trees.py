@@ -35,7 +35,7 @@ class Form:
     model: PyTree
     positions: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def is_plain(self) -> bool:
         """Whether the tree needs no form: simplified it is what it was, to JAX and to Keras, in the order of its dicts too."""
         return _is_plain(self.model)
