@@ -120,21 +120,21 @@ class OptaxModel(keras.Model):
 
 
 class ThinLayer(keras.layers.Layer):
-    """The least that a layer around `module.apply` can do, as a lower bound for kerasflax under Keras's own training step."""
+    """The least that a layer around a jitted `module.apply` can do: what it takes more than Flax alone is Keras's."""
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         super().__init__(autocast=False)
         variables = init(module, inputs, jit=False)
-        self._module = module
+        self._apply = jax.jit(module.apply, static_argnames=("training", "mutable"), inline=True)
         self._nest = types.SimpleNamespace(of=jax.tree.structure(variables))
         flat = jax.tree_util.tree_flatten_with_path(variables)[0]
         self._leaves = [_weight(leaf, trainable=path[0].key == "params") for path, leaf in flat]
-        self._collections = [name for name in variables if name != "params"]
+        self._collections = tuple(name for name in variables if name != "params")
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         variables = self._nest.of.unflatten([leaf.value for leaf in self._leaves])
-        outputs, state = self._module.apply(variables, inputs, training=training, mutable=self._collections)
+        outputs, state = self._apply(variables, inputs, training=training, mutable=self._collections if training else ())
         leaves = self._nest.of.unflatten(self._leaves)
         jax.tree.map(lambda leaf, value: leaf.assign(value), {name: leaves[name] for name in state}, state)
         return outputs

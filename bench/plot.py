@@ -26,7 +26,11 @@ mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": 
 def write(runs: Runs, path: Path) -> None:
     workloads = names(runs)
     ratios = [ratio for ratio in RATIOS if any(ratio.of(runs, workload) for workload in workloads)]
-    series = growth(runs)
+    series = {
+        family: sizes
+        for family, sizes in growth(runs).items()
+        if any("build_s" in run for run in runs if run["workload"] in sizes.values())
+    }
     rows = -(-(len(ratios) + len(series)) // PER_ROW)
     picture = Picture(figsize=(13, 0.5 + rows * (1.1 + 0.22 * max(len(workloads), 4))), layout="constrained")
     panels = iter([picture.add_subplot(rows, PER_ROW, i + 1) for i in range(len(ratios) + len(series))])

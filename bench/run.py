@@ -27,6 +27,7 @@ ROOT = HERE.parent
 # The names of workloads.py, which imports too much for a process that only waits.
 WORKLOADS = ("mlp", "batchnorms", "cnn", "vit", "resnet50", "lm", "r-cnn", "weights-2000")
 BUILDERS = ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer")
+CALLERS = ("kerasflax", "flax_eager", "thin_layer", "keras_flaxlayer")
 TRAINERS = ("kerasflax", "flax_fit", "keras_flaxlayer", "thin_layer", "flax_loop")
 # Run once: they show an order of growth, not a per cent.
 GROWTH = {
@@ -35,8 +36,9 @@ GROWTH = {
     "size": (10_000, 1_000_000, 100_000_000),
 }
 GROWTH_BUILDERS = ("kerasflax", "flax_eager", "flax_jit")
+GROWTH_CALLERS = ("kerasflax", "flax_eager")
 GROWTH_TRAINERS = ("kerasflax", "flax_fit")
-GROWTH_SECONDS = 60
+GROWTH_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,10 @@ def jobs_of_every_round() -> Iterator[Job]:
 
 
 def jobs_of_one_round() -> Iterator[Job]:
-    # The epochs of these are rounds themselves.
+    # The epochs of these, or their turns, are rounds themselves.
     for workload in WORKLOADS:
+        yield Job(workload, ",".join(CALLERS), "call", 600)
+        yield Job(workload, ",".join(name for name in TRAINERS if name != "flax_loop"), "program", 600)
         # Where a step takes a second, a layer's cost cannot show.
         trainers = [name for name in TRAINERS if not (name == "thin_layer" and workload in ("resnet50", "lm"))]
         # The trainer's own cost.
@@ -80,6 +84,7 @@ def jobs_of_one_round() -> Iterator[Job]:
         for size in sizes:
             for contender in GROWTH_BUILDERS:
                 yield Job(f"{family}-{size}", contender, "build", GROWTH_SECONDS)
+            yield Job(f"{family}-{size}", ",".join(GROWTH_CALLERS), "call", GROWTH_SECONDS)
             yield Job(f"{family}-{size}", ",".join(GROWTH_TRAINERS), "step", GROWTH_SECONDS)
 
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 # A training measured in turn with others: at most so many epochs, for about so many seconds, and a few whatever they take.
 EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 25, 60, 5
-CALL_SECONDS = 0.5
+# Likewise eager calls: so many turns, in each of which one contender is called for so long.
+CALL_TURNS, CALL_SECONDS = 20, 0.1
 Layer = Callable[[], keras.layers.Layer]
 Figures = dict[str, Any]
 
@@ -82,15 +83,6 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
     model = contenders.Loop(module, built) if contender.startswith("flax") else built
     model.train_on_batch(x, y)
     yield {"first_step_s": seconds + time.perf_counter() - start}
-    x = jax.device_put(x)
-    # Jitted init gives the same variables as eager init.
-    if contender == "flax_eager":
-        apply = jax.jit(module.apply)
-        yield call_seconds(lambda: apply(model.variables, x))
-    elif contender != "flax_jit":
-        yield call_seconds(lambda: model.layers[-1](x))
-        idle = keras.layers.Identity()
-        yield {"idle_call_s": call_seconds(lambda: idle(x))["call_s"]}
 
 
 def flax_file_seconds(variables: Any) -> Figures:
@@ -121,22 +113,49 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def call_seconds(call: Callable[[], jax.Array]) -> Figures:
-    def timed() -> float:
-        start = time.perf_counter()
-        call().block_until_ready()
-        return time.perf_counter() - start
-
-    end = time.perf_counter() + CALL_SECONDS
-    first, _, _ = timed(), timed(), timed()
-    times = [timed() for _ in range(5)]
-    while time.perf_counter() < end:
-        times.append(timed())
-    return {"first_call_s": first, "call_s": statistics.median(times)}
-
-
 def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> Figures:
     return {"save_s": seconds_of(save), "load_s": seconds_of(load), "file_mb": path.stat().st_size / 2**20}
+
+
+# Eager calls ------------------------------------------------------------------------------------------------------------
+
+
+def measure_call(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+    """Some calls of each contender in turn, in one process."""
+    x = jax.device_put(load.inputs(load.batch))
+    calls = {}
+    for name in names.split(","):
+        try:
+            calls[name] = make_call(load, name, module, layer_of(load, name, module, layer), x)
+            yield {"contender": name, "first_call_s": seconds_of(calls[name])}
+        except Exception as error:
+            calls.pop(name, None)
+            yield {"contender": name} | failed(error)
+    for turn in range(CALL_TURNS):
+        for name in rotated(calls, turn):
+            yield {"contender": name, "epoch": turn, "call_s": call_seconds(calls[name])}
+
+
+def make_call(load: Workload, contender: str, module: nn.Module, layer: Layer | None, x: jax.Array) -> Callable[[], Any]:
+    if layer is not None:
+        made = contenders.layer_model(load, layer).layers[-1]
+        return lambda: ready(made(x))
+    apply, variables = jax.jit(module.apply), contenders.init(module, load.inputs(1), jit=False)
+    return lambda: ready(apply(variables, x))
+
+
+def call_seconds(call: Callable[[], Any]) -> float:
+    times, end = [seconds_of(call)], time.perf_counter() + CALL_SECONDS
+    while time.perf_counter() < end:
+        times.append(seconds_of(call))
+    return statistics.median(times)
+
+
+def rotated(names: Iterable[str], turn: int) -> list[str]:
+    """Another one first in each turn: who follows whom may matter."""
+    names = list(names)
+    first = turn % max(len(names), 1)
+    return names[first:] + names[:first]
 
 
 # Steps ------------------------------------------------------------------------------------------------------------------
@@ -177,8 +196,8 @@ def measure_step(load: Workload, names: str, module: nn.Module, layer: Layer | N
     for epoch in range(EPOCHS):
         if epoch >= LEAST_EPOCHS and time.perf_counter() > end:
             break
-        for name, model in models.items():
-            yield {"contender": name, "epoch": epoch, "step_s": epoch_seconds(model, x, y, load.batch) / load.steps}
+        for name in rotated(models, epoch):
+            yield {"contender": name, "epoch": epoch, "step_s": epoch_seconds(models[name], x, y, load.batch) / load.steps}
 
 
 def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> float:
@@ -187,9 +206,37 @@ def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> float:
     return times.seconds[0]
 
 
+def measure_program(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+    """What each contender's training step is compiled to, which no other work on the machine changes."""
+    x, y = (jax.numpy.asarray(part(load.batch)) for part in (load.inputs, load.targets))
+    for name in names.split(","):
+        try:
+            program = compiled_step(make_trainable(load, name, module, layer_of(load, name, module, layer)), x, y)
+        except Exception as error:
+            yield {"contender": name} | failed(error)
+        else:
+            instructions = sum(" = " in line for line in program.as_text().splitlines())
+            yield {"contender": name, "instructions": instructions, "flops": program.cost_analysis()["flops"]}
+
+
+def compiled_step(model: keras.Model, x: jax.Array, y: jax.Array) -> jax.stages.Compiled:
+    """The step that Keras's `fit()` compiles."""
+    model._symbolic_build(data_batch=(x, y))
+    state = [
+        [variable.value for variable in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+    ]
+    return jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), (x, y)).compile()
+
+
 # --------------------------------------------------------------------------------------------------------------------------
 
-MEASURES = {"build": measure_build, "step": measure_step}
+MEASURES = {"build": measure_build, "call": measure_call, "step": measure_step, "program": measure_program}
 
 
 def layer_of(load: Workload, contender: str, module: nn.Module, layer: Layer | None) -> Layer | None:
@@ -209,7 +256,7 @@ def run(name: str, contender: str, measure: str, module: Any = None, layer: Laye
 
     Args:
         name: Of the workload.
-        contender: Who; several, with commas between them, for the measure `step`.
+        contender: Who; several, with commas between them, but for the measure `build`.
         measure: One of `MEASURES`.
         module: The module, where it is not the workload's own but R's.
         layer: Likewise, what makes kerasflax's layer.
