@@ -173,7 +173,15 @@ class FlaxLayer(keras.layers.Layer):
             input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
         """
         spec = _specs(input_shape, self._memory.input_dtypes)
-        self._template, arrays, outputs = self._first_values(spec)
+        template, traced = self._trace_init(spec)
+        outputs, expected = traced.result
+        if self._memory.given is not None:
+            template, arrays = self._given_values(template, expected)
+        else:
+            arrays = self._initial_values(traced)
+            if self._memory.given_specs:
+                template, arrays = self._with_given_specs(template, arrays)
+        self._template = template
         self._variables_by_path = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
@@ -190,17 +198,6 @@ class FlaxLayer(keras.layers.Layer):
         if not self._follows_policy:
             # A policy casts the params that the module is called with, and `init` knows nothing of it.
             self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False, self._memory.input_form)] = outputs
-
-    def _first_values(self, spec: PyTree) -> tuple[_variables.Template, dict[str, jax.Array], PyTree]:
-        """Trace the module: the variables' tree, their values by path, and the outputs' spec. The trace itself is let go."""
-        template, traced = self._trace_init(spec)
-        outputs, expected = traced.result
-        if self._memory.given is not None:
-            return *self._given_values(template, expected), outputs
-        arrays = self._initial_values(traced)
-        if self._memory.given_specs:
-            template, arrays = self._with_given_specs(template, arrays)
-        return template, arrays, outputs
 
     def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
         templates = []
