@@ -3,6 +3,7 @@ import dataclasses
 import enum
 import functools
 import json
+import marshal
 import os
 import pickle
 import subprocess
@@ -87,6 +88,11 @@ class Scale:
 @keras.saving.register_keras_serializable(package="tests")
 def twice(module, inputs):
     return module(module(inputs))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def make_folder(path):
+    os.mkdir(path)
 
 
 def again(value):
@@ -329,11 +335,17 @@ def test_what_a_layer_was_called_with_is_kept(tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("positions", [None, [0], [0, 0], [0, "1"], [1, 2]])
-def test_a_wrong_form_is_refused(positions):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"positions": positions} for positions in (None, [0], [0, 0], [0, "1"], [1, 2])),
+        *({"model": {"tuple": leaves}} for leaves in ([0, "a"], [0, 0.5], [0, {"set": [1]}])),
+    ],
+)
+def test_a_wrong_form_is_refused(wrong):
     config = simplify(Two(1, 2))[1].get_config()
     with pytest.raises(ConfigError, match="form"):
-        Form.from_config(config | {"positions": positions})
+        Form.from_config(config | wrong)
 
 
 def test_a_deferred_model_of_tokens_is_loaded(tmp_path):
@@ -467,6 +479,9 @@ HOSTILE = {
     "an array of text": {"array": ["a"], "shape": [1], "dtype": "str"},
     "an array of objects": {"array": [1], "shape": [1], "dtype": "object"},
     "an array that is too large": {"array": [], "shape": [10**12], "dtype": "float32"},
+    "an array whose sizes overflow": {"array": [], "shape": [2**62, 0], "dtype": "float32", "of": "jax"},
+    "a function of a function": {"function": "jax.numpy:mask_indices"},
+    "a program of a package": {"object": "pytest.__main__:Net"},
     "a wrong number": {"float": "__import__('os')"},
     "a set of lists": {"set": [[1]]},
     "another package's class, through Flax": {"object": "flax.training.checkpoints:ocp.CheckpointManagerOptions"},
@@ -516,6 +531,12 @@ def payload(path):
     return base64.b64encode(pickle.dumps(Payload(str(path)))).decode()
 
 
+def lambda_that_makes(path):
+    code = marshal.dumps(compile(f"__import__('os').mkdir({str(path)!r})", "file", "eval"))
+    value = base64.b64encode(code).decode()
+    return {"class_name": "__lambda__", "config": {"value": value}, "registered_name": "kerasflax>FlaxLayer"}
+
+
 # As foreign files have run code in Keras.
 ATTACKS = {
     # CVE-2025-1550: names of modules and functions in config.json.
@@ -525,12 +546,22 @@ ATTACKS = {
     "a partial of one": lambda layer, mark: layer["config"].update(
         module={"partial": {"function": "os:mkdir"}, "arguments": [str(mark)]}
     ),
+    "a registered function": lambda layer, mark: layer["config"].update(
+        module={"registered": "tests>make_folder", "config": {"dict": {"path": str(mark)}}}
+    ),
+    "a registered function as a method": lambda layer, mark: layer["config"].update(
+        method={"registered": "tests>make_folder", "config": {"dict": {"path": str(mark)}}}
+    ),
     "an object of Keras's": lambda layer, mark: layer["config"].update(
         module={"module": "os", "class_name": "mkdir", "config": {"path": str(mark)}, "registered_name": "mkdir"}
     ),
     "a lambda of Keras's": lambda layer, mark: layer["config"].update(
         method={"class_name": "__lambda__", "config": {"value": payload(mark)}}
     ),
+    # Keras looks for a lambda where its caller looks for regularizers, if a registered name leads it there.
+    "a lambda as a regularizer": lambda layer, mark: layer["config"].update(regularizers={"**": lambda_that_makes(mark)}),
+    "a lambda as a constraint": lambda layer, mark: layer["config"].update(constraints={"**": lambda_that_makes(mark)}),
+    "a lambda as a policy": lambda layer, mark: layer["config"].update(dtype=lambda_that_makes(mark)),
     "the layer's own class": lambda layer, mark: layer.update(module="os", class_name="mkdir", registered_name="mkdir"),
     # CVE-2025-49655: a pickle in the place of a module.
     "a pickle": lambda layer, mark: layer["config"].update(module=payload(mark)),
@@ -568,13 +599,31 @@ def test_another_version_is_refused(version):
         ("frozen", [1]),
         ("given", [1]),
         ("given", {"a": [[-1], "x"]}),
+        ("given", {"a": [[-1], "float32"]}),
+        ("given", {"a": [[2**62, 0], "float32"]}),
+        ("given", {"a": 3}),
         ("method", {"a": 1}),
+        ("method", {"registered": "tests>Scale"}),
         ("autocast", "x"),
+        ("name", 5),
+        ("trainable", "x"),
+        ("regularizer", {"**": {"class_name": "L3", "config": {}}}),
+        ("constraint", {"**": {"class_name": "NonNeg", "config": 3}}),
+        ("variable_dtype", {"class_name": "TFSMLayer", "config": {}}),
     ],
 )
 def test_other_parts_are_checked(key, value):
+    part = {"regularizer": "regularizers", "constraint": "constraints", "variable_dtype": "dtype"}.get(key, key)
     with pytest.raises(ConfigError, match=key):
-        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {key: value})
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {part: value})
+
+
+@pytest.mark.parametrize(
+    "config", [{"input_shape": [1]}, {"input_shape": 3, "input_dtype": "int32"}, {"input_dtype": ["int8"]}]
+)
+def test_what_a_layer_is_built_on_is_checked(config):
+    with pytest.raises(ConfigError, match="The input"):
+        FlaxLayer(nn.Dense(1)).build_from_config(config)
 
 
 def test_the_newest_class_of_a_name_counts_and_custom_objects_come_first():
@@ -588,6 +637,97 @@ def test_the_newest_class_of_a_name_counts_and_custom_objects_come_first():
     old, new = define(2), define(3)
     node = to_config(old(), "net")
     assert type(from_config(node, "net")) is new
+    for custom in ({"Net": old}, {old.__qualname__: old}):
+        with keras.saving.custom_object_scope(custom):
+            assert type(from_config(node, "net")) is old
     with keras.saving.custom_object_scope({"Net": old}):
-        # A local class by its own name would be `...Net`.
         assert type(from_config({"object": "elsewhere:Net"}, "net")) is old
+
+
+def test_the_class_that_has_the_name_now_counts_whatever_it_is_derived_from():
+    class Base(nn.Module):
+        pass
+
+    def define(base):
+        Redefined = type("Redefined", (base,), {"__module__": __name__})
+        globals()["Redefined"] = Redefined
+        return Redefined
+
+    for base in (nn.Module, Base, nn.Module, Base):
+        new = define(base)
+        assert type(from_config({"object": f"{__name__}:Redefined"}, "net")) is new
+
+
+def test_a_registered_class_is_found_by_its_name_there_wherever_it_is_defined():
+    def define(place):
+        body = {"__module__": place, "get_config": lambda self: {}, "from_config": classmethod(lambda cls, config: cls())}
+        return keras.saving.register_keras_serializable("tests")(type("Known", (nn.Module,), body))
+
+    old = define("somewhere")
+    node = to_config([old(), functools.partial(old)], "net")
+    new = define("elsewhere")
+    module, partial = from_config(node, "net")
+    assert type(module) is partial.func is new
+
+
+def test_a_field_is_what_it_was_when_its_default_has_become_another():
+    def define(default, options, function):
+        annotations = {"rate": float, "options": dict, "function": Any}
+        body = {"__module__": __name__, "__annotations__": annotations, "rate": default, "function": function}
+        return type("Changing", (nn.Module,), body | {"options": dataclasses.field(default_factory=lambda: options)})
+
+    # A default that cannot be saved is left to the class.
+    node = json.loads(json.dumps(to_config(define(0.5, {"a": 1}, len)(), "net")))
+    assert node["fields"] == {"rate": 0.5, "options": {"dict": {"a": 1}}}
+    new = define(0.1, {}, max)
+    module = from_config(node, "net")
+    assert (type(module), module.rate, module.options, module.function) == (new, 0.5, {"a": 1}, max)
+
+
+def test_classes_of_imported_packages_are_found_if_they_hold_and_do_nothing(tmp_path):
+    (tmp_path / "settingspackage.py").write_text(
+        "import dataclasses, enum, os, typing\n"
+        "class Kind(enum.Enum):\n"
+        "    WIDE = 1\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Plain:\n"
+        "    width: int\n"
+        "    more: tuple = ()\n"
+        "class Pair(typing.NamedTuple):\n"
+        "    a: int\n"
+        "@dataclasses.dataclass\n"
+        "class Acts:\n"
+        "    path: str\n"
+        "    def __post_init__(self):\n"
+        "        os.mkdir(self.path)\n"
+        "@dataclasses.dataclass\n"
+        "class ActsToo:\n"
+        "    path: str\n"
+        "    def __init__(self, path):\n"
+        "        os.mkdir(path)\n"
+    )
+    make = """
+        import json, keras
+        from kerasflax import _serialise
+        {}
+        nodes = json.loads({!r})
+        try:
+            print([_serialise.from_config(node, "it") for node in nodes])
+        except _serialise.ConfigError as error:
+            print(error)
+    """
+    nodes = [
+        {"object": "settingspackage:Plain", "fields": {"width": 3}},
+        {"enum": "settingspackage:Kind", "member": "WIDE"},
+        {"named_tuple": "settingspackage:Pair", "fields": [1]},
+    ]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    found = run(make.format("import settingspackage", json.dumps(nodes)), PYTHONPATH=path)
+    assert found == "[Plain(width=3, more=()), <Kind.WIDE: 1>, Pair(a=1)]\n"
+    assert "import settingspackage" in run(make.format("", json.dumps(nodes)), PYTHONPATH=path)
+    mark = tmp_path / "mark"
+    for name in ("Acts", "ActsToo"):
+        node = json.dumps([{"object": f"settingspackage:{name}", "fields": {"path": str(mark)}}])
+        refused = run(make.format("import settingspackage", node), PYTHONPATH=path)
+        assert f"custom_objects={{'{name}': {name}}}" in refused
+        assert not mark.exists()

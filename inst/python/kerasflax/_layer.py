@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.saving.serialization_lib import SafeModeScope
 
 from . import _paths, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
@@ -507,6 +508,11 @@ class FlaxLayer(keras.layers.Layer):
                 f"The layer is described in version {version!r:.60} of the format; this kerasflax reads {_FORMAT_VERSION}.\n"
                 "A newer one may read it."
             )
+        with _made_as_described():
+            return cls._from_config(config)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any]) -> FlaxLayer:
         module = _serialise.from_config(config.pop("module", None), "The module")
         if not is_module(module):
             raise ConfigError(f"The layer's module is described as {module!r:.60}, which is no Flax module.")
@@ -539,8 +545,10 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for such an input."""
-        self._memory.input_dtypes = config["input_dtype"]
-        self.build(config["input_shape"])
+        config = dict(config)
+        spec = _serialise.checked_spec(config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True)
+        self._memory.input_dtypes = spec.dtype
+        self.build(spec.shape)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
@@ -682,6 +690,18 @@ def _checked_seed(seed: Any) -> int | None:
     if isinstance(seed, bool) or not 0 <= number < 2**32:
         raise ArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1, or None, got {seed!r}.")
     return number
+
+
+@contextlib.contextmanager
+def _made_as_described() -> Iterator[None]:
+    """Say of whatever a wrong description leads to that it is one; and keep to Keras's safe mode, if it has been left too."""
+    try:
+        with SafeModeScope(True):
+            yield
+    except (BackendError, ConfigError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"The layer cannot be made as it is described: {error}") from error
 
 
 @contextlib.contextmanager

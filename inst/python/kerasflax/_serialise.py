@@ -2,8 +2,8 @@
 
 Numbers, text, truth values, None and lists stand for themselves. Everything else is an object with one of these keys:
 
-    {"object": "flax.linen:Dense", "fields": {"features": 10}}     a Flax module, or another dataclass, with the fields that
-                                                                   are not what the class says of its own accord
+    {"object": "flax.linen:Dense", "fields": {"features": 10}}     a Flax module, or another dataclass, with its fields; of
+                                                                   Flax's own those that are not its defaults
     {"constructor": "flax.nnx:Linear", "arguments": [3], "keywords": {"out_features": 4}}
                                                                    a module that its class, or a function, makes
     {"custom": "package.module:Name"}                              one of which it is not known how; `custom_objects` has a
@@ -22,7 +22,8 @@ Numbers, text, truth values, None and lists stand for themselves. Everything els
 
 A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. A class is named by its module and its name
 in it. It is looked for among Keras's custom objects and registered classes, then among the module classes that this process
-has defined, and last in its module, which is imported where its package has been already, or is Flax.
+has defined, and last in its module. That is imported only where its package has defined Flax modules already; of other packages
+classes are taken that are there, and that do nothing but hold what they are given.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ _WITHHELD = {
     *("set_printoptions", "get_printoptions", "apply_along_axis", "apply_over_axes", "fromfunction", "frompyfunc"),
     *("piecewise", "vectorize", "ufunc", "pool", "associative_scan", "composite", "cond", "custom_linear_solve", "custom_root"),
     *("fori_loop", "map", "platform_dependent", "reduce", "reduce_window", "scan", "scatter_apply", "switch", "while_loop"),
+    *("mask_indices", "precv", "psend", "stage"),
 }
 # What makes initializers. Only these are called with arguments from a file.
 _FACTORIES = {
@@ -72,6 +74,8 @@ _FACTORIES = {
     "flax.linen": ("with_partitioning", "with_logical_partitioning"),
 }
 _NUMBER_TYPES = (bool, int, float, complex)
+# More than any array has. JAX ends the process at a product of sizes that overflows.
+_MOST_VALUES = 2**48
 
 
 # To JSON ----------------------------------------------------------------------------------------------------------------
@@ -223,11 +227,19 @@ def _of_call(value: Any, path: str) -> Json:
 def _of_object(value: Any, path: str) -> Json:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return None
-    fields = {
-        field.name: to_config(getattr(value, field.name), f"{path}.{field.name}")
-        for field in dataclasses.fields(value)
-        if field.init and not (is_module(value) and field.name == "parent") and not _is_default(field, value)
-    }
+    fields = {}
+    for field in dataclasses.fields(value):
+        if not field.init or (is_module(value) and field.name in ("parent", "name") and getattr(value, field.name) is None):
+            continue
+        try:
+            node = to_config(getattr(value, field.name), f"{path}.{field.name}")
+        except ConfigError:
+            if not _is_default(field, value):
+                raise
+            continue
+        # Flax's defaults stay what they are; those of a user's class may be others when the file is read.
+        if not (type(value).__module__.startswith("flax.") and _is_default(field, value)):
+            fields[field.name] = node
     return {"object": _reference(type(value), path), "fields": fields}
 
 
@@ -245,6 +257,11 @@ def _is_same(value: Any, other: Any) -> bool:
         return False
     if isinstance(value, (list, tuple)):
         return len(value) == len(other) and all(map(_is_same, value, other))
+    if isinstance(value, Mapping):
+        return list(value) == list(other) and all(_is_same(item, other[key]) for key, item in value.items())
+    if isinstance(value, float):
+        # Not as numbers: zeros of two signs are equal there, and NaN is not.
+        return repr(value) == repr(other)
     try:
         return bool(value == other)
     except Exception:
@@ -468,7 +485,7 @@ def _make_array(node: Any, path: str, depth: int) -> Any:
 
 
 def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.ndarray[Any, Any]:
-    shape = [_checked(size, int, path) for size in _checked(shape, list, path)]
+    shape = _checked_shape(shape, path)
     values = _made_items(numbers, path, depth)
     if len(values) != math.prod(shape) or not all(isinstance(value, _NUMBER_TYPES) for value in values):
         raise ConfigError(f"{path} is described wrongly: {len(values)} values do not make an array of shape {shape}.")
@@ -477,6 +494,15 @@ def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.nd
         return np.array(values, _python_kind(dtype)).astype(dtype).reshape(shape)
     except (OverflowError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is described wrongly: {error}.") from error
+
+
+def _checked_shape(shape: Any, path: str, *, unknown: bool = False) -> tuple[Any, ...]:
+    """Sizes, where `unknown` may be also None."""
+    sizes = [size if unknown and size is None else _checked(size, int, path) for size in _checked(shape, list, path)]
+    known = [max(size, 1) for size in sizes if size is not None]
+    if any(size is not None and size < 0 for size in sizes) or math.prod(known) > _MOST_VALUES:
+        raise ConfigError(f"{path} is described wrongly: no array has the shape {shape!r:.60}.")
+    return tuple(sizes)
 
 
 def _make_function(node: Any, path: str, depth: int) -> Any:
@@ -564,6 +590,8 @@ def _make_registered(node: Any, path: str, depth: int) -> Any:
         )
     if "config" not in node:
         return found
+    if not (isinstance(found, type) and hasattr(found, "get_config")):
+        raise ConfigError(f"{path} is described wrongly: {name!r:.80} is no class of objects that have a config.")
     config = from_config(node["config"], path, depth + 1)
     return found.from_config(config) if hasattr(found, "from_config") else _called(found, [], config, path)
 
@@ -665,10 +693,16 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
     """Specs by path, of pairs of a shape and a dtype."""
     result = {}
     for name, pair in _checked(specs, Mapping, path).items():
-        shape, dtype = _checked(pair, list, path) if len(pair) == 2 else _checked(None, list, path)
-        sizes = [_checked(size, int, f"{path}: {name}") for size in _checked(shape, list, path)]
-        result[name] = Spec(tuple(sizes), str(_dtype(dtype, f"{path}: {name}")))
+        if len(_checked(pair, list, path)) != 2:
+            raise ConfigError(f"{path} is described wrongly: {pair!r:.60} is no pair of a shape and a dtype.")
+        shape, dtype = pair
+        result[name] = checked_spec(shape, dtype, f"{path}: {name}")
     return result
+
+
+def checked_spec(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
+    """A spec of a shape, in which sizes may be `unknown` (None), and a dtype."""
+    return Spec(_checked_shape(shape, path, unknown=unknown), str(_dtype(dtype, path)))
 
 
 # Classes ----------------------------------------------------------------------------------------------------------------
@@ -681,21 +715,37 @@ def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any
     """The class of a name.
 
     Raises:
-        ConfigError: It is not there, or another kind of thing is.
+        ConfigError: It is not there, or another kind of thing is, or one that would run code of its own.
     """
     namespace, _, name = _checked(reference, str, path).partition(":")
-    for key in (reference, name):
+    for key in (reference, name, name.rpartition(".")[2]):
         found = keras.saving.get_registered_object(key)
         if found is not None:
             return _of_kind(found, is_right, reference, path)
     defined = [kind for kind in _classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
     if defined:
-        return _of_kind(defined[-1], is_right, reference, path)
-    return _of_kind(_imported(namespace, name), is_right, reference, path)
+        return _of_kind(_newest(defined), is_right, reference, path)
+    found = _of_kind(_imported(namespace, name), is_right, reference, path)
+    is_trusted = namespace.partition(".")[0] in {*_packages(), *_SESSIONS}
+    if not (is_trusted or issubclass(found, enum.Enum) or _only_holds(found)):
+        raise ConfigError(
+            f"{path} is of the class {reference!r:.80}, which runs code of its own when it is made.\n"
+            f"If it is to be trusted, give it: `custom_objects={{{found.__name__!r}: {found.__name__}}}`."
+        )
+    return found
 
 
 def _same_module(name: str, other: str) -> bool:
     return name == other or (name in _SESSIONS and other in _SESSIONS)
+
+
+def _newest(kinds: list[type]) -> type:
+    """Of classes with one name the one that has it now, or else the one that was defined last."""
+    for kind in reversed(kinds):
+        name = kind.__name__
+        if getattr(sys.modules.get(kind.__module__), name, None) is kind or _foreign.named(name) is kind:
+            return kind
+    return kinds[-1]
 
 
 def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
@@ -703,10 +753,12 @@ def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: 
     if found is None:
         is_package = namespace not in _SESSIONS and namespace.replace(".", "").isidentifier()
         place = _SESSIONS.get(namespace, f"in {namespace!r:.80}")
+        line = f"`import {namespace:.80}` (in R `reticulate::import({namespace[:80]!r})`)"
+        short = name.rpartition(".")[2][:80]
         raise ConfigError(
             f"{path} is of the class {name!r:.80}, defined {place}, which is not there.\n"
-            f"Run {f'`import {namespace:.80}`' if is_package else 'the code that defines it'} first, "
-            "or give the class in `custom_objects`."
+            f"Run {line if is_package else 'the code that defines it'} first, "
+            f"or give the class: `custom_objects={{{short!r}: {short}}}`."
         )
     if not isinstance(found, type) or not is_right(found):
         raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
@@ -714,14 +766,14 @@ def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: 
 
 
 def _imported(namespace: str, name: str) -> Any:
-    """What stands under a name in a package that has been imported already, or in Flax."""
+    """What stands under a name in a module that is there already, or in a package that has defined Flax modules, or in Flax."""
     parts = name.split(".")
     if not all(part.isidentifier() and not part.startswith("__") for part in parts):
         return None
-    root = namespace.partition(".")[0]
-    # Of Flax what is not there yet would bring other packages with it.
-    is_there = namespace in (*_NAMESPACES, *sys.modules)
-    if not (root in _packages() and (is_there or root != "flax")) and namespace not in _NAMESPACES:
+    root, *others = namespace.split(".")
+    # Of Flax what is not there yet would bring other packages with it, and `__main__` is a program.
+    may_be_imported = root in _packages() - {"flax"} and not any(part.startswith("__") for part in others)
+    if namespace not in (*_NAMESPACES, *sys.modules) and not may_be_imported:
         return None
     try:
         found = importlib.import_module(namespace)
@@ -736,5 +788,14 @@ def _imported(namespace: str, name: str) -> Any:
 
 
 def _packages() -> set[str]:
-    """The packages that classes are taken from: those that have defined Flax modules."""
+    """The packages whose code may run: those that have defined Flax modules."""
     return {kind.__module__.partition(".")[0] for kind in _classes()} & {"flax", "__main__", *sys.modules}
+
+
+def _only_holds(kind: type) -> bool:
+    """Whether making one of a class runs no code but what `dataclasses`, or a named tuple, has written for it."""
+    names = ("__new__", "__init__", "__post_init__", "__setattr__")
+    methods = [getattr(kind, name, None) for name in names if getattr(kind, name, None) is not getattr(object, name, None)]
+    return type(kind).__call__ is type.__call__ and all(
+        isinstance(method, FunctionType) and method.__code__.co_filename == "<string>" for method in methods
+    )

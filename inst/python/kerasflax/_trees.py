@@ -64,8 +64,8 @@ class Form:
         """
         model, positions = _serialise.from_config(config.get("model"), "The input"), config.get("positions")
         leaves = jax.tree.leaves(model)
-        is_list = isinstance(positions, list) and all(type(position) is int for position in positions)
-        if not is_list or not sorted(leaves) == sorted(positions or []) == list(range(len(leaves))):
+        are_numbers = isinstance(positions, list) and all(type(each) is int for each in (*leaves, *positions))
+        if not are_numbers or not sorted(leaves) == sorted(positions or []) == list(range(len(leaves))):
             raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
         return cls(model, tuple(positions or []))
 
