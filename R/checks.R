@@ -6,6 +6,8 @@ check_module <- function(module, call = caller_env()) {
   }
   hint <- if (is_python_class(module)) {
     "Make an instance of it: {.code module = {module$`__name__`}(...)}."
+  } else if (inherits(module, "flax_module")) {
+    "Call it, with values for its fields: what it returns is one."
   } else if (is_keras_layer(module)) {
     "A Keras layer needs no wrapper: pipe into it, or add it to the model."
   } else if (is.function(module)) {
@@ -293,6 +295,8 @@ what_is <- function(x) {
     paste0("the class `", x$`__name__`, "`, not an instance")
   } else if (is_python_object(x)) {
     paste0("a Python object of class `", sub("^python[.]builtin[.]", "", class(x)[[1]]), "`")
+  } else if (inherits(x, "flax_module")) {
+    paste0("the constructor of `", attr(x, "name"), "`, not an instance")
   } else if (is.function(x)) {
     "an R function"
   } else if (rlang::is_scalar_atomic(x)) {

@@ -49,8 +49,19 @@ flax_import <- function(path) {
   check_file_path(path)
   run <- with_r_conditions(unconverted_core()$import_model(path))
   function(inputs) {
-    check_object(inputs, FALSE)
+    check_inputs(inputs)
     as_r_arrays(with_r_conditions(run(inputs)))
+  }
+}
+
+check_inputs <- function(inputs, call = caller_env()) {
+  problem <- if (missing(inputs) || is.null(inputs)) "It is NULL" else object_problem(inputs)
+  if (!is.null(problem)) {
+    abort_kerasflax(
+      c("{.arg inputs} must be an array, or a list of arrays, as the model takes them.", x = "{problem}."),
+      cause = "object",
+      call = call
+    )
   }
 }
 

@@ -125,6 +125,13 @@ print.flax_module <- function(x, ...) {
   invisible(x)
 }
 
+# Python knows the constructor as the class that it stands for: in `custom_objects`, or where a module takes a class.
+
+#' @exportS3Method reticulate::r_to_py flax_module
+r_to_py.flax_module <- function(x, convert = FALSE) {
+  environment(x)$class
+}
+
 shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
 
 # `make` is what calls the class.
@@ -220,6 +227,8 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
     "Two fields or methods have the name {.val {names[duplicated(names)][[1]]}}."
   } else if (any(vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA))) {
     "A field is NA, for which Python has no value: give {.code NULL}, say."
+  } else if ("setup" %in% names && !is_r_method(parts$setup)) {
+    "{.code setup} must be a function whose first argument is {.arg self}."
   } else if (any(names %in% c(reserved_fields, reserved))) {
     "Every Flax module has a {.val {intersect(names, c(reserved_fields, reserved))[[1]]}} of its own."
   }

@@ -8,6 +8,11 @@ test_that("an exported model computes what the model does, with a module written
   for (n in c(1, 8)) {
     expect_equal(run(images(n)), predict(model, images(n), verbose = 0), tolerance = 1e-6)
   }
+  expect_snapshot(error = TRUE, {
+    run()
+    run(1:3)
+    run("a")
+  })
 })
 
 test_that("wrong arguments and files are refused", {

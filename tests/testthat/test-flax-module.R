@@ -99,6 +99,7 @@ test_that("wrong parts are refused", {
     flax_module("A", lambda = 1, call = call)
     flax_module("A", apply = 1, call = call)
     flax_module("A", x = NA, call = call)
+    flax_module("A", setup = function() 1, call = call)
     flax_field("number")
   })
 })
@@ -118,6 +119,17 @@ test_that("a saved model of it is loaded where the definition has been run", {
   )))
   expect_identical(dim(old), c(4L, 5L))
   expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+})
+
+test_that("a constructor is the class to Python, and no module", {
+  skip_without_flax()
+  nn <- flax_linen()
+  counts <- flax_module("Counts", units = 3L, call = function(self, inputs) (nn$Dense(self$units))(inputs))
+  repeated <- flax_module("Repeated", part = flax_field(), call = function(self, inputs) (self$part(2L))(inputs))
+  layer <- layer_flax_module_wrapper(module = repeated(part = counts))
+  expect_identical(dim(as.array(layer(matrix(1, 4, 3)))), c(4L, 2L))
+  expect_identical(layer$module$part$`__qualname__`, "Counts")
+  expect_snapshot(error = TRUE, layer_flax_module_wrapper(module = counts))
 })
 
 nnx_mlp <- function() {

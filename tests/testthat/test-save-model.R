@@ -141,6 +141,39 @@ test_that("a clone has the same module and values of its own", {
   expect_identical(config$module, list(object = "flax.linen:Dense", fields = list(features = 2L)))
 })
 
+test_that("a layer and a model go through their config in R", {
+  skip_without_flax()
+  nn <- flax_linen()
+  fields <- flax_module("Fields",
+    sizes = 3L, one = flax_field(), options = list(), names = flax_field(),
+    call = function(self, inputs) (nn$Dense(self$sizes))(inputs)
+  )
+  module <- fields(one = reticulate::tuple(3L), names = list(list("a"), 1L))
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(module, name = "net", seed = 2^32 - 1)
+  flax_freeze(model, "**/bias")
+  layer <- get_layer(model, "net")
+  expect_true(from_config(get_config(layer))$module == module)
+  again <- get_layer(from_config(get_config(model)), "net")
+  expect_true(again$module == module)
+  expect_identical(again$seed, layer$seed)
+  expect_identical(again$frozen, layer$frozen)
+})
+
+test_that("a constructor is the class that `custom_objects` asks for", {
+  skip_without_flax()
+  nn <- flax_linen()
+  path <- withr::local_tempfile(fileext = ".keras")
+  define <- function(name) {
+    flax_module(name, units = 3L, call = function(self, inputs) (nn$Dense(self$units))(inputs))
+  }
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(define("Before")(units = 2))
+  save_model(model, path)
+  loaded <- load_model(path, custom_objects = list(Before = define("After")))
+  module <- loaded$layers[[1]]$module
+  expect_identical(class(module)[[1]], "<r-globalenv>.After")
+  expect_identical(module$units, 2L)
+})
+
 test_that("files of every version are read", {
   skip_without_flax()
   nn <- flax_linen()

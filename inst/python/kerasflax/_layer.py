@@ -521,6 +521,10 @@ class FlaxLayer(keras.layers.Layer):
         if not isinstance(config.get("autocast", True), bool):
             raise ConfigError(f"`autocast` is described wrongly: {config['autocast']!r:.60}.")
         frozen, given = config.pop("frozen", []), config.pop("given", {})
+        seed = config.get("seed")
+        if type(seed) is int and -(2**31) <= seed < 0:
+            # A config that R has handed on: its integers have 31 bits and a sign.
+            config["seed"] = seed + 2**32
         unknown = config.keys() - _CONFIGURED
         if unknown:
             raise ConfigError(f"The layer is described with {', '.join(map(repr, sorted(unknown)))}, which no layer has.")

@@ -15,6 +15,7 @@ Numbers, text, truth values, None and lists stand for themselves. Everything els
     {"registered": "package>name"}                                 what `keras.saving.register_keras_serializable` knows;
                                                                    of an instance with its "config"
     {"tuple": [...]}, {"dict": {...}}, {"frozen_dict": {...}}, {"set": [...]}, {"frozenset": [...]}
+    {"list": [3]}                                                  a list of one number or text, which in R is that itself
     {"named_tuple": "package.module:Name", "fields": [...]}, {"enum": "jax.lax:Precision", "member": "HIGHEST"}
     {"dtype": "bfloat16"}, {"partition_spec": ["data", null]}
     {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}, {"number": 2.0, "dtype": "float16"}
@@ -74,6 +75,7 @@ _FACTORIES = {
     "flax.linen": ("with_partitioning", "with_logical_partitioning"),
 }
 _NUMBER_TYPES = (bool, int, float, complex)
+_SCALARS = (bool, int, float, str)
 # More than any array has. JAX ends the process at a product of sizes that overflows.
 _MOST_VALUES = 2**48
 
@@ -165,7 +167,8 @@ def _python_kind(dtype: np.dtype[Any]) -> Any:
 
 def _of_container(value: Any, path: str) -> Json:
     if type(value) is list:
-        return _items(value, path)
+        items = _items(value, path)
+        return {"list": items} if len(items) == 1 and isinstance(items[0], _SCALARS) else items
     if type(value) is tuple:
         return {"tuple": _items(value, path)}
     if type(value) in (set, frozenset):
@@ -414,8 +417,13 @@ def _checked(value: Any, kind: type | tuple[type, ...], path: str) -> Any:
     return value
 
 
+def _listed(nodes: Any, path: str) -> list[Any]:
+    """A list; one of one scalar may have been that scalar in between, in R."""
+    return [nodes] if isinstance(nodes, _SCALARS) else _checked(nodes, list, path)
+
+
 def _made_items(nodes: Any, path: str, depth: int) -> list[Any]:
-    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(_checked(nodes, list, path))]
+    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(_listed(nodes, path))]
 
 
 def _made_fields(nodes: Any, path: str, depth: int) -> dict[str, Any]:
@@ -440,7 +448,7 @@ def _make_dict(node: Any, path: str, depth: int) -> Any:
     if isinstance(node[kind], Mapping):
         items = _made_fields(node[kind], path, depth)
     else:
-        pairs = [_made_items(pair, path, depth) for pair in _checked(node[kind], list, path)]
+        pairs = [_made_items(pair, path, depth) for pair in _listed(node[kind], path)]
         if not all(len(pair) == 2 for pair in pairs):
             raise ConfigError(f"{path} is described wrongly: a dict is a list of pairs.")
         items = {_hashable(key, path): item for key, item in pairs}
@@ -498,7 +506,7 @@ def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.nd
 
 def _checked_shape(shape: Any, path: str, *, unknown: bool = False) -> tuple[Any, ...]:
     """Sizes, where `unknown` may be also None."""
-    sizes = [size if unknown and size is None else _checked(size, int, path) for size in _checked(shape, list, path)]
+    sizes = [size if unknown and size is None else _checked(size, int, path) for size in _listed(shape, path)]
     known = [max(size, 1) for size in sizes if size is not None]
     if any(size is not None and size < 0 for size in sizes) or math.prod(known) > _MOST_VALUES:
         raise ConfigError(f"{path} is described wrongly: no array has the shape {shape!r:.60}.")
@@ -612,6 +620,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any, str, int], Any]]] = {
     "initializer": (("arguments",), _make_initializer),
     "partial": (("arguments", "keywords"), _make_partial),
     "registered": (("config",), _make_registered),
+    "list": ((), lambda node, path, depth: _made_items(node["list"], path, depth)),
     "tuple": ((), lambda node, path, depth: tuple(_made_items(node["tuple"], path, depth))),
     "dict": ((), _make_dict),
     "frozen_dict": ((), _make_dict),
@@ -686,7 +695,7 @@ def _named_function(node: Mapping[str, Any], path: str) -> Any:
 
 def checked_names(names: Any, path: str) -> list[str]:
     """A list of texts, which it is refused not to be."""
-    return [_checked(name, str, path) for name in _checked(names, list, path)]
+    return [_checked(name, str, path) for name in _listed(names, path)]
 
 
 def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
