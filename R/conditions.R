@@ -94,6 +94,8 @@ in_r_words <- function(text) {
     "a function of [(]module, inputs, training[)]" = "a `function(module, inputs, training)`",
     "keras[.]Input[(]batch_shape=[.]{3}[)]" = "keras_input(batch_shape = ...)",
     "Install it: pip install ([\\w.-]+)" = "Install it: reticulate::py_require(\"\\1\") before Python is used, or py_install()",
+    "`import ([\\w.]+)`" = "`reticulate::import(\"\\1\")`",
+    "custom_objects=[{]'(\\w+)': (\\w+)[}]" = "custom_objects = list(\\1 = \\2)",
     "\\bNone\\b" = "NULL"
   )
   for (python in names(words)) {

@@ -21,5 +21,7 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.12.0")
   packageStartupMessage("kerasflax: layer_flax_module_wrapper() and save_model() take the place of keras3's.")
 }
 
-# Tells the core how R functions and errors are to be understood, and where functions are found by name.
-register_r <- function() the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name, r_name_of_method)
+# Tells the core how R functions and errors are to be understood, where functions are found by name, and what R's words are.
+register_r <- function() {
+  the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name, r_name_of_method, in_r_words)
+}

@@ -441,6 +441,32 @@ def test_a_new_process_finds_the_module_in_the_script_in_a_package_and_nowhere(t
         assert ("import netpackage" if name == "package" else "the code that defines it") in missing
 
 
+@pytest.mark.parametrize("optimizer", ["SGD(0.1, momentum=0.9)", "Adam(0.01)"])
+def test_a_new_process_makes_the_next_steps_that_the_old_one_would_have_made(optimizer, tmp_path):
+    code = """
+        import sys, keras, numpy as np
+        sys.path.insert(0, {tests!r})
+        from modules import ConvNet
+        from kerasflax import FlaxLayer, freeze
+        x = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+        y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+        {begin}
+        model.reset_metrics()
+        print(model.predict(x, verbose=0).tolist(), [model.train_on_batch(x, y) for _ in range(2)])
+        print([(w.path, w.trainable, w.numpy().tobytes().hex()) for w in model.weights])
+        print([w.numpy().tobytes().hex() for w in model.optimizer.variables])
+    """
+    path = str(tmp_path / "m.keras")
+    first = (
+        "model = keras.Sequential([keras.Input((5, 5, 1)), FlaxLayer(ConvNet(), name='net', seed=1)]); "
+        f"freeze(model, 'net/params/Conv_0/*'); model.compile(keras.optimizers.{optimizer}, 'mse'); "
+        f"model.fit(x, y, batch_size=2, epochs=2, verbose=0); model.save({path!r})"
+    )
+    tests = os.path.dirname(__file__)
+    old = run(code.format(tests=tests, begin=first))
+    assert run(code.format(tests=tests, begin=f"model = keras.models.load_model({path!r})")) == old
+
+
 def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     train = """
         import os, sys, keras, numpy as np
@@ -537,6 +563,13 @@ def test_a_hostile_description_is_an_error_and_imports_nothing(name):
         FlaxLayer.from_config(config)
     assert type(caught.value).__module__ == "kerasflax._errors"
     assert {name.partition(".")[0] for name in set(sys.modules) - before} <= {"jax", "flax"}
+
+
+def test_nobody_is_asked_to_import_what_is_there_or_has_no_modules():
+    for name in ("os:Net", "antigravity:Net", f"{__name__}:Net"):
+        with pytest.raises(ConfigError, match="does not have") as caught:
+            from_config({"object": name}, "it")
+        assert "import" not in str(caught.value)
 
 
 def damaged(path, change):

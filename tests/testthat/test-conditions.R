@@ -77,3 +77,11 @@ test_that("what `if` says of a tensor gains what to write, wherever the layer is
   expect_error(fit(model, array(1, c(2, 3)), array(1, c(2, 3)), verbose = 0), "op_where\\(\\)")
   expect_error(layer_flax_module_wrapper(array(1, c(2, 3)), flax_linen()$Dense(1L), \(module, x) if (x > 0) x), "op_cond")
 })
+
+test_that("the line to type is one of R", {
+  text <- "Run `import nets.small` first, or give the class: `custom_objects={'Net': Net}`."
+  expect_identical(
+    kerasflax:::in_r_words(text),
+    "Run `reticulate::import(\"nets.small\")` first, or give the class: `custom_objects = list(Net = Net)`."
+  )
+})

@@ -38,25 +38,40 @@ test_that("a model with a module written in R goes on in a new session as it wou
   expect_match(missing, "'RNet'", fixed = TRUE)
   expect_match(missing, "defined in a session or script of R", fixed = TRUE)
   expect_match(missing, "Run the code that defines it first", fixed = TRUE)
+  expect_match(missing, "custom_objects = list(RNet = RNet)", fixed = TRUE)
 })
 
 test_that("training that was killed goes on as if it had not been", {
   skip_without_flax()
   train <- function(folder, kill) {
     sprintf(
-      "killer <- callback_lambda(on_epoch_end = function(epoch, logs) if (%s && epoch == 2) tools::pskill(Sys.getpid(), 9L))
+      "epochs <- 0
+       killer <- callback_lambda(
+         on_epoch_begin = function(epoch, logs) epochs <<- epoch,
+         on_train_batch_end = function(batch, logs) if (%s && epochs == 3 && batch == 2) tools::pskill(Sys.getpid(), 9L)
+       )
        model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(), name = 'net', seed = 1)
        compile(model, optimizer_adam(0.1), 'mse')
-       callbacks <- list(callback_backup_and_restore('%s'), killer)
-       fit(model, x, y, epochs = 4, batch_size = 4, shuffle = FALSE, verbose = 0, callbacks = callbacks)
+       callbacks <- list(
+         callback_backup_and_restore(file.path('%s', 'backup')),
+         callback_model_checkpoint(file.path('%s', 'm{epoch}.keras')),
+         killer
+       )
+       fit(model, x, y, epochs = 4, batch_size = 2, shuffle = FALSE, verbose = 0, callbacks = callbacks)
        result <- flax_variables(model)",
-      kill, folder
+      kill, folder, folder
     )
   }
-  folder <- withr::local_tempdir()
-  expect_error(result_of(c(definition, train(file.path(folder, "killed"), TRUE))))
-  resumed <- result_of(c(definition, train(file.path(folder, "killed"), FALSE)))
-  expect_identical(resumed, result_of(c(definition, train(file.path(folder, "never"), FALSE))))
+  folders <- file.path(withr::local_tempdir(), c("killed", "never"))
+  lapply(folders, dir.create)
+  expect_error(result_of(c(definition, train(folders[[1]], TRUE))))
+  expect_setequal(list.files(folders[[1]], "keras$"), c("m1.keras", "m2.keras"))
+  resumed <- result_of(c(definition, train(folders[[1]], FALSE)))
+  expect_identical(resumed, result_of(c(definition, train(folders[[2]], FALSE))))
+  checkpoint <- "model <- load_model('%s')
+    fit(model, x, y, epochs = 4, initial_epoch = 3, batch_size = 2, shuffle = FALSE, verbose = 0)
+    result <- flax_variables(model)"
+  expect_identical(result_of(c(definition, sprintf(checkpoint, file.path(folders[[1]], "m2.keras")))), resumed)
 })
 
 test_that("a model of Flax's own parts is loaded with nothing but the package", {

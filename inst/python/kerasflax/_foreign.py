@@ -16,14 +16,18 @@ Formals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
 Advice = Callable[[BaseException], "str | None"]
 Named = Callable[[str], "Callable[..., Any] | None"]
 Name = Callable[[Callable[..., Any]], "str | None"]
+Words = Callable[[str], str]
 
 _formals: Formals | None = None
 _advice: Advice | None = None
 _named: Named | None = None
 _name: Name | None = None
+_words: Words | None = None
 
 
-def register(formals: Formals | None, advice: Advice | None, named: Named | None, name: Name | None) -> None:
+def register(
+    formals: Formals | None, advice: Advice | None, named: Named | None, name: Name | None, words: Words | None = None
+) -> None:
     """Let another language tell.
 
     Args:
@@ -32,9 +36,10 @@ def register(formals: Formals | None, advice: Advice | None, named: Named | None
         advice: From an exception to what its message leaves unsaid, None for nothing.
         named: From a name to the function that the user has defined under it, None where there is none.
         name: From a Python function to the name under which `named` finds it, None where it does not.
+        words: From a message that speaks of Python's things to one that speaks of the language's.
     """
-    global _formals, _advice, _named, _name
-    _formals, _advice, _named, _name = formals, advice, named, name
+    global _formals, _advice, _named, _name, _words
+    _formals, _advice, _named, _name, _words = formals, advice, named, name, words
 
 
 def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
@@ -55,6 +60,11 @@ def named(name: str) -> Callable[..., Any] | None:
 def name(function: Callable[..., Any]) -> str | None:
     """The name under which the user has defined a function of another language, if it is still found under it."""
     return _name(function) if _name else None
+
+
+def words(text: str) -> str:
+    """A message as the user's language says it."""
+    return _words(text) if _words else text
 
 
 def refuse_taken_names(class_name: str, names: Iterable[str], base: type) -> None:

@@ -739,7 +739,7 @@ def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any
     if not (is_trusted or issubclass(found, enum.Enum) or _only_holds(found)):
         raise ConfigError(
             f"{path} is of the class {reference!r:.80}, which runs code of its own when it is made.\n"
-            f"If it is to be trusted, give it: `custom_objects={{{found.__name__!r}: {found.__name__}}}`."
+            + _foreign.words(f"If it is to be trusted, give it: `custom_objects={{{found.__name__!r}: {found.__name__}}}`.")
         )
     return found
 
@@ -760,18 +760,23 @@ def _newest(kinds: list[type]) -> type:
 def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
     namespace, _, name = reference.partition(":")
     if found is None:
-        is_package = namespace not in _SESSIONS and namespace.replace(".", "").isidentifier()
-        place = _SESSIONS.get(namespace, f"in {namespace!r:.80}")
-        line = f"`import {namespace:.80}` (in R `reticulate::import({namespace[:80]!r})`)"
-        short = name.rpartition(".")[2][:80]
-        raise ConfigError(
-            f"{path} is of the class {name!r:.80}, defined {place}, which is not there.\n"
-            f"Run {line if is_package else 'the code that defines it'} first, "
-            f"or give the class: `custom_objects={{{short!r}: {short}}}`."
-        )
+        raise ConfigError(_foreign.words(f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"))
     if not isinstance(found, type) or not is_right(found):
         raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
     return found
+
+
+def _where_it_was(namespace: str, name: str) -> str:
+    """Of a class that is not found, where it was defined, and the line to type."""
+    short = name.rpartition(".")[2][:80]
+    give = f"give the class: `custom_objects={{{short!r}: {short}}}`."
+    if namespace in _SESSIONS:
+        return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"
+    if namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
+        return f"which {namespace!r:.80} does not have.\nIf it is elsewhere now, {give}"
+    is_package = namespace.replace(".", "").isidentifier()
+    line = f"`import {namespace:.80}`" if is_package else "the code that defines it"
+    return f"defined in {namespace!r:.80}, which is not there.\nRun {line} first, or {give}"
 
 
 def _imported(namespace: str, name: str) -> Any:
