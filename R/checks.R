@@ -91,7 +91,8 @@ list_problem <- function(object, name) {
 }
 
 check_method <- function(method, call = caller_env()) {
-  is_callable <- is.function(method) && !is_python_class(method) && !is_flax_module(method) && !is_keras_layer(method)
+  is_other <- is_python_class(method) || is_flax_module(method) || is_keras_layer(method) || inherits(method, "flax_module")
+  is_callable <- is.function(method) && !is_other
   if (is.null(method) || is_callable || rlang::is_string(method)) {
     return(invisible(method))
   }

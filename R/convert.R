@@ -16,7 +16,7 @@ as_variables <- function(variables) {
 
 # R functions convert what they are called with: `inputs` arrives as an R list, where it is one, and not as Python's.
 as_method <- function(method, name) {
-  if (!is.function(method) || is_python_object(method)) {
+  if (!is.function(method) || is_python_object(method) || inherits(method, "flax_module")) {
     return(method)
   }
   method <- reticulate::r_to_py(rlang::as_closure(method), convert = TRUE)

@@ -2,6 +2,7 @@ import base64
 import dataclasses
 import enum
 import functools
+import importlib
 import json
 import marshal
 import os
@@ -540,7 +541,6 @@ HOSTILE = {
     "an array that is too large": {"array": [], "shape": [10**12], "dtype": "float32"},
     "an array whose sizes overflow": {"array": [], "shape": [2**62, 0], "dtype": "float32", "of": "jax"},
     "a function of a function": {"function": "jax.numpy:mask_indices"},
-    "a program of a package": {"object": "pytest.__main__:Net"},
     "a wrong number": {"float": "__import__('os')"},
     "a set of lists": {"set": [[1]]},
     "another package's class, through Flax": {"object": "flax.training.checkpoints:ocp.CheckpointManagerOptions"},
@@ -563,6 +563,19 @@ def test_a_hostile_description_is_an_error_and_imports_nothing(name):
         FlaxLayer.from_config(config)
     assert type(caught.value).__module__ == "kerasflax._errors"
     assert {name.partition(".")[0] for name in set(sys.modules) - before} <= {"jax", "flax"}
+
+
+def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
+    (tmp_path / "programpackage").mkdir()
+    (tmp_path / "programpackage/__init__.py").write_text("from flax import linen as nn\nclass Net(nn.Module): pass\n")
+    (tmp_path / "programpackage/more.py").write_text("from flax import linen as nn\nclass Other(nn.Module): pass\n")
+    (tmp_path / "programpackage/__main__.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("programpackage")
+    assert type(from_config({"object": "programpackage.more:Other"}, "it")).__name__ == "Other"
+    with pytest.raises(ConfigError, match="not there"):
+        from_config({"object": "programpackage.__main__:Net"}, "it")
+    assert not (tmp_path / "mark").exists()
 
 
 def test_nobody_is_asked_to_import_what_is_there_or_has_no_modules():
@@ -685,7 +698,7 @@ def test_other_parts_are_checked(key, value):
 
 
 @pytest.mark.parametrize(
-    "config", [{"input_shape": [1]}, {"input_shape": 3, "input_dtype": "int32"}, {"input_dtype": ["int8"]}]
+    "config", [{"input_shape": [1]}, {"input_shape": [-3], "input_dtype": "int32"}, {"input_dtype": ["int8"]}]
 )
 def test_what_a_layer_is_built_on_is_checked(config):
     with pytest.raises(ConfigError, match="The input"):

@@ -129,7 +129,14 @@ test_that("a constructor is the class to Python, and no module", {
   layer <- layer_flax_module_wrapper(module = repeated(part = counts))
   expect_identical(dim(as.array(layer(matrix(1, 4, 3)))), c(4L, 2L))
   expect_identical(layer$module$part$`__qualname__`, "Counts")
-  expect_snapshot(error = TRUE, layer_flax_module_wrapper(module = counts))
+  expect_snapshot(error = TRUE, {
+    layer_flax_module_wrapper(module = counts)
+    layer_flax_module_wrapper(module = nn$Dense(1L), method = counts)
+  })
+  # Asked for a method, the session does not rename the class.
+  assign("other_name", counts, envir = globalenv())
+  withr::defer(rm("other_name", envir = globalenv()))
+  expect_identical(reticulate::r_to_py(kerasflax:::r_method_of_name("other_name"))$`__name__`, "Counts")
 })
 
 nnx_mlp <- function() {

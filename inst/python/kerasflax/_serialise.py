@@ -735,8 +735,7 @@ def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any
     if defined:
         return _of_kind(_newest(defined), is_right, reference, path)
     found = _of_kind(_imported(namespace, name), is_right, reference, path)
-    is_trusted = namespace.partition(".")[0] in {*_packages(), *_SESSIONS}
-    if not (is_trusted or issubclass(found, enum.Enum) or _only_holds(found)):
+    if not (namespace.partition(".")[0] in _packages() or issubclass(found, enum.Enum) or _only_holds(found)):
         raise ConfigError(
             f"{path} is of the class {reference!r:.80}, which runs code of its own when it is made.\n"
             + _foreign.words(f"If it is to be trusted, give it: `custom_objects={{{found.__name__!r}: {found.__name__}}}`.")
@@ -773,7 +772,7 @@ def _where_it_was(namespace: str, name: str) -> str:
     if namespace in _SESSIONS:
         return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"
     if namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
-        return f"which {namespace!r:.80} does not have.\nIf it is elsewhere now, {give}"
+        return f"which {namespace!r:.80} does not have.\nRun the code that defines it first, or {give}"
     is_package = namespace.replace(".", "").isidentifier()
     line = f"`import {namespace:.80}`" if is_package else "the code that defines it"
     return f"defined in {namespace!r:.80}, which is not there.\nRun {line} first, or {give}"
@@ -808,8 +807,7 @@ def _packages() -> set[str]:
 
 def _only_holds(kind: type) -> bool:
     """Whether making one of a class runs no code but what `dataclasses`, or a named tuple, has written for it."""
-    names = ("__new__", "__init__", "__post_init__", "__setattr__")
-    methods = [getattr(kind, name, None) for name in names if getattr(kind, name, None) is not getattr(object, name, None)]
-    return type(kind).__call__ is type.__call__ and all(
-        isinstance(method, FunctionType) and method.__code__.co_filename == "<string>" for method in methods
-    )
+    names = ("__new__", "__init__", "__setattr__")
+    methods = [getattr(kind, name) for name in names if getattr(kind, name) is not getattr(object, name)]
+    are_written = all(isinstance(method, FunctionType) and method.__code__.co_filename == "<string>" for method in methods)
+    return are_written and not hasattr(kind, "__post_init__") and type(kind).__call__ is type.__call__
