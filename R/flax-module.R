@@ -150,14 +150,24 @@ construct_module <- function(class, fields, given, make = rlang::exec, call = ca
 
 # A value of a field as one of its type; NULL is one of every type.
 coerced <- function(value, type, name, call) {
-  if (is.null(value) || is_python_object(value) || type == "any") {
+  if (is.null(value) || is_python_object(value)) {
+    return(value)
+  }
+  if (is.atomic(value) && !is.double(value) && anyNA(value)) {
+    abort_kerasflax(
+      c("{.arg {name}} is NA, for which Python has no value.", i = "Give NULL, say."),
+      cause = "field",
+      call = call
+    )
+  }
+  if (type == "any") {
     return(value)
   }
   is_right <- switch(type,
     integer = is.numeric(value) && all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
     double = is.numeric(value),
-    logical = is.logical(value) && !anyNA(value),
-    character = is.character(value) && !anyNA(value)
+    logical = is.logical(value),
+    character = is.character(value)
   )
   if (!isTRUE(is_right)) {
     abort_kerasflax(

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from modules import ConvNet
 
-from kerasflax import ArgumentError, FileError, FlaxLayer, export_model, import_model
+from kerasflax import ArgumentError, FileError, FlaxLayer, PackageError, export_model, import_model
 
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
 
@@ -79,3 +79,11 @@ def test_what_is_no_model_or_no_file_is_said(tmp_path):
         Path(tmp_path, "m").write_bytes(data)
         with pytest.raises(FileError, match="no file that"):
             import_model(tmp_path / "m")
+
+
+def test_flatbuffers_is_asked_for_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    for attempt in (lambda: export_model(convolutional(), tmp_path / "m"), lambda: import_model(tmp_path / "m")):
+        with pytest.raises(PackageError, match="pip install flatbuffers"):
+            attempt()
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,33 @@ test_that("an exported model computes what the model does, with a module written
   })
 })
 
+test_that("a new session, and JAX alone, run a module written in R without its definition", {
+  skip_without_flax()
+  skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
+  path <- withr::local_tempfile(fileext = ".stablehlo")
+  nn <- flax_linen()
+  net <- flax_module("Exported", units = 2L, call = function(self, inputs, training = FALSE) {
+    x <- (nn$BatchNorm())(inputs, use_running_average = !training)
+    (nn$Dense(self$units))((nn$Dropout(0.5))(x, deterministic = !training))
+  })
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 4))
+  flax_export(model, path)
+  x <- matrix(seq(-1, 1, length.out = 15), 5)
+  expected <- predict(model, x, verbose = 0)
+  imported <- result_of(sprintf(
+    "library(kerasflax); result <- flax_import('%s')(matrix(seq(-1, 1, length.out = 15), 5))", path
+  ))
+  expect_equal(imported, expected, tolerance = 1e-6)
+  code <- withr::local_tempfile(fileext = ".py", lines = c(
+    "import sys, pathlib, jax.export, numpy as np",
+    "run = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes())).call",
+    "print(*np.asarray(run(np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5).T)).ravel())",
+    "assert not {'keras', 'flax', 'kerasflax', 'tensorflow'} & set(sys.modules)"
+  ))
+  printed <- system2(Sys.getenv("RETICULATE_PYTHON"), c(code, path), stdout = TRUE)
+  expect_equal(matrix(scan(text = printed, quiet = TRUE), 5, byrow = TRUE), expected, tolerance = 1e-6)
+})
+
 test_that("wrong arguments and files are refused", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")

@@ -112,13 +112,15 @@ def described(module: Any) -> Json:
 
 
 def _shown(value: Any) -> str:
+    if callable(value) and _foreign.formals(value) is not None:
+        return "it is a function of R"
     name = getattr(value, "__qualname__", None)
     return f"the {type(value).__name__} {name}" if name else f"{value!r:.60} of class {type(value).__name__}"
 
 
 def _advice(value: Any) -> str:
     if callable(value) and _foreign.formals(value) is not None:
-        return "A function of R can be called in a method, but not be kept in a field of a saved module."
+        return "Call it in a method, or take a function of `jax.nn`, `jax.numpy` or `flax.linen`."
     if callable(value):
         return (
             "Take a function of `jax.nn`, `jax.numpy` or `flax.linen` by name, or register this one with "
