@@ -353,6 +353,11 @@ def test_an_open_size_that_a_weight_needs_is_an_error_that_names_the_weight():
         FlaxLayer(Positions())(keras.Input((None, 3)))
 
 
+def test_sizes_that_overflow_are_an_error_and_not_the_end_of_the_process():
+    with pytest.raises(kerasflax.ShapeError, match=r"params/kernel: float32\(3, 4611686018427387904\)"):
+        FlaxLayer(nn.Dense(2**62))(np.ones((1, 3), np.float32))
+
+
 def test_an_activity_regularizer_counts_as_in_a_keras_layer():
     layer = FlaxLayer(MLP(), activity_regularizer=keras.regularizers.L2(0.1))
     plain = keras.layers.Identity(activity_regularizer=keras.regularizers.L2(0.1))

@@ -251,6 +251,10 @@ class FlaxLayer(keras.layers.Layer):
                 + "\n".join(open_)
                 + "\nGive the input's whole shape: the batch size by `keras.Input(batch_shape=...)`, say."
             )
+        too_large = [f"  {path}: {spec.dtype}{spec.shape}" for path, spec in expected.items() if spec.size > 2**48]
+        if too_large:
+            # JAX ends the process where a product of sizes overflows.
+            raise ShapeError(f"No memory holds these variables of {self._adapter.name}:\n" + "\n".join(too_large))
         wanted = [False] * len(jax.tree.leaves(outputs)) + [True] * len(expected)
         with jax.ensure_compile_time_eval():
             key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))

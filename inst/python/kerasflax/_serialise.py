@@ -409,7 +409,8 @@ def from_config(node: Json, path: str, depth: int = 0) -> Any:
         for key, (others, make) in _KINDS.items():
             if key in node and node.keys() <= {key, *others}:
                 return make(node, path, depth)
-        raise ConfigError(f"{path} is described in a way that is not known here: by {', '.join(map(repr, node)) or 'nothing'}.")
+        keys = ", ".join(f"{key!r:.40}" for key in list(node)[:5]) or "nothing"
+        raise ConfigError(f"{path:.200} is described in a way that is not known here: by {keys}.")
     raise ConfigError(f"{path} is described by {type(node).__name__}, which JSON does not have.")
 
 
@@ -429,7 +430,7 @@ def _made_items(nodes: Any, path: str, depth: int) -> list[Any]:
 
 
 def _made_fields(nodes: Any, path: str, depth: int) -> dict[str, Any]:
-    return {name: from_config(node, f"{path}.{name}", depth + 1) for name, node in _checked(nodes, Mapping, path).items()}
+    return {name: from_config(node, f"{path}.{name:.60}", depth + 1) for name, node in _checked(nodes, Mapping, path).items()}
 
 
 def _make_float(node: Any, path: str, depth: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -57,6 +58,11 @@ class Spec:
 
     shape: tuple[int | None, ...]
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """The number of values, with one for each size that is not known."""
+        return math.prod(1 if size is None else size for size in self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
