@@ -24,7 +24,8 @@
 #'
 #' # Saving
 #' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
-#' defines the module.
+#' defines the module, under the same name; a module of another name is given as
+#' `load_model(custom_objects = list(MLP = my_mlp))`, by its constructor.
 #'
 #' @param .name The class's name.
 #' @param ... Fields and methods, by name.

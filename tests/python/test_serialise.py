@@ -723,6 +723,27 @@ def test_the_newest_class_of_a_name_counts_and_custom_objects_come_first():
         assert type(from_config({"object": "elsewhere:Net"}, "net")) is old
 
 
+def test_what_flax_has_transformed_twice_is_not_chosen_in_silence():
+    def repeated(axis):
+        return nn.vmap(nn.Dense, in_axes=axis, out_axes=axis, variable_axes={"params": 0}, split_rngs={"params": True})
+
+    old = repeated(1)
+    node = to_config(old(3), "net")
+    assert type(from_config(node, "net")) is old
+    new = repeated(2)
+    with pytest.warns(UserWarning, match="VmapDense.*2 here"):
+        assert type(from_config(node, "net")) is new
+    with keras.saving.custom_object_scope({"VmapDense": old}):
+        assert type(from_config(node, "net")) is old
+
+
+def test_a_keras_layer_of_the_name_is_not_taken_for_the_module():
+    with keras.saving.custom_object_scope({"Holder": keras.layers.Dense}):
+        assert type(again(Holder())) is Holder
+        with pytest.raises(ConfigError, match="another kind"):
+            from_config({"object": "elsewhere:Holder"}, "it")
+
+
 def test_the_class_that_has_the_name_now_counts_whatever_it_is_derived_from():
     class Base(nn.Module):
         pass

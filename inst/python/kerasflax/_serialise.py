@@ -730,14 +730,22 @@ def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any
         ConfigError: It is not there, or another kind of thing is, or one that would run code of its own.
     """
     namespace, _, name = _checked(reference, str, path).partition(":")
-    for key in (reference, name, name.rpartition(".")[2]):
-        found = keras.saving.get_registered_object(key)
-        if found is not None:
-            return _of_kind(found, is_right, reference, path)
+    given = [keras.saving.get_registered_object(key) for key in (reference, name, name.rpartition(".")[2])]
+    for found in given:
+        if isinstance(found, type) and is_right(found):
+            return found
     defined = [kind for kind in _classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
+    if len(defined) > 1 and namespace.startswith("flax."):
+        # `nn.vmap(nn.Dense, ...)` has one name, whatever the axes.
+        warnings.warn(
+            f"{path} is of the class {name!r:.80}, of which Flax's transformations have made {len(defined)} here: the newest "
+            "is taken.\n" + _foreign.words(f"Give another one by `custom_objects={{{name!r:.80}: {name:.80}}}`."),
+            stacklevel=2,
+        )
     if defined:
         return _of_kind(_newest(defined), is_right, reference, path)
-    found = _of_kind(_imported(namespace, name), is_right, reference, path)
+    found = _imported(namespace, name)
+    found = _of_kind(next(filter(None, given), None) if found is None else found, is_right, reference, path)
     if not (namespace.partition(".")[0] in _packages() or issubclass(found, enum.Enum) or _only_holds(found)):
         raise ConfigError(
             f"{path} is of the class {reference!r:.80}, which runs code of its own when it is made.\n"
