@@ -10,7 +10,7 @@
 #' function [save_model()] warns that `load_model()` takes it in `custom_objects`, by the name of the module's class.
 #'
 #' @param factory A class of `flax$nnx$Module`, or a function, of R or Python, that returns an instance. Where it takes `rngs`, it
-#'   is given `flax$nnx$Rngs`.
+#'   is given `flax$nnx$Rngs`; to be saved, a function has to take it.
 #' @param ... Its other arguments, by position or name. Whole numbers become integers where a class asks for them, vectors of
 #'   several become tuples. `rngs = NULL` makes the module without random numbers.
 #'
@@ -42,6 +42,8 @@ flax_lazy <- function(factory, ...) {
       cause = "argument"
     )
   }
-  factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
+  if (!inherits(factory, "flax_module")) {
+    factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
+  }
   with_r_conditions(rlang::exec(the$core$LazyModule, factory, !!!lapply(rlang::list2(...), as_field_value)))
 }

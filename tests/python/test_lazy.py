@@ -115,13 +115,18 @@ def test_where_it_is_not_known_saving_says_what_loading_takes(tmp_path):
     model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
     with pytest.warns(UserWarning, match="with which arguments the Forgetful was made is not known.*custom_objects"):
         model.save(tmp_path / "m.keras")
-    with pytest.raises(ConfigError, match=r"custom_objects=\{'Forgetful': lambda rngs"):
+    with pytest.raises(ConfigError, match=r"custom_objects=\{'Forgetful': make_forgetful\}"):
         keras.models.load_model(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras", custom_objects={"Forgetful": lambda rngs: Forgetful(4, rngs=rngs)})
     np.testing.assert_array_equal(loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0))
     changed = model_of(FlaxLayer(Adapted(rngs())), (2,))
     changed.save(tmp_path / "a.keras")
     keras.models.load_model(tmp_path / "a.keras")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def not_a_factory(path=None):
+    raise AssertionError("A file must not call it.")
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -152,9 +157,11 @@ def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tm
         {"constructor": "flax.linen:Dense:x"},
         {"constructor": {"function": "os:system"}},
         {"constructor": {"session": "system"}},
+        {"constructor": {"registered": "tests>not_a_factory"}, "arguments": ["file"]},
+        {"custom": "tests:tests>not_a_factory"},
         {"constructor": {"registered": "builtins>eval"}},
         {"constructor": 3},
-        {"constructor": "flax.nnx:Linear", "arguments": 3},
+        {"constructor": "flax.nnx:Linear", "arguments": {"in": 3}},
         {"constructor": "flax.nnx:Linear", "keywords": [3]},
         {"constructor": "flax.nnx:Linear", "keywords": {"rngs": 3}},
         {"constructor": "flax.nnx:Linear", "code": "x"},

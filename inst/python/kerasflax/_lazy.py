@@ -71,7 +71,7 @@ class LazyModule:
             ModuleError: The factory returns something else.
         """
         arguments, keywords = (_made(values, rngs) for values in (self.arguments, self.keywords))
-        if _takes_rngs(self.factory):
+        if _may_take_rngs(self.factory):
             keywords.setdefault(_RNGS, rngs)
         with replaced((type(nnx.Module), _with_whole_numbers)):
             module = self.factory(*arguments, **keywords)
@@ -123,12 +123,16 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(list(parameters.items())[isinstance(factory, type) :])
 
 
-def _takes_rngs(factory: Callable[..., Any]) -> bool:
+def takes_rngs(factory: Callable[..., Any]) -> bool:
+    """Whether it has an argument `rngs`, as what makes modules has."""
     formals = _foreign.formals(inspect.unwrap(factory))
-    if formals is not None:
-        return _RNGS in formals or "..." in formals
-    parameters = _parameters(factory)
-    return _RNGS in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return _RNGS in (_parameters(factory) if formals is None else formals)
+
+
+def _may_take_rngs(factory: Callable[..., Any]) -> bool:
+    # An R function shows Python `**kwargs`, and takes what it takes.
+    is_foreign = _foreign.formals(inspect.unwrap(factory)) is not None
+    return takes_rngs(factory) or (not is_foreign and any(p.kind is p.VAR_KEYWORD for p in _parameters(factory).values()))
 
 
 # How a module was made --------------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def known_as_made(module: nnx.Module | LazyModule) -> LazyModule | None:
     """
     if isinstance(module, LazyModule):
         return module
-    with_rngs: list[dict[str, Any]] = [{}, {_RNGS: None}] if _takes_rngs(type(module)) else [{}]
+    with_rngs: list[dict[str, Any]] = [{}, {_RNGS: None}] if takes_rngs(type(module)) else [{}]
     # What stands in the place of None may have been put there by the constructor.
     for keywords, fills_none in itertools.product(with_rngs, (False, True)):
         lazy = _guessed(module, keywords, fills_none)

@@ -285,7 +285,7 @@ def _of_made(value: Any, path: str) -> Json:
         kind = _lazy.class_of(value)
         warnings.warn(
             f"{path}: with which arguments the {kind.__name__} was made is not known. Loading it takes a function of `rngs` "
-            f"that makes it, `custom_objects={{{kind.__name__!r}: ...}}`; or give the layer a `LazyModule` that says so.",
+            + _foreign.words(f"that makes it, `{_custom_objects(kind.__name__)}`; or make it by `kerasflax.LazyModule`."),
             stacklevel=2,
         )
         return {"custom": _reference(kind, path)}
@@ -294,6 +294,10 @@ def _of_made(value: Any, path: str) -> Json:
         "arguments": [to_config(item, f"{path}: argument {i + 1}") for i, item in enumerate(lazy.arguments)],
         "keywords": {name: to_config(item, f"{path}.{name}") for name, item in lazy.keywords.items()},
     }
+
+
+def _custom_objects(name: str) -> str:
+    return f"custom_objects={{{name!r:.80}: make_{name.lower():.80}}}"
 
 
 _DESCRIPTIONS = (_of_made, _of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
@@ -575,18 +579,21 @@ def _make_made(node: Any, path: str, depth: int) -> _lazy.LazyModule:
         factory = _resolved(constructor, _is_module_class, path)
     else:
         factory = _named_function(_checked(constructor, Mapping, path), path)
+        if not _lazy.takes_rngs(factory):
+            # What makes modules takes them; anything else is not to be called with what stands in a file.
+            raise ConfigError(f"{path} is described wrongly: {constructor!r:.80} is no function of `rngs` that makes a module.")
     arguments = _made_items(node.get("arguments", []), path, depth)
     return _lazy.LazyModule(factory, *arguments, **_made_fields(node.get("keywords", {}), path, depth))
 
 
 def _make_custom(node: Any, path: str, depth: int) -> _lazy.LazyModule:
     reference = _checked(node["custom"], str, path)
-    name = reference.partition(":")[2]
+    name = reference.partition(":")[2].rpartition(".")[2]
     found = keras.saving.get_registered_object(reference) or keras.saving.get_registered_object(name)
-    if not callable(found):
+    if not (callable(found) and _lazy.takes_rngs(found)):
         raise ConfigError(
             f"{path} is of the class {name!r:.80}, and with which arguments it was made is not known.\n"
-            f"Give a function that makes it: `custom_objects={{{name!r:.80}: lambda rngs: ...}}`."
+            + _foreign.words(f"Give a function of `rngs` that makes it: `{_custom_objects(name)}`.")
         )
     return _lazy.LazyModule(found)
 
