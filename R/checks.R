@@ -131,7 +131,7 @@ check_variables <- function(variables, arg = "variables", fit = function(part) N
     c(
       "{.arg {arg}} must be a named list of collections, as {.code module$init()} returns it.",
       x = "It is {what_is(variables)}.",
-      i = "Give {.code list(params = list(...))}."
+      i = if (rlang::is_string(variables)) "A file is read by {.fn flax_read}." else "Give {.code list(params = list(...))}."
     ),
     cause = "variables",
     call = call

@@ -13,7 +13,7 @@
 #' # When
 #' Weights can be frozen before and after `compile()`. An optimizer that has trained the model keeps what it keeps: `compile()`
 #' the model again then; a warning says so. Without it the next `fit()` ends in an error of Keras's, which then has lost the
-#' model's weights.
+#' model's weights. A layer by itself knows of its training in this session alone: of a model that was loaded, give the model.
 #'
 #' @param object A layer made by [layer_flax_module_wrapper()] that has been built, or a model that holds some.
 #' @param path Patterns of paths, a character vector. `NULL`: every trainable weight of the Flax layers.

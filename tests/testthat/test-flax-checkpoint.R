@@ -85,6 +85,7 @@ test_that("files and arguments that will not do say what they are", {
     flax_read(at("other.msgpack"), rename = "a")
     flax_write(3, at("new.msgpack"))
     flax_write(NULL, at("new.msgpack"))
+    flax_write("w.msgpack", at("new.msgpack"))
     flax_write(layer, at("new.rds"))
     flax_write(list(params = list(kernel = "a")), at("new.msgpack"))
     flax_write(layer, at("new.msgpack"), metadata = "a")
