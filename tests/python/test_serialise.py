@@ -165,6 +165,8 @@ def test_a_config_goes_through_r():
     assert again.module.value == value
     assert [type(item) for item in again.module.value] == [type(item) for item in value]
     assert again.get_config() == config
+    form = simplify({"b": None, "a": 1})[1]
+    assert Form.from_config(through_r(json.loads(json.dumps(form.get_config())))) == form
 
 
 ARRAYS = [

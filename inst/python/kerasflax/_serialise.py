@@ -424,13 +424,13 @@ def _checked(value: Any, kind: type | tuple[type, ...], path: str) -> Any:
     return value
 
 
-def _listed(nodes: Any, path: str) -> list[Any]:
+def listed(nodes: Any, path: str) -> list[Any]:
     """A list; one of one scalar may have been that scalar in between, in R."""
     return [nodes] if isinstance(nodes, _SCALARS) else _checked(nodes, list, path)
 
 
 def _made_items(nodes: Any, path: str, depth: int) -> list[Any]:
-    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(_listed(nodes, path))]
+    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(listed(nodes, path))]
 
 
 def _made_fields(nodes: Any, path: str, depth: int) -> dict[str, Any]:
@@ -455,7 +455,7 @@ def _make_dict(node: Any, path: str, depth: int) -> Any:
     if isinstance(node[kind], Mapping):
         items = _made_fields(node[kind], path, depth)
     else:
-        pairs = [_made_items(pair, path, depth) for pair in _listed(node[kind], path)]
+        pairs = [_made_items(pair, path, depth) for pair in listed(node[kind], path)]
         if not all(len(pair) == 2 for pair in pairs):
             raise ConfigError(f"{path} is described wrongly: a dict is a list of pairs.")
         items = {_hashable(key, path): item for key, item in pairs}
@@ -513,7 +513,7 @@ def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.nd
 
 def _checked_shape(shape: Any, path: str, *, unknown: bool = False) -> tuple[Any, ...]:
     """Sizes, where `unknown` may be also None."""
-    sizes = [size if unknown and size is None else _checked(size, int, path) for size in _listed(shape, path)]
+    sizes = [size if unknown and size is None else _checked(size, int, path) for size in listed(shape, path)]
     known = [max(size, 1) for size in sizes if size is not None]
     if any(size is not None and size < 0 for size in sizes) or math.prod(known) > _MOST_VALUES:
         raise ConfigError(f"{path} is described wrongly: no array has the shape {shape!r:.60}.")
@@ -705,7 +705,7 @@ def _named_function(node: Mapping[str, Any], path: str) -> Any:
 
 def checked_names(names: Any, path: str) -> list[str]:
     """A list of texts, which it is refused not to be."""
-    return [_checked(name, str, path) for name in _listed(names, path)]
+    return [_checked(name, str, path) for name in listed(names, path)]
 
 
 def checked_specs(specs: Any, path: str) -> dict[str, Spec]:

@@ -62,12 +62,13 @@ class Form:
         Raises:
             ConfigError: It is no such description.
         """
-        model, positions = _serialise.from_config(config.get("model"), "The input"), config.get("positions")
+        model = _serialise.from_config(config.get("model"), "The input")
+        positions = _serialise.listed(config.get("positions"), "The input's form")
         leaves = jax.tree.leaves(model)
-        are_numbers = isinstance(positions, list) and all(type(each) is int for each in (*leaves, *positions))
-        if not are_numbers or not sorted(leaves) == sorted(positions or []) == list(range(len(leaves))):
+        are_numbers = all(type(each) is int for each in (*leaves, *positions))
+        if not are_numbers or not sorted(leaves) == sorted(positions) == list(range(len(leaves))):
             raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
-        return cls(model, tuple(positions or []))
+        return cls(model, tuple(positions))
 
     def restore(self, simplified: PyTree) -> PyTree:
         """The original structure, its dicts in their order, with the leaves of a simplified tree."""
