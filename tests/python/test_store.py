@@ -36,6 +36,8 @@ def test_the_next_training_step_after_loading_is_the_one_that_would_have_come(tm
     other.optimizer.build(other.trainable_variables)
     other.load_weights(tmp_path / "m.weights.h5")
     np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
+    # Older versions of Keras go on with the mean of the last epoch.
+    model.reset_metrics()
     losses = [m.train_on_batch(X, Y) for m in (model, other)]
     assert losses[0] == losses[1]
     for mine, theirs in zip(model.weights, other.weights, strict=True):

@@ -522,8 +522,9 @@ class FlaxLayer(keras.layers.Layer):
             raise ConfigError(f"The layer's module is described as {module!r:.60}, which is no Flax module.")
         method_config = config.pop("method", None)
         method = _serialise.method_from_config(method_config)
-        if not isinstance(config.get("autocast", True), bool):
-            raise ConfigError(f"`autocast` is described wrongly: {config['autocast']!r:.60}.")
+        for name in ("autocast", "trainable"):
+            if not isinstance(config.get(name, True), bool):
+                raise ConfigError(f"`{name}` is described wrongly: {config[name]!r:.60}.")
         frozen, given = config.pop("frozen", []), config.pop("given", {})
         seed = config.get("seed")
         if type(seed) is int and -(2**31) <= seed < 0:
