@@ -26,6 +26,7 @@ from flax import linen as nn
 from modules import MLP, ConvNet
 
 from kerasflax import ConfigError, FlaxLayer, ModuleError, freeze
+from kerasflax._models import check_savable
 from kerasflax._serialise import from_config, to_config
 from kerasflax._trees import Form, simplify
 
@@ -369,6 +370,21 @@ def test_what_a_layer_was_called_with_is_kept(tmp_path):
     loaded = keras.models.load_model(tmp_path / "m.keras")
     x = [np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4), np.ones((2, 3), np.float32)]
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_a_model_that_cannot_be_saved_is_known_before_the_file_is_opened():
+    @flax.struct.dataclass
+    class Local:
+        a: Any
+        b: Any
+
+    inputs = keras.Input((4,)), keras.Input((3,))
+    check_savable(keras.Model(inputs, FlaxLayer(Sum())(Two(*inputs))))
+    with pytest.raises(ConfigError, match=r"The input .*Local is made in a function"):
+        check_savable(keras.Model(inputs, FlaxLayer(Sum())(Local(*inputs))))
+    wrapped = keras.layers.TimeDistributed(FlaxLayer(nn.Sequential([lambda x: x])))
+    with pytest.raises(ConfigError, match=r"Sequential\.layers"):
+        check_savable(keras.Sequential([keras.Input((3, 4)), wrapped]))
 
 
 @pytest.mark.parametrize(

@@ -115,14 +115,12 @@ def fitted_variables(
 
 
 def check_savable(model: keras.layers.Layer) -> None:
-    """Raise what saving would raise about a module, before Keras opens the file.
+    """Raise what saving would raise about a model, before Keras opens the file.
 
     Raises:
-        ConfigError: A module that cannot be described; the message names the field.
+        ConfigError: A module, or what it is called with, cannot be described; the message names the field.
     """
-    for layer in model._flatten_layers():
-        if isinstance(layer, FlaxLayer):
-            layer.get_config()
+    keras.saving.serialize_keras_object(model)
 
 
 def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
