@@ -1,5 +1,6 @@
-# The floors stand in `python_floors` alone; tests hold pyproject.toml and the README to them.
-python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.12.0")
+# The floors stand in `python_floors` alone; tests hold pyproject.toml and the README to them. Flax: `nnx.capture()`. Keras: the
+# first release whose files cannot link to others (HDF5 external storage).
+python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
 
 .onLoad <- function(libname, pkgname) {
   reticulate::py_require(paste0(names(python_floors), ">=", python_floors))
