@@ -18,7 +18,8 @@ from flax import nnx
 from modules_nnx import ConvNet, Decoder, ViT
 
 import kerasflax
-from kerasflax import FlaxLayer, LazyModule, ModuleError, StateError, VariablesError
+from kerasflax import FieldError, FlaxLayer, LazyModule, MethodError, ModuleError, StateError, VariablesError
+from kerasflax._nnx import module_class
 from kerasflax._variables import named_leaves
 
 
@@ -383,13 +384,45 @@ def test_bridged_modules_wrap_either_way():
     np.testing.assert_allclose(FlaxLayer(module)(floats(2, 3)), module(floats(2, 3)), rtol=1e-6)
 
 
+def test_a_method_of_another_module_of_the_class_is_refused():
+    module, other = (nnx.Linear(3, 2, rngs=rngs()) for _ in range(2))
+    assert FlaxLayer(module, method=module.__call__)(floats(2, 3)).shape == (2, 2)
+    with pytest.raises(MethodError, match=r"another Linear than `module`(.|\n)*the method's name"):
+        FlaxLayer(module, method=other.__call__)
+
+
+# Classes that are made from another language ------------------------------------------------------------------------------
+
+
+def test_a_constructor_with_rngs_makes_what_the_layer_would_make():
+    def dense(self, rngs):
+        self.linear = nnx.Linear(3.0, self.units, rngs=rngs)
+
+    def outer(self, rngs):
+        self.last = LazyModule(Dense, units=2)
+
+    def call(self, inputs):
+        return self.linear(inputs)
+
+    place = "<elsewhere>"
+    Dense = module_class("Dense", place, {"units": int}, {}, {"setup": dense, "__call__": call})
+    methods = {"setup": outer, "__call__": lambda self, inputs: self.last(self.first(inputs))}
+    Outer = module_class("Outer", place, {"first": object}, {}, methods)
+    first = LazyModule(Dense, units=3)
+    module = Outer(first=first, rngs=nnx.Rngs(1))
+    assert_equal(variables_of(module), variables_of(LazyModule(Outer, first=first).make(nnx.Rngs(1))))
+    assert FlaxLayer(module)(floats(2, 3)).shape == (2, 2)
+    with pytest.raises(FieldError, match=r"`rngs` must be an `nnx.Rngs`, got int 0"):
+        Dense(units=2, rngs=0)
+
+
 # Keras's NNX mode ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_the_layer_works_where_keras_layers_are_nnx_modules(kind):
     code = """
-        import keras, numpy as np, jax
+        import keras, numpy as np, jax, jax.numpy as jnp
         from flax import linen as nn, nnx
         from kerasflax import FlaxLayer, ModuleError
         assert keras.config.is_nnx_enabled()
@@ -404,7 +437,17 @@ def test_the_layer_works_where_keras_layers_are_nnx_modules(kind):
         assert not np.array_equal(before, layer.flax_variables["params"]["kernel"])
         expected = model.predict(x, verbose=0)
         np.testing.assert_allclose(layer(x), expected, rtol=1e-6)
-        loss = nnx.value_and_grad(lambda layer: (layer(x) ** 2).mean(), argnums=nnx.DiffState(0, nnx.Variable))
+        # NNX's transformations take the layer's weights apart from it, and give it others.
+        graphdef, state = nnx.split(layer)
+        assert not np.any(nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, state))(x))
+        gradients = nnx.grad(lambda layer: (layer(x) ** 2).mean(), argnums=nnx.DiffState(0, nnx.Variable))(layer)
+        assert len(jax.tree.leaves(gradients)) == 2 and all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+        norm = FlaxLayer({"linen": nn.BatchNorm(use_running_average=None), "nnx": nnx.BatchNorm(3, rngs=nnx.Rngs(1))}[KIND])
+        norm(x)
+        nnx.jit(lambda layer: layer(x, training=True))(norm)
+        assert np.any(norm.flax_variables["batch_stats"]["mean"])
+        made = nnx.eval_shape(lambda: keras.Sequential([keras.Input((3,)), FlaxLayer(nnx.Linear(3, 2, rngs=nnx.Rngs(1)))]))
+        assert len(made.weights) == 2
         model.save(PATH)
         np.testing.assert_array_equal(keras.models.load_model(PATH).predict(x, verbose=0), expected)
         try:

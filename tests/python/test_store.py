@@ -66,15 +66,15 @@ def test_every_variable_is_in_the_file_under_its_path(name, tmp_path):
     other, loaded = model()
     saved.save_weights(tmp_path / "m.weights.h5")
     loaded.load_weights(tmp_path / "m.weights.h5")
-    variables = layer._variables_by_path
-    assert variables.keys() == other._variables_by_path.keys()
+    variables = layer.variables_by_path
+    assert variables.keys() == other.variables_by_path.keys()
     with h5py.File(tmp_path / "m.weights.h5") as file:
         names = []
         file.visit(names.append)
         (index,) = (name for name in names if name.endswith("/index.json"))
         group = file[index].parent
         for path, variable in variables.items():
-            np.testing.assert_array_equal(variable, other._variables_by_path[path], err_msg=path)
+            np.testing.assert_array_equal(variable, other.variables_by_path[path], err_msg=path)
             assert group[path].shape == tuple(variable.shape)
     np.testing.assert_array_equal(layer.seed_generator.state, other.seed_generator.state)
 

@@ -135,6 +135,8 @@ class FlaxLayer(keras.layers.Layer):
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
         self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
+        self._paths: tuple[str, ...] = ()
+        self._ordered_variables: tuple[keras.Variable, ...] = ()
         self._memory = _Memory(given=_variables.overlaid(self._adapter.take_values(), variables))
         self._compiled = jax.jit(self._apply, static_argnames=("training", "form"), inline=True)
 
@@ -183,11 +185,13 @@ class FlaxLayer(keras.layers.Layer):
             if self._memory.given_specs:
                 template, arrays = self._with_given_specs(template, arrays)
         self._template = template
-        self._variables_by_path = _variables.create(
+        variables = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
+        # In a tuple they are part of the layer for NNX too, whose transformations exchange the variables of Keras's layers.
+        self._paths, self._ordered_variables = tuple(variables), tuple(variables.values())
         unknown = set(self._memory.frozen) - set(self.trainable_paths)
         if unknown:
             raise ConfigError(f"{self._adapter.name} has no trainable weights {', '.join(sorted(unknown))}, to be frozen.")
@@ -271,7 +275,7 @@ class FlaxLayer(keras.layers.Layer):
     def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
         for pattern, value in values.items():
             for path in _paths.matched(pattern, self.trainable_paths):
-                setattr(self._variables_by_path[path], attribute, value)
+                setattr(self.variables_by_path[path], attribute, value)
 
     def _path_is_trainable(self, path: str) -> bool:
         return self._adapter.trainable(_variables.collection_of(path))
@@ -289,14 +293,14 @@ class FlaxLayer(keras.layers.Layer):
         """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
         self._memory.has_been_trained |= bool(training) and in_stateless_scope()
         training = bool(training) and self.trainable
-        arrays = _variables.values(self._variables_by_path.values(), cast=self._follows_policy)
+        arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
         mask = _mask_if_any(mask)
         with _raised_as_is():
             outputs, state, sown = until_learned(
                 lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training, form=form)
             )
-        for path, value in state.items():
-            self._variables_by_path[path].assign(value)
+        if state:
+            self.assign_variables(state)
         if self._adapter.draws(training):
             self.seed_generator.next()
         self._take_sown(sown)
@@ -314,7 +318,7 @@ class FlaxLayer(keras.layers.Layer):
         form: Form | None,
     ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
         """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
-        held = dict(zip(self._variables_by_path, arrays, strict=True))
+        held = dict(zip(self._paths, arrays, strict=True))
         variables = self._template.tree(held)
         outputs, state, sown = self._adapter.apply(
             variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
@@ -323,7 +327,7 @@ class FlaxLayer(keras.layers.Layer):
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
-        return outputs, _variables.checked_update(self._variables_by_path, updates, self._adapter.name), sown
+        return outputs, _variables.checked_update(self.variables_by_path, updates, self._adapter.name), sown
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
         for value in jax.tree.leaves(sown.get(_LOSSES)):
@@ -370,7 +374,7 @@ class FlaxLayer(keras.layers.Layer):
         known = self._memory.output_specs
         key = _hashable((inputs, mask), training, form)
         if key not in known:
-            arrays = [Spec(tuple(v.shape), v.dtype) for v in self._variables_by_path.values()]
+            arrays = [Spec(tuple(v.shape), v.dtype) for v in self._ordered_variables]
             # What a call of the same spec will find compiled, or at least traced.
             apply = functools.partial(self._compiled, training=training, form=form)
             known[key] = trace(apply, arrays, inputs, mask, Spec((2,), "uint32")).result[0]
@@ -408,7 +412,7 @@ class FlaxLayer(keras.layers.Layer):
         """
         self.check_values()
         return self._template.tree(
-            {path: _variables.alias(variable.value) for path, variable in self._variables_by_path.items()}
+            {path: _variables.alias(variable.value) for path, variable in self.variables_by_path.items()}
         )
 
     @flax_variables.setter
@@ -423,7 +427,7 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: Something does not fit; it lists every place by path.
         """
         self.check_values()
-        return _variables.fitted(self._variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
+        return _variables.fitted(self.variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
 
     def _kept(self, variables: Any) -> Any:
         """Given variables without what the module sows; anything else is `fitted`'s to refuse."""
@@ -431,13 +435,14 @@ class FlaxLayer(keras.layers.Layer):
 
     def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
         """Set variables by path, as `fitted_variables` returns them."""
+        variables = self.variables_by_path
         for path, array in arrays.items():
-            self._variables_by_path[path].assign(array)
+            variables[path].assign(array)
 
     @property
     def variables_by_path(self) -> dict[str, keras.Variable]:
         """The Keras variables of every collection, by path; empty before the layer is built."""
-        return dict(getattr(self, "_variables_by_path", {}))
+        return dict(zip(self._paths, self._ordered_variables, strict=True))
 
     @property
     def trainable_paths(self) -> list[str]:
@@ -595,7 +600,7 @@ class FlaxLayer(keras.layers.Layer):
             StateError: Keras holds the values, inside an epoch, or has lost them.
         """
         self.check_built()
-        if any(variable._value is None for variable in self._variables_by_path.values()):
+        if any(variable._value is None for variable in self._ordered_variables):
             raise StateError(
                 f"The weights of the layer {self.name!r} have no values now: inside an epoch Keras holds them, and it loses "
                 "them where training is broken off by an error.\n"

@@ -229,7 +229,7 @@ def fitted_by_path(
     arrays = {without_box(path, expected): value for path, value in arrays.items()}
     others = dict(others or {})
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
-    deleted = [path for path, value in arrays.items() if isinstance(value, jax.Array) and value.is_deleted()]
+    deleted = [path for path, value in arrays.items() if _is_deleted(value)]
     problems += [f"{path}: the array has been deleted" for path in deleted]
     others |= dict.fromkeys(deleted)
     if not partial:
@@ -261,6 +261,10 @@ def fitted_by_path(
             + f"\n{advice}"
         )
     return result
+
+
+def _is_deleted(value: Any) -> bool:
+    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted()
 
 
 def without_box(path: str, expected: Container[str]) -> str:
