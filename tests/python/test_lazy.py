@@ -256,6 +256,11 @@ def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
         nnx.Linear(2.0, 3, rngs=rngs())
 
 
+def test_a_function_may_leave_the_making_to_another():
+    module = LazyModule(lambda rngs: LazyModule(nnx.Linear, 3, 4)).make(nnx.Rngs(1))
+    np.testing.assert_array_equal(module.kernel[...], nnx.Linear(3, 4, rngs=nnx.Rngs(1)).kernel[...])
+
+
 def test_the_modules_code_runs_once_at_build_and_once_for_each_mode():
     runs = []
 

@@ -6,6 +6,7 @@ own seed, and a saved model says in a few words what its module is.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -73,8 +74,8 @@ class LazyModule:
         arguments, keywords = (_made(values, rngs) for values in (self.arguments, self.keywords))
         if _may_take_rngs(self.factory):
             keywords.setdefault(_RNGS, rngs)
-        with replaced((type(nnx.Module), _with_whole_numbers)):
-            module = self.factory(*arguments, **keywords)
+        with whole_numbers_do():
+            module = _made(self.factory(*arguments, **keywords), rngs)
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "The factory")
             raise ModuleError(f"{name} must make a `flax.nnx.Module`, got {type(module).__name__}: {module!r:.80}")
@@ -93,6 +94,11 @@ def _made(value: Any, rngs: nnx.Rngs) -> Any:
     if isinstance(value, list) or type(value) is tuple:
         return type(value)(_made(item, rngs) for item in value)
     return {name: _made(item, rngs) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def whole_numbers_do() -> contextlib.AbstractContextManager[None]:
+    """Let whole floats do for integers in the constructors of all modules that are made in the block."""
+    return replaced((type(nnx.Module), _with_whole_numbers))
 
 
 def _with_whole_numbers(construct: Callable[..., Any], kind: type, *args: Any, **kwargs: Any) -> Any:

@@ -21,8 +21,8 @@ import jax
 from flax import nnx
 
 from . import _foreign, _rng
-from ._errors import ModuleError, StateError
-from ._lazy import LazyModule
+from ._errors import FieldError, MethodError, ModuleError, StateError
+from ._lazy import LazyModule, whole_numbers_do
 from ._paths import SEPARATOR
 from ._running import MappedAxes, naming_the_path, replaced, running_module
 from ._signature import MODE_ARGUMENTS, Signature, as_attention_mask, signature_of, unbound
@@ -139,6 +139,12 @@ class NnxAdapter:
         self.is_part = self.takes_others = False
         kind = self._structure.kind
         self.name = kind.__name__
+        owner = getattr(method, "__self__", module)
+        if type(owner) is kind and owner is not module:
+            raise MethodError(
+                f"`method` is bound to another {self.name} than `module`, with values of its own.\n"
+                "Pass that one as `module`, or the method's name."
+            )
         methods = _methods_of(kind)
         self._method = unbound(kind, method, nnx.Module, methods)
         self._signature = _signature(self._method, self.name, methods)
@@ -327,7 +333,8 @@ def module_class(
         place: The module that it says it is of.
         required: Types by field, of fields that have no default.
         optional: Types and defaults by field.
-        methods: Functions by name. `setup(self, rngs)` makes the parts, when the fields are there.
+        methods: Functions by name. `setup(self, rngs)` makes the parts, when the fields are there. A `LazyModule` that is a
+            field, or that it leaves as an attribute, is made with the same `rngs`.
 
     Raises:
         FieldError: A name that Python or Flax has taken.
@@ -336,13 +343,24 @@ def module_class(
     _foreign.refuse_taken_names(name, (*required, *optional, *own), nnx.Module)
     kinds = {**required, **{field: kind for field, (kind, _) in optional.items()}}
 
+    def make_parts(self: nnx.Module, rngs: Any) -> None:
+        # What has been left to be made is made here, where there are random numbers for it.
+        for attribute, value in list(vars(self).items()):
+            if isinstance(value, LazyModule):
+                setattr(self, attribute, nnx.data(value.make(rngs)))
+
     def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
         given = signature.bind(self, rngs=rngs, **fields).arguments
+        if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
+            raise FieldError(f"`rngs` must be an `nnx.Rngs`, got {type(rngs).__name__} {rngs!r:.60}.")
         for field in kinds:
             # A default that could be changed is copied for each instance.
             setattr(self, field, given[field] if field in given else copy.copy(optional[field][1]))
+        make_parts(self, rngs)
         if "setup" in methods:
-            methods["setup"](self, rngs)
+            with whole_numbers_do():
+                methods["setup"](self, rngs)
+            make_parts(self, rngs)
 
     def parameter(field: str) -> inspect.Parameter:
         default = optional[field][1] if field in optional else inspect.Parameter.empty
