@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +51,8 @@ def test_the_values_of_a_large_array_are_those_of_init():
 
 def test_arrays_that_are_made_alike_are_compiled_once():
     def recipes(width):
-        return _alike(_split(jaxpr_of(init(Wide(width)), KEY).jaxpr)[0])
+        split = _split(jaxpr_of(init(Wide(width)), KEY).jaxpr)[0]
+        return _alike(split, dict.fromkeys(split))
 
     assert len(recipes(4)) == len(recipes(40))
     assert max(map(len, recipes(40))) == 40
@@ -70,3 +76,40 @@ CONSTANT = np.arange(6.0, dtype=np.float32).reshape(2, 3)
 )
 def test_any_computation_keeps_its_results(function):
     assert_evaluated(function, np.array([1.0, 2.0, 3.0], np.float32))
+
+
+def test_initial_values_are_computed_where_a_distribution_puts_them():
+    code = """
+        import jax, keras, numpy as np
+        from flax import linen as nn, nnx
+        from kerasflax import FlaxLayer, LazyModule, _variables
+        seen = []
+        create = _variables.create
+        _variables.create = lambda arrays, **rest: seen.append(dict(arrays)) or create(arrays, **rest)
+        make = [lambda: FlaxLayer(nn.Dense(6), seed=1), lambda: FlaxLayer(LazyModule(nnx.Linear, 4, 6), seed=1)]
+        for layer in (each() for each in make):
+            keras.Sequential([keras.Input((4,)), layer])
+        alone = [dict(arrays) for arrays in seen]
+        seen.clear()
+        mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], keras.distribution.list_devices())
+        layout = keras.distribution.LayoutMap(mesh)
+        layout[".*kernel"] = (None, "model")
+        keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
+        for layer, before in zip((each() for each in make), alone):
+            model = keras.Sequential([keras.Input((4,)), layer])
+            arrays = seen.pop()
+            kernel = arrays["params/kernel"]
+            assert [shard.data.shape for shard in kernel.addressable_shards] == [(4, 3)] * 2, kernel.sharding
+            assert layer.variables_by_path["params/kernel"].value.sharding.is_equivalent_to(kernel.sharding, 2)
+            for path in arrays:
+                np.testing.assert_allclose(arrays[path], before[path], rtol=1e-6)
+            model.compile("sgd", "mse")
+            model.fit(np.ones((2, 4)), np.ones((2, 6)), verbose=0)
+        print("done")
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("done\n"), done.stderr

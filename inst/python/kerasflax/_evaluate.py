@@ -22,8 +22,12 @@ _WORTH_OPTIMIZING = 2**19
 _FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array) -> list[Any]:
-    """Compute the results of a jaxpr at once, inside another trace as well: those of `eval_jaxpr`, up to rounding."""
+def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array, shardings: Sequence[Any] | None = None) -> list[Any]:
+    """Compute the results of a jaxpr at once, inside another trace as well: those of `eval_jaxpr`, up to rounding.
+
+    Where shardings of the results are given, each array is computed in its own.
+    """
+    shardings = shardings or [None] * len(jaxpr.outvars)
     recipes, shared = _split(jaxpr)
     results: list[Any] = [None] * len(jaxpr.outvars)
     others = [position for position in range(len(results)) if position not in recipes]
@@ -42,9 +46,9 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array) -> list[Any]:
         values.update(zip(eqn.outvars, operations[kind](*arguments), strict=True))
     for position in others:
         results[position] = read(jaxpr.outvars[position])
-    for alike in _alike(recipes):
+    for alike in _alike(recipes, shardings):
         recipe = recipes[alike[0]]
-        compute = _compiled(recipe, len(alike), [values[var] for var in recipe.invars])
+        compute = _compiled(recipe, len(alike), [values[var] for var in recipe.invars], shardings[alike[0]])
         for position in alike:
             (results[position],) = compute(*(values[var] for var in recipes[position].invars))
     return results
@@ -92,11 +96,11 @@ def _of_any_inputs(jaxpr: Any, eqn: Any) -> Any:
     return _part(jaxpr, [eqn.replace(invars=inputs)], inputs, eqn.outvars)
 
 
-def _alike(recipes: dict[int, Any]) -> list[list[int]]:
-    """Positions of results whose recipes are the same but for the names of variables."""
+def _alike(recipes: dict[int, Any], shardings: Sequence[Any]) -> list[list[int]]:
+    """Positions of results whose recipes are the same but for the names of variables, and whose shardings are the same."""
     groups: dict[Hashable, list[int]] = {}
     for position, recipe in recipes.items():
-        groups.setdefault(_names_apart(recipe), []).append(position)
+        groups.setdefault((_names_apart(recipe), shardings[position]), []).append(position)
     return list(groups.values())
 
 
@@ -119,7 +123,7 @@ def _kind(eqn: Any) -> Hashable:
     return kind
 
 
-def _compiled(jaxpr: Any, count: int, arguments: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+def _compiled(jaxpr: Any, count: int, arguments: Sequence[Any], sharding: Any = None) -> Callable[..., list[jax.Array]]:
     """Compile a computation that is run `count` times.
 
     It is compiled ahead, since inside of `jax.ensure_compile_time_eval` JAX would make constants of what the code only depends
@@ -127,4 +131,5 @@ def _compiled(jaxpr: Any, count: int, arguments: Sequence[Any]) -> Callable[...,
     """
     elements = count * sum(math.prod(var.aval.shape) for var in jaxpr.outvars)
     options = _FAST_TO_COMPILE if elements < _WORTH_OPTIMIZING and jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(jax.core.eval_jaxpr, jaxpr, ()), compiler_options=options).lower(*arguments).compile()
+    function = functools.partial(jax.core.eval_jaxpr, jaxpr, ())
+    return jax.jit(function, compiler_options=options, out_shardings=sharding).lower(*arguments).compile()

@@ -263,8 +263,9 @@ class FlaxLayer(keras.layers.Layer):
         with jax.ensure_compile_time_eval():
             key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))
         # JAX sorts a dict by its keys.
+        shardings = [_variables.sharding(path, expected[path].shape) for path in sorted(expected)]
         try:
-            arrays = traced.evaluate(wanted, key_data, self._memory.first_inputs)
+            arrays = traced.evaluate(wanted, key_data, self._memory.first_inputs, shardings)
         except DependsOnSizeError as error:
             raise ShapeError(
                 f"Initial values of {self._adapter.name} depend on a size of the input that is not known (None).\n"

@@ -83,7 +83,9 @@ class Trace:
     result: PyTree
     sized: tuple[Trace, ...] = ()
 
-    def evaluate(self, wanted: Sequence[bool], first: jax.Array, second: PyTree = None) -> list[jax.Array]:
+    def evaluate(
+        self, wanted: Sequence[bool], first: jax.Array, second: PyTree = None, shardings: Sequence[Any] | None = None
+    ) -> list[jax.Array]:
         """Compute some of the results, and nothing that they do not need.
 
         Works inside another trace as well, where the values are had at once.
@@ -93,6 +95,7 @@ class Trace:
             first: The value of the first argument, an array.
             second: The value of the second argument, where it is known. Results that depend on arguments whose values are
                 not known are computed with ones in their place, as Flax's users do it.
+            shardings: Of each wanted leaf, where it is to lie.
 
         Returns:
             The wanted leaves.
@@ -101,14 +104,14 @@ class Trace:
             DependsOnSizeError: They depend on a size that is not known.
         """
         if all(None not in spec.shape for spec in jax.tree.leaves(self.arguments)):
-            return self._evaluate(wanted, first, second)
+            return self._evaluate(wanted, first, second, shardings)
         jaxpr, used = self._needed(wanted)
         if not self.sized and not any(used[1:]) and not _has_symbols(jaxpr):
-            return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [])
+            return _evaluated(jaxpr, self.jaxpr.consts, [first] if used[0] else [], shardings)
         small, large = self.sized or _traced_with_numbers(self.function, self.arguments)
-        results = small._evaluate(wanted, first, None)
+        results = small._evaluate(wanted, first, None, shardings)
         if str(small._needed(wanted)[0]) != str(large._needed(wanted)[0]):
-            others = large._evaluate(wanted, first, None)
+            others = large._evaluate(wanted, first, None, shardings)
             if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(results, others, strict=True)):
                 raise DependsOnSizeError
         return results
@@ -117,7 +120,9 @@ class Trace:
         """The computation of some results, and which of the arguments' leaves it uses."""
         return partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
 
-    def _evaluate(self, wanted: Sequence[bool], first: jax.Array, second: PyTree) -> list[jax.Array]:
+    def _evaluate(
+        self, wanted: Sequence[bool], first: jax.Array, second: PyTree, shardings: Sequence[Any] | None
+    ) -> list[jax.Array]:
         jaxpr, used = self._needed(wanted)
         specs = jax.tree.leaves(self.arguments[1:])
         known = jax.tree.leaves(second) if any(used[1:]) else []
@@ -128,7 +133,7 @@ class Trace:
                 value = known[position] if is_used and is_known else 1
                 values.append(jnp.broadcast_to(jnp.asarray(value, spec.dtype), spec.shape) if is_used else None)
         needed = [value for value, is_used in zip(values, used, strict=True) if is_used]
-        return _evaluated(jaxpr, self.jaxpr.consts, needed)
+        return _evaluated(jaxpr, self.jaxpr.consts, needed, shardings)
 
 
 def _has_symbols(jaxpr: Any) -> bool:
@@ -146,8 +151,10 @@ def _is_concrete(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
 
 
-def _evaluated(jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array]) -> list[jax.Array]:
-    results = evaluate(jaxpr, consts, *values)
+def _evaluated(
+    jaxpr: Any, consts: Sequence[Any], values: Sequence[jax.Array], shardings: Sequence[Any] | None
+) -> list[jax.Array]:
+    results = evaluate(jaxpr, consts, *values, shardings=shardings)
     others = {id(value) for value in (*consts, *values)}
     with jax.ensure_compile_time_eval():
         for position, result in enumerate(results):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax.tree_util import GetAttrKey, KeyEntry
+from keras.src.backend.common.name_scope import current_path
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from ._errors import StateError, VariablesError
@@ -373,6 +375,15 @@ def create(
         path: _variable(path, array, trainable=trainable(path), parameter_dtype=parameter_dtype)
         for path, array in arrays.items()
     }
+
+
+def sharding(path: str, shape: tuple[int, ...]) -> Any:
+    """Where Keras's distribution puts a variable of a path under the current name scope; None without a distribution."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    layout = distribution.get_variable_layout(SimpleNamespace(path=f"{current_path()}/{path}", shape=shape))
+    return getattr(layout, "backend_layout", layout)
 
 
 def _variable(path: str, array: jax.Array, *, trainable: bool, parameter_dtype: str | None) -> keras.Variable:
