@@ -20,7 +20,8 @@
 #' With `api = "nnx"` the class is one of `flax$nnx$Module`. There `setup` takes `rngs`, and makes all submodules with it:
 #' `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The mode is set from outside, so that `call` need not take `training`.
 #' The constructor has one more argument, `rngs`: without it, the layer makes the module, with the layer's seed, as with
-#' [flax_lazy()]; with `nnx$Rngs(0L)` it is made at once.
+#' [flax_lazy()]; with `nnx$Rngs(0L)` it is made at once. A module without it that is a field of another, or that `setup` leaves
+#' in one, is made with the other's `rngs`, when `setup` has run.
 #'
 #' # Saving
 #' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
@@ -78,6 +79,12 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
         "{.arg call} must be a function whose first argument is {.arg self}.",
         i = "Give {.code call = function(self, inputs, training = FALSE) ...}."
       ),
+      cause = "argument"
+    )
+  }
+  if (api == "nnx" && "setup" %in% names(parts[is_method]) && !any(c("rngs", "...") %in% names(formals(parts$setup)))) {
+    abort_kerasflax(
+      c("{.arg setup} must take {.arg rngs}, to make submodules with.", i = "Give {.code setup = function(self, rngs) ...}."),
       cause = "argument"
     )
   }

@@ -73,3 +73,28 @@ test_that("a saved model names the class and its arguments, an R function by its
   again <- load_model(path, custom_objects = list(Linear = \(rngs) nnx$Linear(3L, 4L, rngs = rngs)))
   expect_identical(predict(again, matrix(1, 2, 3), verbose = 0), predict(model, matrix(1, 2, 3), verbose = 0))
 })
+
+test_that("a module that is made at once is what the layer would make, with parts that are left to be made", {
+  skip_without_flax()
+  nnx <- flax_nnx()
+  dense <- flax_module("Dense", units = 4L, api = "nnx",
+    setup = function(self, rngs) self$linear <- nnx$Linear(3, self$units, rngs = rngs),
+    call = function(self, inputs) self$linear(inputs)
+  )
+  outer <- flax_module("Outer", first = NULL, api = "nnx",
+    setup = function(self, rngs) self$last <- dense(units = 2),
+    call = function(self, inputs) self$last(self$first(inputs))
+  )
+  x <- matrix(1, 2, 3)
+  layers <- lapply(list(nnx$Rngs(1L), NULL), \(rngs) {
+    layer_flax_module_wrapper(module = outer(first = dense(units = 3), rngs = rngs), seed = 1)
+  })
+  outputs <- lapply(layers, \(layer) as.array(layer(x)))
+  expect_identical(dim(outputs[[1]]), c(2L, 2L))
+  expect_equal(outputs[[1]], outputs[[2]], tolerance = 1e-6)
+  expect_snapshot(error = TRUE, {
+    dense(rngs = 0L)
+    layer_flax_module_wrapper(module = dense)
+    flax_module("Dense", api = "nnx", setup = function(self) NULL, call = function(self, inputs) inputs)
+  })
+})
