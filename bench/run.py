@@ -85,7 +85,7 @@ def jobs_of_one_round() -> Iterator[Job]:
             for contender in GROWTH_BUILDERS:
                 yield Job(f"{family}-{size}", contender, "build", GROWTH_SECONDS)
             yield Job(f"{family}-{size}", ",".join(GROWTH_CALLERS), "call", GROWTH_SECONDS)
-            yield Job(f"{family}-{size}", ",".join(GROWTH_TRAINERS), "step", GROWTH_SECONDS)
+            yield Job(f"{family}-{size}", ",".join(GROWTH_TRAINERS), "step", 2 * GROWTH_SECONDS)
 
 
 def run(job: Job) -> list[dict[str, object]]:
