@@ -18,6 +18,7 @@ TABLES = (
     ("build_mb", "build", "What the build adds to the process's memory at its peak", "MiB", 1),
     ("first_step_s", "build", "Time to the first step, from nothing", "s", 1),
     ("step_s", "step", "Time per step", "ms", 1000),
+    ("step_cpu_s", "step", "Processor time per step", "ms", 1000),
     ("instructions", "program", "Instructions of the compiled step", "number", 1),
     ("flops", "program", "Arithmetic of the compiled step", "10^6 operations", 1e-6),
     ("call_s", "call", "Time per eager call, warm", "ms", 1000),

@@ -31,7 +31,7 @@ import kerasflax
 jax.config.update("jax_enable_compilation_cache", False)
 
 # A training measured in turn with others: at most so many epochs, for about so many seconds, and a few whatever they take.
-EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 25, 60, 5
+EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 60, 60, 5
 # Likewise eager calls: so many turns, in each of which one contender is called for so long.
 CALL_TURNS, CALL_SECONDS = 20, 0.1
 Layer = Callable[[], keras.layers.Layer]
@@ -162,15 +162,11 @@ def rotated(names: Iterable[str], turn: int) -> list[str]:
 
 
 class EpochTimes(keras.callbacks.Callback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
 
 
 def make_trainable(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Any:
@@ -188,7 +184,7 @@ def measure_step(load: Workload, names: str, module: nn.Module, layer: Layer | N
     for name in names.split(","):
         try:
             models[name] = make_trainable(load, name, module, layer_of(load, name, module, layer))
-            epoch_seconds(models[name], x, y, load.batch)
+            step_figures(models[name], x, y, load)
         except Exception as error:
             models.pop(name, None)
             yield {"contender": name} | failed(error)
@@ -197,13 +193,13 @@ def measure_step(load: Workload, names: str, module: nn.Module, layer: Layer | N
         if epoch >= LEAST_EPOCHS and time.perf_counter() > end:
             break
         for name in rotated(models, epoch):
-            yield {"contender": name, "epoch": epoch, "step_s": epoch_seconds(models[name], x, y, load.batch) / load.steps}
+            yield {"contender": name, "epoch": epoch} | step_figures(models[name], x, y, load)
 
 
-def epoch_seconds(model: Any, x: Any, y: Any, batch: int) -> float:
+def step_figures(model: Any, x: Any, y: Any, load: Workload) -> Figures:
     times = EpochTimes()
-    model.fit(x, y, batch_size=batch, epochs=1, shuffle=False, verbose=0, callbacks=[times])
-    return times.seconds[0]
+    model.fit(x, y, batch_size=load.batch, epochs=1, shuffle=False, verbose=0, callbacks=[times])
+    return {"step_s": times.seconds / load.steps, "step_cpu_s": times.cpu_seconds / load.steps}
 
 
 def measure_program(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
