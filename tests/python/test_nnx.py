@@ -86,7 +86,11 @@ def test_the_layer_keeps_no_second_copy_of_the_modules_arrays():
 def test_five_training_steps_are_those_of_nnx_and_optax():
     model = model_of(FlaxLayer(ConvNet(4, rngs=nnx.Rngs(1))), (6, 6, 1))
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    history = [model.train_on_batch(IMAGES, LABELS) for _ in range(5)]
+    history = []
+    for _ in range(5):
+        # Some versions of Keras go on with the mean of the steps before.
+        model.reset_metrics()
+        history.append(model.train_on_batch(IMAGES, LABELS))
 
     plain = ConvNet(4, rngs=nnx.Rngs(1))
     plain.train()
