@@ -1,16 +1,16 @@
 #' A Flax NNX module that its layer makes
 #'
 #' @description
-#' An NNX module makes the values of its weights when it is made. `flax_lazy()` says how to make one, and leaves it to the layer:
-#' when the layer is built, with the layer's `seed`. Nothing is allocated before, and a saved model says in a few words what its
-#' module is.
+#' An NNX module makes the values of its weights when it is made. `flax_lazy()` says how to make one, and leaves it to the
+#' layer: when the layer is built, with the layer's `seed`. Nothing is allocated before, and a saved model says in a few words
+#' what its module is.
 #'
 #' # Saving
 #' A class and its arguments are saved, and so is an R function by the name that it has in the global environment. Of any other
 #' function [save_model()] warns that `load_model()` takes it in `custom_objects`, by the name of the module's class.
 #'
-#' @param factory A class of `flax$nnx$Module`, or a function, of R or Python, that returns an instance. Where it takes `rngs`, it
-#'   is given `flax$nnx$Rngs`; to be saved, a function has to take it.
+#' @param factory A class of `flax$nnx$Module`, or a function, of R or Python, that returns an instance. Where it takes
+#'   `rngs`, it is given `flax$nnx$Rngs`; to be saved, a function has to take it.
 #' @param ... Its other arguments, by position or name. Whole numbers become integers where a class asks for them, vectors of
 #'   several become tuples. `rngs = NULL` makes the module without random numbers.
 #'

@@ -2,8 +2,8 @@
 #'
 #' @description
 #' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose arguments are the module's
-#' fields. What it makes is an instance of a real `flax$linen$Module`, or `flax$nnx$Module`, for [layer_flax_module_wrapper()], as a
-#' field of other modules, and for Python.
+#' fields. What it makes is an instance of a real `flax$linen$Module`, or `flax$nnx$Module`, for
+#' [layer_flax_module_wrapper()], as a field of other modules, and for Python.
 #'
 #' # Fields
 #' A named argument that is no method is a field with its default, from which its type follows: a number, an integer, a logical
@@ -18,7 +18,7 @@
 #'
 #' # NNX
 #' With `api = "nnx"` the class is one of `flax$nnx$Module`. There `setup` takes `rngs`, and makes all submodules with it:
-#' `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The mode is set from outside, so that `call` need not take `training`.
+#' `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The mode is set from outside: `call` need not take `training`.
 #' The constructor has one more argument, `rngs`: without it, the layer makes the module, with the layer's seed, as with
 #' [flax_lazy()]; with `nnx$Rngs(0L)` it is made at once. A module without it that is a field of another, or that `setup` leaves
 #' in one, is made with the other's `rngs`, when `setup` has run.

@@ -39,14 +39,14 @@
 #' fits is an error.
 #'
 #' # NNX
-#' A module of `flax$nnx` holds its values, which the layer adopts without a copy; `variables` that are given take the place of those
-#' that they name. The module itself is not changed, and `layer$to_flax()` is one like it with the layer's values (for Linen, the
-#' module and its variables). `nnx$Param` and classes derived from it are trained; every other class of variables is state. They are
-#' grouped by collection as Flax's own bridge names them, and by the name of their class where it has none; arrays that are plain
-#' attributes are the collection `arrays`. Unless the method takes the mode, the layer sets `deterministic` and
-#' `use_running_average` of all parts. Random streams are the module's own state; where a method takes `rngs`, and the module has
-#' none, they come from the layer's `seed`. A call may not make or remove variables. [flax_lazy()] leaves the making of the module
-#' to the layer.
+#' A module of `flax$nnx` holds its values, which the layer adopts without a copy; `variables` that are given take the place of
+#' those that they name. The module itself is not changed, and `layer$to_flax()` is one like it with the layer's values (for
+#' Linen, the module and its variables). `nnx$Param` and classes derived from it are trained; every other class of variables is
+#' state. They are grouped by collection as Flax's own bridge names them, and by the name of their class where it has none;
+#' arrays that are plain attributes are the collection `arrays`. Unless the method takes the mode, the layer sets
+#' `deterministic` and `use_running_average` of all parts. Random streams are the module's own state; where a method takes
+#' `rngs`, and the module has none, they come from the layer's `seed`. A call may not make or remove variables. [flax_lazy()]
+#' leaves the making of the module to the layer.
 #'
 #' # State and randomness
 #' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a

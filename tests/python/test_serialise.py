@@ -742,16 +742,19 @@ def test_the_newest_class_of_a_name_counts_and_custom_objects_come_first():
 
 
 def test_what_flax_has_transformed_twice_is_not_chosen_in_silence():
+    class Repeated(nn.Dense):
+        pass
+
     def repeated(axis):
-        return nn.vmap(nn.Dense, in_axes=axis, out_axes=axis, variable_axes={"params": 0}, split_rngs={"params": True})
+        return nn.vmap(Repeated, in_axes=axis, out_axes=axis, variable_axes={"params": 0}, split_rngs={"params": True})
 
     old = repeated(1)
     node = to_config(old(3), "net")
     assert type(from_config(node, "net")) is old
     new = repeated(2)
-    with pytest.warns(UserWarning, match="VmapDense.*2 here"):
+    with pytest.warns(UserWarning, match="VmapRepeated.*2 here"):
         assert type(from_config(node, "net")) is new
-    with keras.saving.custom_object_scope({"VmapDense": old}):
+    with keras.saving.custom_object_scope({"VmapRepeated": old}):
         assert type(from_config(node, "net")) is old
 
 

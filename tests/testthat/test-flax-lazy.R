@@ -55,7 +55,11 @@ test_that("a saved model names the class and its arguments, an R function by its
       `__call__` <- function(self, inputs) nnx$tanh(self$linear(inputs))
     }
     x <- matrix(seq(-1, 1, length.out = 12), 4)"
-  for (module in c("flax_lazy(net, units = 5L)", "Net(5L, rngs = nnx$Rngs(1L))", "flax_lazy(Net, 5L)", "nnx$Linear(3L, 5L, rngs = nnx$Rngs(1L))")) {
+  modules <- c(
+    "flax_lazy(net, units = 5L)", "flax_lazy(Net, 5L)",
+    "Net(5L, rngs = nnx$Rngs(1L))", "nnx$Linear(3L, 5L, rngs = nnx$Rngs(1L))"
+  )
+  for (module in modules) {
     old <- result_of(c(begin, sprintf(
       "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(%s)
        compile(model, 'sgd', 'mse')
