@@ -26,7 +26,6 @@ from ._errors import (
     ArgumentError,
     BackendError,
     ConfigError,
-    KerasFlaxError,
     ModuleError,
     NotBuiltError,
     ShapeError,
@@ -539,13 +538,7 @@ class FlaxLayer(keras.layers.Layer):
         unknown = config.keys() - _CONFIGURED
         if unknown:
             raise ConfigError(f"The layer is described with {', '.join(map(repr, sorted(unknown)))}, which no layer has.")
-        try:
-            layer = cls(module, method, **config)
-        except KerasFlaxError:
-            raise
-        except Exception as error:
-            # A module's constructor may raise anything.
-            raise ConfigError(f"The layer's module cannot be made as it is described: {module!r:.200}\n{error}") from error
+        layer = cls(module, method, **config)
         layer._memory.method_config = method_config
         layer._memory.frozen = tuple(_serialise.checked_names(frozen, "frozen"))
         layer._memory.given_specs = _serialise.checked_specs(given, "given")
