@@ -70,17 +70,18 @@ def test_the_layer_adopts_the_modules_arrays_and_leaves_the_module_as_it_was():
 
 
 def test_the_layer_keeps_no_second_copy_of_the_modules_arrays():
-    module = nnx.Linear(3, 4, rngs=rngs())
+    # Of a shape that no other test has.
+    module = nnx.Linear(31, 47, rngs=rngs())
     array = weakref.ref(module.kernel.get_value())
     layer = FlaxLayer(module)
-    model = model_of(layer, (3,))
+    model = model_of(layer, (31,))
     model.compile("sgd", "mse")
-    model.fit(floats(4, 3), floats(4, 4), verbose=0)
+    model.fit(floats(4, 31), floats(4, 47), verbose=0)
     del module
     gc.collect()
     assert array() is None
-    live = sum(x.nbytes for x in jax.live_arrays() if x.shape == (3, 4))
-    assert live == 3 * 4 * 4
+    live = sum(x.nbytes for x in jax.live_arrays() if x.shape == (31, 47))
+    assert live == 31 * 47 * 4
 
 
 def test_five_training_steps_are_those_of_nnx_and_optax():
