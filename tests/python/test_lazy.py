@@ -282,3 +282,44 @@ def test_the_modules_code_runs_once_at_build_and_once_for_each_mode():
         model.predict(floats(4, 3), verbose=0)
         model.evaluate(floats(4, 3), floats(4, 2), verbose=0)
     assert sorted(runs[1:]) == [False, True]
+
+
+def leaky(slope):
+    return lambda x: jnp.where(x > 0, x, slope * x)
+
+
+LEAKY = leaky(0.1)
+
+
+class Leaky(nnx.Module):
+    def __init__(self, activation=LEAKY, *, rngs):
+        self.activation = activation
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.activation(self.linear(x))
+
+
+def test_functions_of_one_code_that_keep_other_values_are_not_the_same():
+    assert known_as_made(Leaky(leaky(0.1), rngs=rngs())).keywords == {}
+    assert list(known_as_made(Leaky(leaky(0.3), rngs=rngs())).keywords) == ["activation"]
+
+
+def test_a_factory_may_call_what_it_makes_and_that_may_sow():
+    class Sows(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            self.sow(nnx.Intermediate, "x", x)
+            return self.linear(x)
+
+    def make(rngs):
+        module = Sows(rngs)
+        module(jnp.ones((1, 3)))
+        return module
+
+    layer = FlaxLayer(LazyModule(make))
+    layer(floats(4, 3))
+    assert sorted(layer.flax_variables) == ["params"]
+    np.testing.assert_array_equal(layer.sown["intermediates"]["x"][0], floats(4, 3))

@@ -267,10 +267,17 @@ def _is_same(value: Any, other: Any) -> bool:
     if value is other:
         return True
     if isinstance(value, FunctionType) and isinstance(other, FunctionType):
-        # Made anew by a function, a function is never the same one.
-        return value.__code__ is other.__code__
+        # Made anew by a function, a function is never the same one: what it keeps has to be.
+        return value.__code__ is other.__code__ and all(
+            itertools.starmap(_is_same, zip(_kept(value), _kept(other), strict=True))
+        )
     try:
         return type(value) is type(other) and bool(value == other)
     except Exception:
         # Whatever a foreign class's comparison may raise.
         return False
+
+
+def _kept(function: FunctionType) -> list[Any]:
+    """What a function keeps from where it was made: in its closure, and as defaults."""
+    return [*(cell.cell_contents for cell in function.__closure__ or ()), function.__defaults__, function.__kwdefaults__]

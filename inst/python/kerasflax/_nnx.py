@@ -128,6 +128,7 @@ class NnxAdapter:
     def __init__(self, module: nnx.Module | LazyModule, method: str | Callable[..., Any] | None) -> None:
         self.module: nnx.Module | LazyModule = module
         self._values: dict[str, PyTree] | None = None
+        self._sown: set[type] = set()
         if isinstance(module, LazyModule):
             with self._running(None):
                 self._structure = module.abstractly(lambda made: _Structure.of(_parted(made)[0])[0])
@@ -151,7 +152,6 @@ class NnxAdapter:
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
         self._draws = {True: False, False: False}
-        self._sown: set[type] = set()
         self._axes = MappedAxes()
 
     def take_values(self) -> dict[str, PyTree] | None:
@@ -251,7 +251,8 @@ class NnxAdapter:
         def note(kind: type | str) -> bool:
             kind = nnx.variable_type_from_name(kind, allow_register=True) if isinstance(kind, str) else kind
             seen.add(kind)
-            return kind in self._sown
+            # While a module is made, nothing captures.
+            return module is not None and kind in self._sown
 
         def sow(method: Callable[..., Any], module: nnx.Module, variable_type: Any, *args: Any, **kwargs: Any) -> Any:
             return method(module, variable_type, *args, **kwargs) if note(variable_type) else False
