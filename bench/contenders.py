@@ -164,8 +164,12 @@ LAYERS: dict[str, Callable[[nn.Module, Any], keras.layers.Layer]] = {
 
 
 def layer_model(workload: Workload, make_layer: Callable[[], keras.layers.Layer]) -> keras.Model:
-    """The layer in a model with a batch of any size, built and compiled."""
+    """The layer in a model with a batch of any size, and so built."""
     inputs = keras.Input(workload.shape, dtype="int32" if workload.tokens else "float32")
-    model = keras.Model(inputs, make_layer()(inputs))
+    return keras.Model(inputs, make_layer()(inputs))
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    """The model with its optimizer, which Flax's users make after `init`, too."""
     model.compile(optimizer=keras.optimizers.SGD(RATE), loss=loss)
     return model

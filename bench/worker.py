@@ -80,7 +80,7 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
         yield from keras_file_seconds(built)
     x, y = load.inputs(load.batch), load.targets(load.batch)
     start = time.perf_counter()
-    model = contenders.Loop(module, built) if contender.startswith("flax") else built
+    model = contenders.Loop(module, built) if contender.startswith("flax") else contenders.compiled(built)
     model.train_on_batch(x, y)
     yield {"first_step_s": seconds + time.perf_counter() - start}
 
@@ -171,7 +171,7 @@ class EpochTimes(keras.callbacks.Callback):
 
 def make_trainable(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Any:
     if contender in contenders.LAYERS:
-        return contenders.layer_model(load, layer)
+        return contenders.compiled(contenders.layer_model(load, layer))
     variables = contenders.init(module, load.inputs(1), jit=False)
     return (contenders.Loop if contender == "flax_loop" else contenders.OptaxModel)(module, variables)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from kerasflax import _evaluate
 from kerasflax._evaluate import _alike, _split, evaluate
 
 
@@ -47,6 +48,11 @@ def test_the_values_are_those_of_init():
 def test_the_values_of_a_large_array_are_those_of_init():
     # From 2**19 numbers on, the code that makes them is optimized.
     assert_evaluated(init(nn.Dense(2**17)), KEY)
+
+
+def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
+    monkeypatch.setattr(_evaluate, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False})
+    assert_evaluated(init(Wide(4)), KEY)
 
 
 def test_arrays_that_are_made_alike_are_compiled_once():
