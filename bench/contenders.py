@@ -155,8 +155,11 @@ def _weight(value: jax.Array, *, trainable: bool) -> keras.Variable:
     return keras.Variable(value, dtype=value.dtype, trainable=trainable)
 
 
+# `call()` and not `layer()`: what of an eager call is kerasflax's own, without what `keras.layers.Layer.__call__` adds.
+BARE_CALL = "kerasflax_bare"
 LAYERS: dict[str, Callable[[nn.Module, Any], keras.layers.Layer]] = {
     "kerasflax": lambda module, inputs: kerasflax.FlaxLayer(module, seed=0),
+    BARE_CALL: lambda module, inputs: kerasflax.FlaxLayer(module, seed=0),
     "keras_flaxlayer": lambda module, inputs: keras.layers.FlaxLayer(module),
     "thin_layer": ThinLayer,
     "empty_layer": lambda module, inputs: EmptyLayer(),

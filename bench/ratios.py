@@ -79,12 +79,13 @@ RATIOS = (
 
 
 def by_round(runs: Runs, workload: str, contender: str, key: str) -> dict[int, float]:
-    """Figures by round; of steps, by epoch."""
-    return {
-        run.get("epoch", run["round"]): run[key]
-        for run in runs
-        if (run["workload"], run["contender"]) == (workload, contender) and key in run
-    }
+    """Figures by round; of steps, by epoch, each the mean of its rounds, in which the contenders have another order."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        if (run["workload"], run["contender"]) == (workload, contender) and key in run:
+            found.setdefault(run.get("epoch", run["round"]), []).append(run[key])
+    rounds = max(map(len, found.values()), default=0)
+    return {number: statistics.fmean(values) for number, values in found.items() if len(values) == rounds}
 
 
 def figure(runs: Runs, workload: str, contender: str, key: str) -> Figure | None:

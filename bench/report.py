@@ -35,6 +35,7 @@ TITLES = {
     "flax_jit": "Flax, jitted init",
     "flax_loop": "Flax + optax, bare loop",
     "flax_fit": "Flax + optax in fit()",
+    "kerasflax_bare": "kerasflax, `call()` alone",
     "thin_layer": "thinnest layer",
     "keras_flaxlayer": "FlaxLayer",
     "empty_layer": "empty layer in fit()",

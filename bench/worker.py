@@ -31,7 +31,7 @@ import kerasflax
 jax.config.update("jax_enable_compilation_cache", False)
 
 # A training measured in turn with others: at most so many epochs, for about so many seconds, and a few whatever they take.
-EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 60, 60, 5
+EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 40, 30, 5
 # Likewise eager calls: so many turns, in each of which one contender is called for so long.
 CALL_TURNS, CALL_SECONDS = 20, 0.1
 Layer = Callable[[], keras.layers.Layer]
@@ -139,7 +139,8 @@ def measure_call(load: Workload, names: str, module: nn.Module, layer: Layer | N
 def make_call(load: Workload, contender: str, module: nn.Module, layer: Layer | None, x: jax.Array) -> Callable[[], Any]:
     if layer is not None:
         made = contenders.layer_model(load, layer).layers[-1]
-        return lambda: ready(made(x))
+        call = made.call if contender == contenders.BARE_CALL else made
+        return lambda: ready(call(x))
     apply, variables = jax.jit(module.apply), contenders.init(module, load.inputs(1), jit=False)
     return lambda: ready(apply(variables, x))
 

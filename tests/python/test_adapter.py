@@ -1,4 +1,7 @@
 import inspect
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from conformance_nnx import NNX
 from modules import MLP
 
 from kerasflax import ModuleError
-from kerasflax._adapter import ADAPTERS, Adapter, adapt
+from kerasflax._adapter import APIS, Adapter, adapt, adapter_of
 from kerasflax._trace import until_learned
 from kerasflax._variables import Template
 
@@ -21,12 +24,13 @@ def wrapper(module, inputs):
     return module(inputs)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_an_adapter_has_the_signatures_of_the_protocol(adapter):
-    for name, function in vars(Adapter).items():
-        if inspect.isfunction(function) and (not name.startswith("_") or name == "__init__"):
-            expected = list(inspect.signature(function).parameters.items())
-            got = list(inspect.signature(getattr(adapter, name)).parameters.items())
+@pytest.mark.parametrize("api", APIS)
+def test_an_adapter_has_the_signatures_of_the_protocol(api):
+    for name in vars(Adapter):
+        if inspect.isroutine(getattr(Adapter, name)) and (not name.startswith("_") or name == "__init__"):
+            expected, got = (
+                list(inspect.signature(getattr(kind, name)).parameters.items()) for kind in (Adapter, adapter_of(api))
+            )
             assert [(name, p.kind) for name, p in got] == [(name, p.kind) for name, p in expected], name
 
 
@@ -43,6 +47,38 @@ def test_what_is_no_module_is_an_error(module, message):
     with pytest.raises(ModuleError) as error:
         adapt(module, None)
     assert message in str(error.value)
+
+
+LINEN_ALONE = """
+import sys
+import keras
+from flax import linen as nn
+import kerasflax
+model = keras.Sequential([keras.Input((3,)), kerasflax.FlaxLayer(nn.Dense(2))])
+model.save(sys.argv[1])
+keras.saving.load_model(sys.argv[1])
+assert "flax.nnx" not in sys.modules
+import flax.nnx
+kerasflax.FlaxLayer(flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0)))
+kerasflax.FlaxLayer(nn.Dense(2))
+"""
+LAZY_ALONE = """
+import sys
+import keras
+import kerasflax
+assert "flax.nnx" not in sys.modules
+def make(rngs):
+    from flax import nnx
+    return nnx.Linear(3, 2, rngs=rngs)
+model = keras.Sequential([keras.Input((3,)), kerasflax.FlaxLayer(kerasflax.LazyModule(make))])
+assert model.output_shape == (None, 2)
+"""
+
+
+@pytest.mark.parametrize("script", [LINEN_ALONE, LAZY_ALONE], ids=["linen", "a lazy module"])
+def test_a_module_system_is_imported_when_it_is_needed(script, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.keras")], env=environment, check=True)
 
 
 def assert_same(got, expected):

@@ -19,7 +19,7 @@ from test_nnx import IMAGES, LABELS, assert_equal, model_of
 
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, LazyModule
-from kerasflax._lazy import known_as_made
+from kerasflax._made import known_as_made
 from kerasflax._serialise import from_config, to_config
 
 

@@ -19,7 +19,7 @@ from modules_nnx import ConvNet, Decoder, ViT
 
 import kerasflax
 from kerasflax import FieldError, FlaxLayer, LazyModule, MethodError, ModuleError, StateError, VariablesError
-from kerasflax._nnx import module_class
+from kerasflax._nnx import NnxAdapter
 from kerasflax._variables import named_leaves
 
 
@@ -410,9 +410,9 @@ def test_a_constructor_with_rngs_makes_what_the_layer_would_make():
         return self.linear(inputs)
 
     place = "<elsewhere>"
-    Dense = module_class("Dense", place, {"units": int}, {}, {"setup": dense, "__call__": call})
+    Dense = NnxAdapter.module_class("Dense", place, {"units": int}, {}, {"setup": dense, "__call__": call})
     methods = {"setup": outer, "__call__": lambda self, inputs: self.last(self.first(inputs))}
-    Outer = module_class("Outer", place, {"first": object}, {}, methods)
+    Outer = NnxAdapter.module_class("Outer", place, {"first": object}, {}, methods)
     first = LazyModule(Dense, units=3)
     module = Outer(first=first, rngs=nnx.Rngs(1))
     assert_equal(variables_of(module), variables_of(LazyModule(Outer, first=first).make(nnx.Rngs(1))))

@@ -6,14 +6,13 @@ know neither Keras nor where the values are kept. `adapt` picks the adapter that
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
 
 from ._errors import ModuleError
-from ._linen import LinenAdapter
-from ._nnx import NnxAdapter
 
 PyTree = Any
 Variables = Mapping[str, PyTree]
@@ -24,7 +23,6 @@ class Adapter(Protocol):
     """A module and a method of it.
 
     Attributes:
-        kind: The class of all its modules, as messages name it.
         base: The class of all its modules.
         name: The module's class, as messages name it.
         module: The module, as configs describe it.
@@ -33,7 +31,6 @@ class Adapter(Protocol):
         takes_others: Whether the module may read collections that only its user provides.
     """
 
-    kind: ClassVar[str]
     base: ClassVar[type]
     name: str
     module: Any
@@ -99,8 +96,47 @@ class Adapter(Protocol):
     def state(self, variables: Variables) -> Variables:
         """The variables without those that the module has been seen to sow, which are no state."""
 
+    @staticmethod
+    def module_class(
+        name: str,
+        place: str,
+        required: Mapping[str, type],
+        optional: Mapping[str, tuple[type, Any]],
+        methods: Mapping[str, Callable[..., Any]],
+    ) -> type:
+        """Make a class of modules from another language.
 
-ADAPTERS: tuple[type[Adapter], ...] = (LinenAdapter, NnxAdapter)
+        Args:
+            name: Its name.
+            place: The module that it says it is of.
+            required: Types by field, of fields that have no default.
+            optional: Types and defaults by field.
+            methods: Functions by name. In Linen, without `setup` among them, `__call__` may make submodules. In NNX
+                `setup(self, rngs)` makes the parts, when the fields are there; a `LazyModule` that is a field, or that it
+                leaves as an attribute, is made with the same `rngs`.
+
+        Raises:
+            FieldError: A name that Python or Flax has taken.
+        """
+
+
+# Flax's module systems. One that nobody has imported has no modules, and takes its time to be imported.
+APIS = ("linen", "nnx")
+
+
+def adapter_of(api: str) -> type[Adapter]:
+    """The adapter of a module system, which is imported with it."""
+    if api == "linen":
+        from ._linen import LinenAdapter
+
+        return LinenAdapter
+    from ._nnx import NnxAdapter
+
+    return NnxAdapter
+
+
+def _adapters() -> Iterator[type[Adapter]]:
+    return (adapter_of(api) for api in APIS if f"flax.{api}" in sys.modules)
 
 
 def adapt(module: object, method: Method) -> Adapter:
@@ -110,21 +146,21 @@ def adapt(module: object, method: Method) -> Adapter:
         ModuleError: No adapter knows it.
         MethodError: The module has no such method, or its arguments cannot be filled.
     """
-    for adapter in ADAPTERS:
+    for adapter in _adapters():
         if adapter.accepts(module):
             return adapter(module, method)
-    kinds = " or ".join(f"`{adapter.kind}`" for adapter in ADAPTERS)
+    kinds = " or ".join(f"`flax.{api}.Module`" for api in APIS)
     raise ModuleError(f"`module` must be an instance of {kinds}, got {_described(module)}")
 
 
 def is_module(value: object) -> bool:
     """Whether it is an instance of a Flax module."""
-    return any(adapter.accepts(value) for adapter in ADAPTERS)
+    return any(adapter.accepts(value) for adapter in _adapters())
 
 
 def module_classes() -> Iterator[type]:
     """The classes of Flax modules that this process has defined; of those with one name and one base the newest comes last."""
-    found, waiting = set(), [adapter.base for adapter in ADAPTERS]
+    found, waiting = set(), [adapter.base for adapter in _adapters()]
     while waiting:
         kind = waiting.pop(0)
         if kind not in found:

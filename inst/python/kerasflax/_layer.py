@@ -7,10 +7,9 @@ import dataclasses
 import functools
 import gc
 import inspect
-import operator
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +19,12 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from . import _paths, _rng, _serialise, _store, _variables
+from . import _arguments, _paths, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
 from ._errors import (
     ArgumentError,
     BackendError,
     ConfigError,
-    ModuleError,
     NotBuiltError,
     ShapeError,
     StateError,
@@ -87,9 +85,8 @@ class FlaxLayer(keras.layers.Layer):
         method: The method to call, for initialisation too: None for `__call__`, a name, a method of the module, or a function
             that takes the module first.
         variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values; of an NNX module
-            those named are replaced. The arrays are
-            adopted without a copy and stay usable. Trainable weights must have the shapes that the module gives them; other
-            collections may have other shapes.
+            those named are replaced. The arrays are adopted without a copy and stay usable. Trainable weights must have the
+            shapes that the module gives them; other collections may have other shapes.
         seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.
         regularizers: By pattern of paths (see `kerasflax._paths`), Keras regularizers of trainable weights:
             `{"params/**/kernel": keras.regularizers.L2(1e-4)}`. Where several patterns fit a weight, the last one counts.
@@ -118,17 +115,17 @@ class FlaxLayer(keras.layers.Layer):
         constraints: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_backend()
-        _check_keywords(kwargs)
-        seed = _checked_seed(seed)
+        _arguments.check_backend()
+        _arguments.check_keywords(kwargs)
+        seed = _arguments.checked_seed(seed)
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
         self.method = method
         self.seed = seed
-        self.regularizers = _by_pattern("regularizers", regularizers, keras.regularizers.get)
-        self.constraints = _by_pattern("constraints", constraints, keras.constraints.get)
-        self._adapter = adapt(_checked_module(module), method)
+        self.regularizers = _arguments.by_pattern("regularizers", regularizers, keras.regularizers.get)
+        self.constraints = _arguments.by_pattern("constraints", constraints, keras.constraints.get)
+        self._adapter = adapt(_arguments.checked_module(module), method)
         self.supports_masking = self._adapter.takes_mask
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
@@ -644,60 +641,6 @@ class _Memory:
     has_been_trained: bool = False
     output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
     sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
-
-
-def _check_backend() -> None:
-    backend = keras.backend.backend()
-    if backend != "jax":
-        raise BackendError(
-            f"A Flax module needs Keras on JAX; Keras runs on {backend!r}.\n"
-            'Set the environment variable KERAS_BACKEND="jax" before Keras is imported, in a new process.'
-        )
-
-
-def _check_keywords(keywords: Mapping[str, Any]) -> None:
-    known = {
-        name
-        for name, parameter in inspect.signature(keras.layers.Layer.__init__).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    } | {"input_shape"}
-    unknown = [name for name in keywords if name not in known]
-    if unknown:
-        raise ArgumentError(
-            f"No layer takes {', '.join(f'`{name}`' for name in unknown)}.\n"
-            f"Besides `module`, `method`, `variables`, `seed`, `regularizers` and `constraints` there are "
-            f"{', '.join(sorted(known))}; "
-            "the module's own fields are given to the module."
-        )
-
-
-def _checked_module(module: Any) -> Any:
-    # In Keras's NNX mode its layers are modules, too.
-    if isinstance(module, keras.layers.Layer):
-        raise ModuleError(f"`module` is the Keras layer {module.name!r}.\nA layer needs no wrapper: add it to the model.")
-    return module
-
-
-def _by_pattern(name: str, values: Mapping[str, Any] | None, get: Callable[[Any], Any]) -> dict[str, Any]:
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
-        raise ArgumentError(
-            f'`{name}` must be a dict by pattern of paths, got {values!r}.\nPass {{"params/**/kernel": ...}}, say.'
-        )
-    return {pattern: get(value) for pattern, value in values.items()}
-
-
-def _checked_seed(seed: Any) -> int | None:
-    if seed is None:
-        return None
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if isinstance(seed, bool) or not 0 <= number < 2**32:
-        raise ArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1, or None, got {seed!r}.")
-    return number
 
 
 @contextlib.contextmanager

@@ -54,7 +54,6 @@ class _Seen:
 class LinenAdapter:
     """A `flax.linen.Module` and a method of it. See `Adapter` for what each method does."""
 
-    kind: ClassVar[str] = "flax.linen.Module"
     base: ClassVar[type] = nn.Module
 
     @classmethod
@@ -197,6 +196,30 @@ class LinenAdapter:
         self._sown |= seen.sown
         return again
 
+    @staticmethod
+    def module_class(
+        name: str,
+        place: str,
+        required: Mapping[str, type],
+        optional: Mapping[str, tuple[type, Any]],
+        methods: Mapping[str, Callable[..., Any]],
+    ) -> type[nn.Module]:
+        """Make a class of Linen modules."""
+        own = (method for method in methods if method not in ("setup", "__call__"))
+        _foreign.refuse_taken_names(name, (*required, *optional, *own), nn.Module)
+        namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
+        namespace["__annotations__"] = {**required, **{field: kind for field, (kind, _) in optional.items()}}
+        for field, (_, default) in optional.items():
+            # A default that could be changed is copied for each instance.
+            can_change = type(default).__hash__ is None
+            namespace[field] = (
+                dataclasses.field(default_factory=functools.partial(copy.copy, default)) if can_change else default
+            )
+        for method, function in methods.items():
+            function.__name__, function.__qualname__ = method, f"{name}.{method}"
+            namespace[method] = nn.compact(function) if method == "__call__" and "setup" not in methods else function
+        return types.new_class(name, (nn.Module,), {}, lambda body: body.update(namespace))
+
 
 def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
     """The methods that classes of users and of Flax add to the base class, by name."""
@@ -262,39 +285,3 @@ def _watch() -> Iterator[_Seen]:
 
     with replaced((Scope, make_rng), *((nn.Module, function) for function in (has_rng, sow, perturb))):
         yield seen
-
-
-# Classes that are made from another language ------------------------------------------------------------------------------
-
-
-def module_class(
-    name: str,
-    place: str,
-    required: Mapping[str, type],
-    optional: Mapping[str, tuple[type, Any]],
-    methods: Mapping[str, Callable[..., Any]],
-) -> type[nn.Module]:
-    """Make a class of modules, as `class name(flax.linen.Module)` would.
-
-    Args:
-        name: Its name.
-        place: The module that it says it is of.
-        required: Types by field, of fields that have no default.
-        optional: Types and defaults by field.
-        methods: Functions by name. Without `setup` among them, `__call__` may make submodules (`nn.compact`).
-
-    Raises:
-        FieldError: A name that Python or Flax has taken.
-    """
-    own = (method for method in methods if method not in ("setup", "__call__"))
-    _foreign.refuse_taken_names(name, (*required, *optional, *own), nn.Module)
-    namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
-    namespace["__annotations__"] = {**required, **{field: kind for field, (kind, _) in optional.items()}}
-    for field, (_, default) in optional.items():
-        # A default that could be changed is copied for each instance.
-        can_change = type(default).__hash__ is None
-        namespace[field] = dataclasses.field(default_factory=functools.partial(copy.copy, default)) if can_change else default
-    for method, function in methods.items():
-        function.__name__, function.__qualname__ = method, f"{name}.{method}"
-        namespace[method] = nn.compact(function) if method == "__call__" and "setup" not in methods else function
-    return types.new_class(name, (nn.Module,), {}, lambda body: body.update(namespace))

@@ -1,4 +1,4 @@
-"""`flax.nnx` modules behind the adapter protocol. No other file but `_lazy` knows NNX.
+"""`flax.nnx` modules behind the adapter protocol. No other files but `_lazy` and `_made` know NNX.
 
 An NNX module is a graph of objects that hold their variables' values. Taken apart, it is a `_Structure` and values; put
 together again inside a trace, with other values, it is a module of that trace alone. The user's module is never touched.
@@ -117,7 +117,6 @@ def _get(tree: Mapping[Any, PyTree], path: Path) -> PyTree:
 class NnxAdapter:
     """A `flax.nnx.Module`, or how to make one, and a method of it. See `Adapter` for what each method does."""
 
-    kind: ClassVar[str] = "flax.nnx.Module"
     base: ClassVar[type] = nnx.Module
 
     @classmethod
@@ -271,6 +270,52 @@ class NnxAdapter:
         with watching, naming_the_path(name, nnx.Module, path_of), running_module():
             yield seen
 
+    @staticmethod
+    def module_class(
+        name: str,
+        place: str,
+        required: Mapping[str, type],
+        optional: Mapping[str, tuple[type, Any]],
+        methods: Mapping[str, Callable[..., Any]],
+    ) -> type[nnx.Module]:
+        """Make a class of NNX modules, whose constructor takes its fields and `rngs` by name."""
+        own = (method for method in methods if method != "__call__")
+        _foreign.refuse_taken_names(name, (*required, *optional, *own), nnx.Module)
+        kinds = {**required, **{field: kind for field, (kind, _) in optional.items()}}
+
+        def make_parts(self: nnx.Module, rngs: Any) -> None:
+            # What has been left to be made is made here, where there are random numbers for it.
+            for attribute, value in list(vars(self).items()):
+                if isinstance(value, LazyModule):
+                    setattr(self, attribute, nnx.data(value.make(rngs)))
+
+        def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
+            given = signature.bind(self, rngs=rngs, **fields).arguments
+            if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
+                raise FieldError(f"`rngs` must be an `nnx.Rngs`, got {type(rngs).__name__} {rngs!r:.60}.")
+            for field in kinds:
+                # A default that could be changed is copied for each instance.
+                setattr(self, field, given[field] if field in given else copy.copy(optional[field][1]))
+            make_parts(self, rngs)
+            if "setup" in methods:
+                with whole_numbers_do():
+                    methods["setup"](self, rngs)
+                make_parts(self, rngs)
+
+        def parameter(field: str) -> inspect.Parameter:
+            default = optional[field][1] if field in optional else inspect.Parameter.empty
+            return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[field])
+
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        rngs = inspect.Parameter(_RNGS, inspect.Parameter.KEYWORD_ONLY, default=None)
+        signature = inspect.Signature([itself, *map(parameter, kinds), rngs])
+        initialise.__signature__ = signature  # type: ignore[attr-defined]
+        initialise.__annotations__ = kinds
+        for method, function in methods.items():
+            function.__name__, function.__qualname__ = method, f"{name}.{method}"
+        namespace = {"__module__": place, "__qualname__": name, "__init__": initialise, **methods}
+        return types.new_class(name, (nnx.Module,), {}, lambda body: body.update(namespace))
+
 
 def _called(method: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any], module: nnx.Module) -> Any:
     return method(module, *arguments, **keywords)
@@ -315,64 +360,3 @@ def _takes_rngs(signature: Signature, structure: _Structure) -> bool:
         return False
     has_own = any(issubclass(kind, nnx.RngState) for kind in structure.types.values())
     return parameter.default is parameter.empty or not has_own
-
-
-# Classes that are made from another language ------------------------------------------------------------------------------
-
-
-def module_class(
-    name: str,
-    place: str,
-    required: Mapping[str, type],
-    optional: Mapping[str, tuple[type, Any]],
-    methods: Mapping[str, Callable[..., Any]],
-) -> type[nnx.Module]:
-    """Make a class of modules, as `class name(flax.nnx.Module)` would, whose constructor takes its fields and `rngs` by name.
-
-    Args:
-        name: Its name.
-        place: The module that it says it is of.
-        required: Types by field, of fields that have no default.
-        optional: Types and defaults by field.
-        methods: Functions by name. `setup(self, rngs)` makes the parts, when the fields are there. A `LazyModule` that is a
-            field, or that it leaves as an attribute, is made with the same `rngs`.
-
-    Raises:
-        FieldError: A name that Python or Flax has taken.
-    """
-    own = (method for method in methods if method != "__call__")
-    _foreign.refuse_taken_names(name, (*required, *optional, *own), nnx.Module)
-    kinds = {**required, **{field: kind for field, (kind, _) in optional.items()}}
-
-    def make_parts(self: nnx.Module, rngs: Any) -> None:
-        # What has been left to be made is made here, where there are random numbers for it.
-        for attribute, value in list(vars(self).items()):
-            if isinstance(value, LazyModule):
-                setattr(self, attribute, nnx.data(value.make(rngs)))
-
-    def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
-        given = signature.bind(self, rngs=rngs, **fields).arguments
-        if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
-            raise FieldError(f"`rngs` must be an `nnx.Rngs`, got {type(rngs).__name__} {rngs!r:.60}.")
-        for field in kinds:
-            # A default that could be changed is copied for each instance.
-            setattr(self, field, given[field] if field in given else copy.copy(optional[field][1]))
-        make_parts(self, rngs)
-        if "setup" in methods:
-            with whole_numbers_do():
-                methods["setup"](self, rngs)
-            make_parts(self, rngs)
-
-    def parameter(field: str) -> inspect.Parameter:
-        default = optional[field][1] if field in optional else inspect.Parameter.empty
-        return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[field])
-
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    rngs = inspect.Parameter(_RNGS, inspect.Parameter.KEYWORD_ONLY, default=None)
-    signature = inspect.Signature([itself, *map(parameter, kinds), rngs])
-    initialise.__signature__ = signature  # type: ignore[attr-defined]
-    initialise.__annotations__ = kinds
-    for method, function in methods.items():
-        function.__name__, function.__qualname__ = method, f"{name}.{method}"
-    namespace = {"__module__": place, "__qualname__": name, "__init__": initialise, **methods}
-    return types.new_class(name, (nnx.Module,), {}, lambda body: body.update(namespace))

@@ -21,10 +21,8 @@ Numbers, text, truth values, None and lists stand for themselves. Everything els
     {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}, {"number": 2.0, "dtype": "float16"}
     {"float": "nan"}, {"complex": [1.0, 2.0]}
 
-A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. A class is named by its module and its name
-in it. It is looked for among Keras's custom objects and registered classes, then among the module classes that this process
-has defined, and last in its module. That is imported only where its package has defined Flax modules already; of other packages
-classes are taken that are there, and that do nothing but hold what they are given.
+A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. What a name stands for is decided in
+`_names`.
 """
 
 from __future__ import annotations
@@ -32,12 +30,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import importlib
 import inspect
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -47,8 +43,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _foreign, _lazy
-from ._adapter import is_module, module_classes
+from . import _foreign, _lazy, _names
+from ._adapter import is_module
 from ._errors import ConfigError
 from ._trace import Spec
 
@@ -57,24 +53,6 @@ Json = Any
 # Nested deeper than any module; Python's own limit comes later.
 _DEPTH = 100
 
-# Where functions come from, by name. What reads, writes, or calls other functions is not among them.
-_NAMESPACES = ("flax.linen", "jax.nn", "jax.nn.initializers", "jax.numpy", "jax.lax", "flax.nnx")
-_FUNCTIONS_FROM = ("jax.", "flax.linen.activation", "flax.linen.attention", "flax.linen.pooling", "flax.linen.initializers")
-_WITHHELD = {
-    *("load", "save", "savez", "savez_compressed", "fromfile", "frombuffer", "fromstring", "from_dlpack", "printoptions"),
-    *("set_printoptions", "get_printoptions", "apply_along_axis", "apply_over_axes", "fromfunction", "frompyfunc"),
-    *("piecewise", "vectorize", "ufunc", "pool", "associative_scan", "composite", "cond", "custom_linear_solve", "custom_root"),
-    *("fori_loop", "map", "platform_dependent", "reduce", "reduce_window", "scan", "scatter_apply", "switch", "while_loop"),
-    *("mask_indices", "precv", "psend", "stage"),
-}
-# What makes initializers. Only these are called with arguments from a file.
-_FACTORIES = {
-    "jax.nn.initializers": (
-        *("constant", "delta_orthogonal", "normal", "orthogonal", "truncated_normal", "uniform", "variance_scaling"),
-    ),
-    "flax.linen": ("with_partitioning", "with_logical_partitioning"),
-}
-_NUMBER_TYPES = (bool, int, float, complex)
 _SCALARS = (bool, int, float, str)
 # More than any array has. JAX ends the process at a product of sizes that overflows.
 _MOST_VALUES = 2**48
@@ -184,7 +162,7 @@ def _of_container(value: Any, path: str) -> Json:
     if isinstance(value, jax.sharding.PartitionSpec):
         return {"partition_spec": _items(value, path)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"named_tuple": _reference(type(value), path), "fields": _items(value, path)}
+        return {"named_tuple": _names.class_name(type(value), path), "fields": _items(value, path)}
     return None
 
 
@@ -194,12 +172,12 @@ def _items(values: Any, path: str) -> list[Json]:
 
 def _of_named(value: Any, path: str) -> Json:
     if isinstance(value, enum.Enum):
-        return {"enum": _reference(type(value), path), "member": value.name}
+        return {"enum": _names.class_name(type(value), path), "member": value.name}
     if isinstance(value, np.dtype):
         return {"dtype": value.name}
-    if _is_number_type(value) or (isinstance(value, type) and _is_module_class(value)):
-        return {"type": _reference(value, path)}
-    name = _function_name(value) if callable(value) else None
+    if _names.is_number_type(value) or (isinstance(value, type) and _names.is_module_class(value)):
+        return {"type": _names.class_name(value, path)}
+    name = _names.function_name(value) if callable(value) else None
     return name and {"function": name}
 
 
@@ -221,7 +199,7 @@ def _of_call(value: Any, path: str) -> Json:
             "keywords": {name: to_config(item, f"{path}: {name}") for name, item in value.keywords.items()},
         }
     if isinstance(value, FunctionType):
-        for name, factory in _factories():
+        for name, factory in _names.factories():
             arguments = _arguments(value, factory)
             if arguments is not None:
                 given = {key: to_config(item, f"{path}: {key}") for key, item in arguments.items()}
@@ -245,7 +223,7 @@ def _of_object(value: Any, path: str) -> Json:
         # Flax's defaults stay what they are; those of a user's class may be others when the file is read.
         if not (type(value).__module__.startswith("flax.") and _is_default(field, value)):
             fields[field.name] = node
-    return {"object": _reference(type(value), path), "fields": fields}
+    return {"object": _names.class_name(type(value), path), "fields": fields}
 
 
 def _is_default(field: dataclasses.Field[Any], owner: Any) -> bool:
@@ -277,9 +255,11 @@ def _is_same(value: Any, other: Any) -> bool:
 def _of_made(value: Any, path: str) -> Json:
     if not _lazy.is_made(value):
         return None
-    lazy = _lazy.known_as_made(value)
+    from ._made import known_as_made
+
+    lazy = known_as_made(value)
     constructor = lazy and (
-        _reference(lazy.factory, path) if isinstance(lazy.factory, type) else _of_named_function(lazy.factory)
+        _names.class_name(lazy.factory, path) if isinstance(lazy.factory, type) else _of_named_function(lazy.factory)
     )
     if lazy is None or constructor is None:
         kind = _lazy.class_of(value)
@@ -288,7 +268,7 @@ def _of_made(value: Any, path: str) -> Json:
             + _foreign.words(f"that makes it, `{_custom_objects(kind.__name__)}`; or make it by `kerasflax.LazyModule`."),
             stacklevel=2,
         )
-        return {"custom": _reference(kind, path)}
+        return {"custom": _names.class_name(kind, path)}
     return {
         "constructor": constructor,
         "arguments": [to_config(item, f"{path}: argument {i + 1}") for i, item in enumerate(lazy.arguments)],
@@ -301,65 +281,6 @@ def _custom_objects(name: str) -> str:
 
 
 _DESCRIPTIONS = (_of_made, _of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
-
-
-# Names ------------------------------------------------------------------------------------------------------------------
-
-
-def _reference(kind: type, path: str) -> str:
-    """A class by its module and its name in it; what `flax.linen` and `jax.lax` offer, as theirs."""
-    for namespace in _NAMESPACES:
-        is_ours = kind.__module__.partition(".")[0] in ("flax", "jax")
-        if is_ours and getattr(importlib.import_module(namespace), kind.__name__, None) is kind:
-            return f"{namespace}:{kind.__name__}"
-    if "<locals>" in kind.__qualname__ and not _is_module_class(kind):
-        raise ConfigError(f"{path} cannot be saved: the class {kind.__qualname__} is made in a function.\nDefine it outside.")
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _function_name(value: Any) -> str | None:
-    """The name under which a function may be taken from a file, if there is one."""
-    name = getattr(value, "__name__", None)
-    for namespace in _NAMESPACES:
-        if isinstance(name, str) and _function(f"{namespace}:{name}") is value:
-            return f"{namespace}:{name}"
-    return None
-
-
-def _function(reference: str) -> Any:
-    """The function of a name, or None where there is none that may be taken."""
-    namespace, _, name = reference.partition(":")
-    if namespace not in _NAMESPACES or name in _WITHHELD or name.startswith("_"):
-        return None
-    value = getattr(importlib.import_module(namespace), name, None)
-    # NumPy's scalar types are jax.numpy's under its own names, and callable.
-    if not callable(value) or (isinstance(value, type) and not _is_jax_scalar(value)):
-        return None
-    source = f"{getattr(value, '__module__', '')}."
-    return value if source.startswith(_FUNCTIONS_FROM) or isinstance(value, jnp.ufunc) else None
-
-
-def _is_jax_scalar(value: type) -> bool:
-    return value.__module__ == "jax.numpy" and isinstance(getattr(value, "dtype", None), np.dtype)
-
-
-def _is_number_type(value: Any) -> bool:
-    return isinstance(value, type) and (value in _NUMBER_TYPES or (issubclass(value, np.generic) and value is not np.generic))
-
-
-def _classes() -> Iterator[type]:
-    """Flax's module classes; without Keras's layers, which are modules too in its NNX mode, and of which some run code."""
-    return (kind for kind in module_classes() if not issubclass(kind, keras.layers.Layer))
-
-
-def _is_module_class(value: type) -> bool:
-    return any(value is kind for kind in _classes())
-
-
-def _factories() -> Iterator[tuple[str, Callable[..., Any]]]:
-    for namespace, names in _FACTORIES.items():
-        for name in names:
-            yield f"{namespace}:{name}", getattr(importlib.import_module(namespace), name)
 
 
 def _arguments(function: FunctionType, factory: Callable[..., Any]) -> dict[str, Any] | None:
@@ -502,7 +423,7 @@ def _make_array(node: Any, path: str, depth: int) -> Any:
 def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.ndarray[Any, Any]:
     shape = _checked_shape(shape, path)
     values = _made_items(numbers, path, depth)
-    if len(values) != math.prod(shape) or not all(isinstance(value, _NUMBER_TYPES) for value in values):
+    if len(values) != math.prod(shape) or not all(isinstance(value, _names.NUMBER_TYPES) for value in values):
         raise ConfigError(f"{path} is described wrongly: {len(values)} values do not make an array of shape {shape}.")
     dtype = _dtype(dtype, path)
     try:
@@ -521,17 +442,17 @@ def _checked_shape(shape: Any, path: str, *, unknown: bool = False) -> tuple[Any
 
 
 def _make_function(node: Any, path: str, depth: int) -> Any:
-    function = _function(_checked(node["function"], str, path))
+    function = _names.function_named(_checked(node["function"], str, path))
     if function is None:
         raise ConfigError(
             f"{path} is the function {node['function']!r:.80}, which is not taken from a file.\n"
-            f"Functions of {', '.join(_NAMESPACES)} are, and those that you register."
+            f"Functions of {', '.join(_names.NAMESPACES)} are, and those that you register."
         )
     return function
 
 
 def _make_initializer(node: Any, path: str, depth: int) -> Any:
-    factory = dict(_factories()).get(_checked(node["initializer"], str, path))
+    factory = dict(_names.factories()).get(_checked(node["initializer"], str, path))
     if factory is None:
         raise ConfigError(f"{path} is made by {node['initializer']!r:.80}, which is no factory of initializers.")
     return _called(factory, [], _made_fields(node.get("arguments", {}), path, depth), path)
@@ -546,16 +467,12 @@ def _make_partial(node: Any, path: str, depth: int) -> Any:
 
 
 def _make_type(node: Any, path: str, depth: int) -> type:
-    namespace, _, name = _checked(node["type"], str, path).partition(":")
-    if namespace in ("builtins", "numpy"):
-        value = getattr(importlib.import_module(namespace), name, None)
-        if _is_number_type(value):
-            return value  # type: ignore[return-value]
-    return _resolved(node["type"], _is_module_class, path)
+    number_type = _names.number_type_named(_checked(node["type"], str, path))
+    return number_type or _class(node["type"], _names.is_module_class, path)
 
 
 def _make_enum(node: Any, path: str, depth: int) -> enum.Enum:
-    kind: Any = _resolved(node["enum"], lambda value: issubclass(value, enum.Enum), path)
+    kind: Any = _class(node["enum"], lambda value: issubclass(value, enum.Enum), path)
     member = _checked(node.get("member"), str, path)
     if member not in kind.__members__:
         raise ConfigError(f"{path} is {member!r:.60}, which {kind.__name__} does not have.")
@@ -564,19 +481,19 @@ def _make_enum(node: Any, path: str, depth: int) -> enum.Enum:
 
 
 def _make_named_tuple(node: Any, path: str, depth: int) -> Any:
-    kind = _resolved(node["named_tuple"], lambda value: issubclass(value, tuple) and hasattr(value, "_fields"), path)
+    kind = _class(node["named_tuple"], lambda value: issubclass(value, tuple) and hasattr(value, "_fields"), path)
     return _called(kind, _made_items(node.get("fields", []), path, depth), {}, path)
 
 
 def _make_object(node: Any, path: str, depth: int) -> Any:
-    kind = _resolved(node["object"], dataclasses.is_dataclass, path)
+    kind = _class(node["object"], dataclasses.is_dataclass, path)
     return _called(kind, [], _made_fields(node.get("fields", {}), path, depth), path)
 
 
 def _make_made(node: Any, path: str, depth: int) -> _lazy.LazyModule:
     constructor = node["constructor"]
     if isinstance(constructor, str):
-        factory = _resolved(constructor, _is_module_class, path)
+        factory = _names.class_named(constructor, _names.is_module_class, path)
     else:
         factory = _named_function(_checked(constructor, Mapping, path), path)
         if not _lazy.takes_rngs(factory):
@@ -612,6 +529,10 @@ def _make_registered(node: Any, path: str, depth: int) -> Any:
         raise ConfigError(f"{path} is described wrongly: {name!r:.80} is no class of objects that have a config.")
     config = from_config(node["config"], path, depth + 1)
     return found.from_config(config) if hasattr(found, "from_config") else _called(found, [], config, path)
+
+
+def _class(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
+    return _names.class_named(_checked(reference, str, path), is_right, path)
 
 
 def _called(function: Any, arguments: list[Any], keywords: Any, path: str) -> Any:
@@ -722,110 +643,3 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
 def checked_spec(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
     """A spec of a shape, in which sizes may be `unknown` (None), and a dtype."""
     return Spec(_checked_shape(shape, path, unknown=unknown), str(_dtype(dtype, path)))
-
-
-# Classes ----------------------------------------------------------------------------------------------------------------
-
-# Where scripts and R sessions define their classes: each stands for the other.
-_SESSIONS = {"__main__": "in a script of Python", "<r-globalenv>": "in a session or script of R"}
-
-
-def _resolved(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
-    """The class of a name.
-
-    Raises:
-        ConfigError: It is not there, or another kind of thing is, or one that would run code of its own.
-    """
-    namespace, _, name = _checked(reference, str, path).partition(":")
-    given = [keras.saving.get_registered_object(key) for key in (reference, name, name.rpartition(".")[2])]
-    for found in given:
-        if isinstance(found, type) and is_right(found):
-            return found
-    defined = [kind for kind in _classes() if kind.__qualname__ == name and _same_module(kind.__module__, namespace)]
-    if len(defined) > 1 and namespace.startswith("flax."):
-        # `nn.vmap(nn.Dense, ...)` has one name, whatever the axes.
-        warnings.warn(
-            f"{path} is of the class {name!r:.80}, of which Flax's transformations have made {len(defined)} here: the newest "
-            "is taken.\n" + _foreign.words(f"Give another one by `custom_objects={{{name!r:.80}: {name:.80}}}`."),
-            stacklevel=2,
-        )
-    if defined:
-        return _of_kind(_newest(defined), is_right, reference, path)
-    found = _imported(namespace, name)
-    found = _of_kind(next(filter(None, given), None) if found is None else found, is_right, reference, path)
-    if not (namespace.partition(".")[0] in _packages() or issubclass(found, enum.Enum) or _only_holds(found)):
-        raise ConfigError(
-            f"{path} is of the class {reference!r:.80}, which runs code of its own when it is made.\n"
-            + _foreign.words(f"If it is to be trusted, give it: `custom_objects={{{found.__name__!r}: {found.__name__}}}`.")
-        )
-    return found
-
-
-def _same_module(name: str, other: str) -> bool:
-    return name == other or (name in _SESSIONS and other in _SESSIONS)
-
-
-def _newest(kinds: list[type]) -> type:
-    """Of classes with one name the one that has it now, or else the one that was defined last."""
-    for kind in reversed(kinds):
-        name = kind.__name__
-        if getattr(sys.modules.get(kind.__module__), name, None) is kind or _foreign.named(name) is kind:
-            return kind
-    return kinds[-1]
-
-
-def _of_kind(found: Any, is_right: Callable[[Any], bool], reference: str, path: str) -> Any:
-    namespace, _, name = reference.partition(":")
-    if found is None:
-        raise ConfigError(_foreign.words(f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"))
-    if not isinstance(found, type) or not is_right(found):
-        raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
-    return found
-
-
-def _where_it_was(namespace: str, name: str) -> str:
-    """Of a class that is not found, where it was defined, and the line to type."""
-    short = name.rpartition(".")[2][:80]
-    give = f"give the class: `custom_objects={{{short!r}: {short}}}`."
-    if namespace in _SESSIONS:
-        return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"
-    if namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
-        return f"which {namespace!r:.80} does not have.\nRun the code that defines it first, or {give}"
-    is_package = namespace.replace(".", "").isidentifier()
-    line = f"`import {namespace:.80}`" if is_package else "the code that defines it"
-    return f"defined in {namespace!r:.80}, which is not there.\nRun {line} first, or {give}"
-
-
-def _imported(namespace: str, name: str) -> Any:
-    """What stands under a name in a module that is there already, or in a package that has defined Flax modules, or in Flax."""
-    parts = name.split(".")
-    if not all(part.isidentifier() and not part.startswith("__") for part in parts):
-        return None
-    root, *others = namespace.split(".")
-    # Of Flax what is not there yet would bring other packages with it, and `__main__` is a program.
-    may_be_imported = root in _packages() - {"flax"} and not any(part.startswith("__") for part in others)
-    if namespace not in (*_NAMESPACES, *sys.modules) and not may_be_imported:
-        return None
-    try:
-        found = importlib.import_module(namespace)
-        for part in parts:
-            found = getattr(found, part)
-            # Not through modules, which lead to other packages.
-            if not isinstance(found, type) or found.__module__.partition(".")[0] != root:
-                return None
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return found
-
-
-def _packages() -> set[str]:
-    """The packages whose code may run: those that have defined Flax modules."""
-    return {kind.__module__.partition(".")[0] for kind in _classes()} & {"flax", "__main__", *sys.modules}
-
-
-def _only_holds(kind: type) -> bool:
-    """Whether making one of a class runs no code but what `dataclasses`, or a named tuple, has written for it."""
-    names = ("__new__", "__init__", "__setattr__")
-    methods = [getattr(kind, name) for name in names if getattr(kind, name) is not getattr(object, name)]
-    are_written = all(isinstance(method, FunctionType) and method.__code__.co_filename == "<string>" for method in methods)
-    return are_written and not hasattr(kind, "__post_init__") and type(kind).__call__ is type.__call__
