@@ -86,8 +86,8 @@ def jobs_of_one_round() -> Iterator[Job]:
 
 
 def jobs_of_two_rounds(number: int) -> Iterator[Job]:
-    # Epochs are rounds themselves. But of two equal models the one that was made first may take 4 % longer for each of its
-    # steps, or less: everyone is made before everyone else once.
+    # Epochs are rounds themselves. But models that compute the same may differ by some per cent for as long as they live: there
+    # are two processes, and what is made first in one is made last in the other.
     for workload in WORKLOADS:
         # Where a step takes a second, a layer's cost cannot show.
         trainers = [name for name in TRAINERS if not (name == "thin_layer" and workload in ("resnet50", "lm"))]

@@ -48,10 +48,15 @@ _FACTORIES = {
 def function_name(value: Any) -> str | None:
     """The name under which a function may be taken from a file, if there is one."""
     name = getattr(value, "__name__", None)
-    for namespace in NAMESPACES:
+    for namespace in _loaded():
         if isinstance(name, str) and function_named(f"{namespace}:{name}") is value:
             return f"{namespace}:{name}"
     return None
+
+
+def _loaded() -> list[str]:
+    """The namespaces that have been imported: nothing that is there is of another."""
+    return [namespace for namespace in NAMESPACES if namespace in sys.modules]
 
 
 def function_named(reference: str) -> Any:
@@ -87,7 +92,7 @@ _SESSIONS = {"__main__": "in a script of Python", "<r-globalenv>": "in a session
 
 def class_name(kind: type, path: str) -> str:
     """A class by its module and its name in it; what `flax.linen` and `jax.lax` offer, as theirs."""
-    for namespace in NAMESPACES:
+    for namespace in _loaded():
         is_ours = kind.__module__.partition(".")[0] in ("flax", "jax")
         if is_ours and getattr(importlib.import_module(namespace), kind.__name__, None) is kind:
             return f"{namespace}:{kind.__name__}"
