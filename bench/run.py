@@ -2,8 +2,8 @@
 
     python bench/run.py [--rounds 5] [--only REGEX] [--to FOLDER]
 
-`--only` keeps the jobs whose "workload contender measure" the expression matches. What it yields is written to build/, or to
-another folder, where it takes the place of what earlier runs of these jobs have yielded.
+`--only` keeps the jobs whose "workload contender measure" the expression matches. What it yields is written to build/, or
+`--to` a folder with results, where it takes the place of what these jobs have yielded before.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     results = {"machine": machine.description(), "rounds": arguments.rounds, "runs": []}
-    if arguments.only and file.exists():
+    if arguments.only and arguments.to and file.exists():
         results = json.loads(file.read_text())
         results["runs"] = [run for run in results["runs"] if not re.search(arguments.only, run["job"])]
     start = time.perf_counter()
