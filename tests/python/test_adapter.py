@@ -62,6 +62,19 @@ import flax.nnx
 kerasflax.FlaxLayer(flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0)))
 kerasflax.FlaxLayer(nn.Dense(2))
 """
+# A class that NNX has in one of its parts alone, loaded where nobody has imported NNX.
+BRIDGED = """
+import sys
+import keras
+import kerasflax
+if sys.argv[2] == "save":
+    from flax import linen as nn, nnx
+    module = nnx.bridge.ToLinen(nnx.Linear, args=(3, 2))
+    keras.Sequential([keras.Input((3,)), kerasflax.FlaxLayer(module)]).save(sys.argv[1])
+else:
+    assert "flax.nnx" not in sys.modules
+    assert keras.saving.load_model(sys.argv[1]).output_shape == (None, 2)
+"""
 LAZY_ALONE = """
 import sys
 import keras
@@ -75,10 +88,15 @@ assert model.output_shape == (None, 2)
 """
 
 
-@pytest.mark.parametrize("script", [LINEN_ALONE, LAZY_ALONE], ids=["linen", "a lazy module"])
-def test_a_module_system_is_imported_when_it_is_needed(script, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [(LINEN_ALONE, [""]), (LAZY_ALONE, [""]), (BRIDGED, ["save", "load"])],
+    ids=["linen", "a lazy module", "a part of nnx"],
+)
+def test_a_module_system_is_imported_when_it_is_needed(script, arguments, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.keras")], env=environment, check=True)
+    for argument in arguments:
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.keras"), argument], env=environment, check=True)
 
 
 def assert_same(got, expected):

@@ -108,6 +108,10 @@ def class_named(reference: str, is_right: Callable[[Any], bool], path: str) -> A
         ConfigError: It is not there, or another kind of thing is, or one that would run code of its own.
     """
     namespace, _, name = reference.partition(":")
+    for known in NAMESPACES:
+        if namespace.startswith(f"{known}."):
+            # NNX is there when it is needed, and with it its parts.
+            importlib.import_module(known)
     given = [keras.saving.get_registered_object(key) for key in (reference, name, name.rpartition(".")[2])]
     for found in given:
         if isinstance(found, type) and is_right(found):
