@@ -45,11 +45,20 @@ TITLES = {
 def write(folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.md").write_text("\n".join(lines(results)) + "\n")
-    plot.write(results["runs"], folder / "results.png")
+    plot.write(flat(results["runs"]), folder / "results.png")
+
+
+def flat(runs: Runs) -> Runs:
+    """Each figure by itself, with its workload, contender, measure and round; a job of several contenders says whose it is."""
+    return [
+        dict(zip(("workload", "contender", "measure"), run["job"].split(), strict=True)) | {"round": run["round"]} | figures
+        for run in runs
+        for figures in run["figures"]
+    ]
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    runs = results["runs"]
+    runs = flat(results["runs"])
     yield "# Benchmarks"
     yield ""
     yield (

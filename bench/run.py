@@ -115,7 +115,7 @@ def run(job: Job) -> list[dict[str, object]]:
 
 
 def written(results: dict[str, object]) -> str:
-    """JSON with a line for each figure."""
+    """JSON with a line for each run of a job."""
     runs = ",\n".join(map(json.dumps, results["runs"]))
     return json.dumps(results | {"runs": "RUNS"}).replace('"RUNS"', f"[\n{runs}\n]") + "\n"
 
@@ -145,8 +145,7 @@ def main() -> None:
                 found = run(job)
                 if any("fails" in figures and "contender" not in figures for figures in found):
                     hopeless.add(job)
-                name = {"job": str(job), "workload": job.workload, "contender": job.contender, "measure": job.measure}
-                results["runs"] += [name | {"round": number} | figures for figures in found]
+                results["runs"].append({"job": str(job), "round": number, "figures": found})
                 print(f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}", flush=True)
         # A run that breaks off has its rounds until then.
         file.write_text(written(results))

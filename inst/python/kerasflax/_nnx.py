@@ -22,7 +22,7 @@ from flax import nnx
 
 from . import _foreign, _rng
 from ._errors import FieldError, MethodError, ModuleError, StateError
-from ._lazy import LazyModule, whole_numbers_do
+from ._lazy import RNGS, LazyModule, whole_numbers_do
 from ._paths import SEPARATOR
 from ._running import MappedAxes, naming_the_path, replaced, running_module
 from ._signature import MODE_ARGUMENTS, Signature, as_attention_mask, signature_of, unbound
@@ -33,7 +33,6 @@ Path = tuple[Any, ...]
 
 # Where arrays are kept that are attributes by themselves, and no variables.
 _ARRAYS = "arrays"
-_RNGS = "rngs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +176,7 @@ class NnxAdapter:
         self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
-        (key,) = _rng.streams(seed_state, [_RNGS]).values()
+        (key,) = _rng.streams(seed_state, [RNGS]).values()
         return self._call(self.state(variables), inputs, training=training, mask=mask, key=key)
 
     def draws(self, training: bool) -> bool:
@@ -209,7 +208,7 @@ class NnxAdapter:
         rngs = nnx.Rngs(key)
         undrawn = rngs.default.count.get_value()
         if self._takes_rngs:
-            keywords[_RNGS] = rngs
+            keywords[RNGS] = rngs
         if not MODE_ARGUMENTS.keys() & self._signature.parameters.keys():
             nnx.Module.set_attributes(
                 module, deterministic=not training, use_running_average=not training, raise_if_not_found=False
@@ -307,7 +306,7 @@ class NnxAdapter:
             return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[field])
 
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        rngs = inspect.Parameter(_RNGS, inspect.Parameter.KEYWORD_ONLY, default=None)
+        rngs = inspect.Parameter(RNGS, inspect.Parameter.KEYWORD_ONLY, default=None)
         signature = inspect.Signature([itself, *map(parameter, kinds), rngs])
         initialise.__signature__ = signature  # type: ignore[attr-defined]
         initialise.__annotations__ = kinds
@@ -350,12 +349,12 @@ def _signature(method: Callable[..., Any], module_name: str, methods: Mapping[st
     if any(method is known for known in methods.values()):
         name = f"{module_name}.{name}"
     signature = signature_of(method, f"`{name}`")
-    return dataclasses.replace(signature, held=signature.held | {_RNGS})
+    return dataclasses.replace(signature, held=signature.held | {RNGS})
 
 
 def _takes_rngs(signature: Signature, structure: _Structure) -> bool:
     """Whether a call is given random streams: where the method takes them, unless the module has its own to fall back on."""
-    parameter = signature.parameters.get(_RNGS)
+    parameter = signature.parameters.get(RNGS)
     if parameter is None:
         return False
     has_own = any(issubclass(kind, nnx.RngState) for kind in structure.types.values())
