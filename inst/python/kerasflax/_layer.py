@@ -30,6 +30,7 @@ from ._errors import (
     StateError,
     VariablesError,
 )
+from ._memory import copied
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
@@ -121,11 +122,12 @@ class FlaxLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
-        self.method = method
         self.seed = seed
         self.regularizers = _arguments.by_pattern("regularizers", regularizers, keras.regularizers.get)
         self.constraints = _arguments.by_pattern("constraints", constraints, keras.constraints.get)
         self._adapter = adapt(_arguments.checked_module(module), method)
+        # A bound method would keep its module, with all values of one of NNX.
+        self.method = method if method is None or isinstance(method, str) else self._adapter.method
         self.supports_masking = self._adapter.takes_mask
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
@@ -224,7 +226,9 @@ class FlaxLayer(keras.layers.Layer):
         def fixed_shape(path: str) -> bool:
             return self._path_is_trainable(path) or not (self._adapter.takes_others or path in expected)
 
-        arrays = _variables.fitted(expected, given, fixed_shape=fixed_shape, surplus=self._adapter.is_part)
+        arrays = _variables.fitted(
+            expected, given, fixed_shape=fixed_shape, place=_variables.sharding, surplus=self._adapter.is_part
+        )
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
         specs = {path: _spec_of(array) for path, array in arrays.items()}
@@ -324,6 +328,7 @@ class FlaxLayer(keras.layers.Layer):
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
+        (outputs, sown), updates = _variables.apart((outputs, sown), updates, arrays)
         return outputs, _variables.checked_update(self.variables_by_path, updates, self._adapter.name), sown
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
@@ -408,13 +413,17 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
         self.check_values()
-        return self._template.tree(
-            {path: _variables.alias(variable.value) for path, variable in self.variables_by_path.items()}
-        )
+        return self._template.tree({path: copied(variable.value) for path, variable in self.variables_by_path.items()})
 
     @flax_variables.setter
     def flax_variables(self, value: Mapping[str, PyTree]) -> None:
         self.assign_variables(self.fitted_variables(value))
+
+    @property
+    def own_variables(self) -> dict[str, PyTree]:
+        """What `flax_variables` returns, of the layer's own arrays: to be read at once, since the next step deletes them."""
+        self.check_values()
+        return self._template.tree({path: variable.value for path, variable in self.variables_by_path.items()})
 
     def fitted_variables(self, value: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         """Arrays by path for a nested dict that may be assigned to `flax_variables`; nothing is set.
@@ -424,7 +433,14 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: Something does not fit; it lists every place by path.
         """
         self.check_values()
-        return _variables.fitted(self.variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
+        variables = self.variables_by_path
+        return _variables.fitted(
+            variables,
+            self._kept(value),
+            fixed_shape=lambda path: True,
+            place=lambda path, _: variables[path].value.sharding,
+            partial=True,
+        )
 
     def _kept(self, variables: Any) -> Any:
         """Given variables without what the module sows; anything else is `fitted`'s to refuse."""
