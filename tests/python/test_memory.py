@@ -472,18 +472,99 @@ def test_results_are_written_down(kind):
     (folder / f"{kind}.json").write_text(json.dumps(results(kind, folder)))
 
 
-@pytest.mark.skipif(bool(DISTRIBUTION), reason="it starts these processes")
-@pytest.mark.parametrize("distribution_name", ["data", "model"])
-def test_eight_devices_come_to_what_one_does(distribution_name, tmp_path):
+# What lies elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def on_another_device(array):
+    return jax.device_put(array, jax.devices()[5])
+
+
+def on_another_mesh(array):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[4:]), ("other",))
+    spec = jax.sharding.PartitionSpec("other") if array.ndim and array.shape[0] % 4 == 0 else jax.sharding.PartitionSpec()
+    return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+
+
+def in_the_hosts_memory(array):
+    device = jax.devices()[0]
+    return jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+
+
+@pytest.mark.skipif("jax.device_count() < 8", reason="run on eight devices by the last tests")
+@pytest.mark.parametrize("assigned", [False, True])
+@pytest.mark.parametrize("elsewhere", [on_another_device, on_another_mesh, in_the_hosts_memory])
+def test_arrays_that_lie_elsewhere_are_moved_to_where_keras_keeps_variables(elsewhere, assigned):
+    expected = held(model_of(FlaxLayer(Linen())).layers[-1])
+    variables = jax.tree.map(elsewhere, user_variables("linen"))
+    model = model_of(FlaxLayer(Linen(), variables=None if assigned else variables))
+    if assigned:
+        model.layers[-1].flax_variables = variables
+    for value, like in zip(held(model.layers[-1]), expected, strict=True):
+        assert value.sharding.is_equivalent_to(like.sharding, value.ndim), (value.sharding, like.sharding)
+    assert_equal(model.layers[-1].flax_variables, numbers(variables))
+    check_stays(variables, model)
+
+
+@pytest.mark.skipif("jax.device_count() < 8", reason="run on eight devices by the last tests")
+@pytest.mark.parametrize("elsewhere", [on_another_device, on_another_mesh])
+def test_an_instance_that_lies_elsewhere_is_moved(elsewhere):
+    module = instance()
+    nnx.update(module, jax.tree.map(elsewhere, nnx.state(module)))
+    check_stays(nnx.state(module), model_of(FlaxLayer(module)))
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_deleted_arrays_are_refused_by_path(assigned):
+    variables = user_variables("linen")
+    variables["params"]["Dense_1"]["kernel"].delete()
+    with pytest.raises(kerasflax.VariablesError, match="params/Dense_1/kernel: the array has been deleted"):
+        if assigned:
+            model_of(FlaxLayer(Linen())).layers[-1].flax_variables = variables
+        else:
+            model_of(FlaxLayer(Linen(), variables=variables))
+    module = instance()
+    module.out.kernel.get_value().delete()
+    with pytest.raises(kerasflax.VariablesError, match="params/out/kernel: the array has been deleted"):
+        model_of(FlaxLayer(module))
+
+
+def test_an_array_that_cannot_be_moved_is_refused_by_path(monkeypatch):
+    # What JAX says of an array of another process's devices.
+    def device_put(*args, **kwargs):
+        raise ValueError("device_put's second argument must represent addressable devices\nand more")
+
+    layer = model_of(FlaxLayer(Linen())).layers[-1]
+    before = numbers(held(layer))
+    monkeypatch.setattr(jax, "device_put", device_put)
+    with pytest.raises(kerasflax.VariablesError, match=r"params/Dense_1/bias: the array cannot be moved from .* addressable dev"):
+        layer.flax_variables = {"params": {"Dense_1": {"bias": jnp.ones(4)}}}
+    monkeypatch.undo()
+    assert_equal(held(layer), before)
+
+
+def on_eight_devices(folder, *arguments, distribution=None):
+    """Run tests of this file in a process that has eight devices."""
     environment = os.environ | {
-        "KERASFLAX_TEST_DISTRIBUTION": distribution_name,
-        "KERASFLAX_TEST_RESULTS": str(tmp_path),
+        "KERASFLAX_TEST_RESULTS": str(folder),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    if distribution:
+        environment["KERASFLAX_TEST_DISTRIBUTION"] = distribution
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.skipif("jax.device_count() >= 8", reason="it starts such a process")
+def test_arrays_that_lie_elsewhere_without_a_distribution(tmp_path):
+    on_eight_devices(tmp_path, "-k", "lie_elsewhere_are or lies_elsewhere_is")
+
+
+@pytest.mark.skipif("jax.device_count() >= 8", reason="it starts such a process")
+@pytest.mark.parametrize("distribution_name", ["data", "model"])
+def test_eight_devices_come_to_what_one_does(distribution_name, tmp_path):
+    on_eight_devices(tmp_path, distribution=distribution_name)
     for kind in MODULES:
         own = tmp_path / "own"
         own.mkdir(exist_ok=True)
