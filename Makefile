@@ -4,7 +4,7 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test document format lint check cran-user bench
+.PHONY: help setup install demo test newest floors document format lint check cran-user bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -24,6 +24,12 @@ demo: install ## train a Flax module on scikit-learn's digits
 test: ## run pytest and testthat; the last line holds the totals
 	@tools/test
 
+newest: ## run the tests and R CMD check with the newest R, Python and packages, in a Debian 13 root (as root)
+	@tools/newest
+
+floors: setup ## run the tests with the oldest versions that DESCRIPTION and pyproject.toml allow
+	@tools/floors
+
 document: setup ## write man/ and NAMESPACE from the roxygen comments
 	@tools/run Rscript -e 'roxygen2::roxygenise()'
 
@@ -38,7 +44,7 @@ lint: install ## check form and types: ruff, mypy, lintr
 
 check: ## R CMD check --as-cran, without a Python and with one
 	@tools/setup pandoc tidy
-	@tools/check
+	@tools/check $(OPTIONS)
 
 cran-user: setup ## install the tarball and run the README's example as a user from CRAN would
 	@tools/cran-user

@@ -3,6 +3,8 @@
 #   plan debian        prints where each comes from, "debian r-cran-x" or "repository x": Debian's if it is new enough
 #   plan no-debian     the same for a user who cannot install Debian's packages
 #   install            installs what is lacking from the repository
+#   update             brings what came from the repository up to date
+#   floors             installs the floors of DESCRIPTION, as far as the repository or its archive has them
 
 hard <- c("Depends", "Imports", "LinkingTo")
 base <- rownames(installed.packages(priority = "base"))
@@ -124,9 +126,36 @@ install <- function() {
   if (length(left)) stop("not installed: ", paste(names(left), left, collapse = ", "))
 }
 
+# Names the floors that are not available, and the versions used instead, in one line.
+install_floors <- function() {
+  # In this order each package finds what it needs.
+  needed <- floors(read.dcf("DESCRIPTION")[1, ], c("Imports", "Suggests", "Depends"))
+  needed <- needed[needed != "0"]
+  folder <- contrib.url(repository_url()[1], "source")
+  for (name in names(needed)) {
+    if (identical(unname(installed[match(name, rownames(installed)), "Version"]), needed[[name]])) next
+    file <- sprintf("%s_%s.tar.gz", name, needed[[name]])
+    here <- file.path(tempdir(), file)
+    for (url in file.path(folder, c(file, file.path("Archive", name, file)))) {
+      got <- suppressWarnings(tryCatch(download.file(url, here, quiet = TRUE), error = function(e) 1L))
+      if (got == 0) {
+        install.packages(here, lib = .libPaths()[1], repos = NULL, type = "source")
+        break
+      }
+    }
+  }
+  table <- installed.packages()
+  used <- c(table[match(names(needed), rownames(table)), "Version"], as.character(getRversion()))
+  needed <- c(needed, R = sub(".*\\bR \\(>= ([0-9.]+)\\).*", "\\1", read.dcf("DESCRIPTION")[[1, "Depends"]]))
+  other <- paste0(names(needed), " ", needed, " (used: ", used, ")")[used != needed]
+  if (length(other)) cat("floors: not available: ", paste(other, collapse = ", "), "\n", sep = "")
+}
+
 arguments <- commandArgs(trailingOnly = TRUE)
 switch(arguments[1],
   lacking = writeLines(names(lacking())),
   plan = plan(arguments[2] == "debian"),
-  install = install()
+  floors = install_floors(),
+  install = install(),
+  update = update.packages(.libPaths()[1], repos = repository_url(), ask = FALSE)
 )

@@ -43,7 +43,7 @@ test_that("the constructor has the fields as arguments, and keeps to their types
   expect_error(make(rate = "a", classes = 2), "rate", class = "kerasflax_error_field")
   expect_error(make(activation = NA, classes = 2), "activation. is NA", class = "kerasflax_error_field")
   expect_error(make(classes = NA_integer_), "classes. is NA", class = "kerasflax_error_field")
-  expect_identical(make(rate = NA_real_, classes = 2)$rate, NaN)
+  expect_identical(make(rate = NA_real_, classes = 2)$rate, NA_real_)
   expect_identical(make(rate = 1L, classes = 2)$rate, 1)
   expect_snapshot(make)
 })

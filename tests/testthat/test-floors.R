@@ -25,6 +25,24 @@ test_that("the README names the floors of R and Python packages", {
   }
 })
 
+test_that("the README's table of tested versions is the one that the tests recorded", {
+  record <- source_file("tests", "versions.csv")
+  rows <- paste0("| ", gsub(",", " | ", record), " |")
+  lines <- source_file("README.md")
+  start <- match(rows[1], lines)
+  # The second line of the table is a rule; an empty line ends the table.
+  expect_identical(lines[start + c(0, seq_along(rows) + 1)], c(rows, ""))
+})
+
+test_that("the floors were tested as they are", {
+  skip_if(nzchar(Sys.getenv("KERASFLAX_VENV")), "`make floors` records what it ran after the tests")
+  record <- utils::read.csv(text = source_file("tests", "versions.csv"), row.names = 1, colClasses = "character")
+  dependencies <- grep("^dependencies = ", source_file("pyproject.toml"), value = TRUE)
+  for (name in c("jax", "flax", "keras", "numpy")) {
+    expect_match(dependencies, paste0("\"", name, ">=", record["floors", name], "\""), fixed = TRUE)
+  }
+})
+
 test_that("the package has one version", {
   lines <- source_file("pyproject.toml")
   expect_match(lines, paste0("^version = \"", utils::packageVersion("kerasflax"), "\"$"), all = FALSE)
