@@ -12,6 +12,8 @@ from flax import linen as nn
 from kerasflax import _evaluate
 from kerasflax._evaluate import _alike, _split, evaluate
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 class Wide(nn.Module):
     width: int

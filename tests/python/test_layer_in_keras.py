@@ -34,6 +34,7 @@ def losses_of(**compile_arguments):
     return model.fit(X, Y, epochs=3, batch_size=4, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": False}])
 def test_training_is_the_same_however_it_is_compiled(arguments):
     np.testing.assert_allclose(losses_of(**arguments), losses_of(), rtol=1e-4)
@@ -614,6 +615,7 @@ def compiled_step(layer, x, y):
     return collections.Counter(operations), program.cost_analysis()["flops"]
 
 
+@pytest.mark.usefixtures("optimized")
 def test_a_training_step_is_compiled_to_what_the_thinnest_layer_compiles_to():
     # Without dropout: the random streams of the two would differ.
     module = ConvNet(rate=0.0)
@@ -626,6 +628,7 @@ def test_a_training_step_is_compiled_to_what_the_thinnest_layer_compiles_to():
     assert flops == expected_flops
 
 
+@pytest.mark.usefixtures("optimized")
 def test_initial_values_are_made_where_they_will_live():
     # Devices are counted when JAX starts, hence a new process.
     code = """
