@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 
-import flax.core
 import jax
 import jax.numpy as jnp
 import keras

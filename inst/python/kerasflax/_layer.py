@@ -75,9 +75,10 @@ class FlaxLayer(keras.layers.Layer):
     of the first call's arrays count, and ones where the layer is built without arrays. Where a size of the input is unknown, it
     is a symbol in the trace; no variable can depend on it.
 
-    A `flax.nnx.Module` holds its values: the layer adopts them without a copy, and leaves the module as it was. Subclasses of
-    `nnx.Param` are trainable, every other type of variable is state, in collections of the names that Flax's bridge gives
-    them (of the types' own names where it has none; arrays that are attributes by themselves are the collection `arrays`).
+    A `flax.nnx.Module` holds its values: the layer copies them, and leaves the module as it was. A `LazyModule` builds without
+    a second copy. Subclasses of `nnx.Param` are trainable, every other type of variable is state, in collections of the names
+    that Flax's bridge gives them (of the types' own names where it has none; arrays that are attributes by themselves are the
+    collection `arrays`).
     Unless the method takes the mode, `deterministic` and `use_running_average` of all parts are set to it. Random streams are
     the module's own state; where the method takes `rngs`, and the module has none, they come from the layer's seed.
 
@@ -86,8 +87,10 @@ class FlaxLayer(keras.layers.Layer):
         method: The method to call, for initialisation too: None for `__call__`, a name, a method of the module, or a function
             that takes the module first.
         variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values; of an NNX module
-            those named are replaced. The arrays are adopted without a copy and stay usable. Trainable weights must have the
-            shapes that the module gives them; other collections may have other shapes.
+            those named are replaced. The arrays are copied when the layer is built, to where Keras keeps its variables: the
+            layout of `keras.distribution`, or else the default device. They stay the caller's, so that the weights take twice
+            their memory until the caller drops them. Trainable weights must have the shapes that the module gives them; other
+            collections may have other shapes.
         seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.
         regularizers: By pattern of paths (see `kerasflax._paths`), Keras regularizers of trainable weights:
             `{"params/**/kernel": keras.regularizers.L2(1e-4)}`. Where several patterns fit a weight, the last one counts.
@@ -390,11 +393,11 @@ class FlaxLayer(keras.layers.Layer):
         return self._adapter.module
 
     def to_flax(self) -> Any:
-        """What Flax's users work with, holding the layer's values as they are.
+        """What Flax's users work with, holding copies of the layer's values.
 
         Returns:
-            Of an NNX module another such module. Of a Linen module the pair of it and its variables. The arrays share the
-            memory of the layer's weights and stay valid when training goes on.
+            Of an NNX module another such module. Of a Linen module the pair of it and its variables. The arrays are
+            copies, which training does not change.
 
         Raises:
             NotBuiltError: The layer has no variables yet.
@@ -405,7 +408,7 @@ class FlaxLayer(keras.layers.Layer):
     def flax_variables(self) -> dict[str, PyTree]:
         """The module's variables by collection, with the structure that `module.init()` gives them.
 
-        The arrays share the memory of the layer's weights and stay valid when training goes on. Assigning a nested dict
+        The arrays are copies, on the devices of the layer's weights; training does not change them. Assigning a nested dict
         sets what it names and leaves the rest; where anything in it does not fit, nothing is set.
 
         Raises:

@@ -1,7 +1,7 @@
 """The memory of a layer's weights, which is the layer's alone.
 
-Keras's compiled steps donate the arrays of its variables: XLA writes the new values into the old ones' memory, and the old arrays
-are deleted. An array that somebody else holds must therefore never lie in a variable's memory.
+Keras's compiled steps donate the arrays of its variables: XLA writes the new values into the memory of the old ones, which
+JAX then deletes. An array that somebody else holds must therefore never lie in a variable's memory.
 """
 
 from __future__ import annotations

@@ -177,9 +177,9 @@ def fitted(
 ) -> dict[str, jax.Array]:
     """Check given variables against those expected, and make arrays of them.
 
-    What is given is copied (see `kerasflax._memory`), to where its variable will lie. A dtype of another kind (integers where floats belong, or the other
-    way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's integers), is cast to the expected
-    one where that holds every value; a scalar fits any variable of one element.
+    What is given is copied (see `kerasflax._memory`) to where its variable will lie. A dtype of another kind (integers where
+    floats belong, or the other way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's
+    integers), is cast to the expected one where that holds every value; a scalar fits any variable of one element.
 
     Args:
         expected: Of each variable its path and something with `shape` and `dtype`.
