@@ -1,0 +1,180 @@
+"""The memory that a module of 1 GiB takes, by the way in which its weights come into a layer, and beside plain Flax.
+
+    python bench/memory.py [--mebibytes 1024]      # a table on standard output
+
+Every way has a process of its own. Device memory is what the device reports or, on a CPU, which reports nothing, the memory
+of JAX's live arrays, looked at every millisecond. Resident memory is the process's, less what it was before. Both are ratios to
+the weights' size: at their peak, then while the user still holds what was given, then when that is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = "jax"
+HERE = Path(__file__).parent
+# A weight of 4 MiB: what is there twice while one weight is made is little.
+WIDTH = 1024
+WEIGHT_BYTES = 4 * WIDTH**2
+
+
+def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """What makes the weights, by name: from nothing to what has them, and what the user holds besides."""
+    import jax
+    import jax.numpy as jnp
+    import keras
+    import numpy as np
+    from flax import linen as nn
+    from flax import nnx
+
+    import kerasflax
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, inputs: Any) -> Any:
+            for _ in range(number):
+                inputs = nn.Dense(WIDTH, use_bias=False)(inputs)
+            return inputs
+
+    class Nnx(nnx.Module):
+        def __init__(self, *, rngs: nnx.Rngs) -> None:
+            self.parts = nnx.List([nnx.Linear(WIDTH, WIDTH, use_bias=False, rngs=rngs) for _ in range(number)])
+
+        def __call__(self, inputs: Any) -> Any:
+            for part in self.parts:
+                inputs = part(inputs)
+            return inputs
+
+    def layer(module: Any, **arguments: Any) -> Any:
+        made = kerasflax.FlaxLayer(module, **arguments)
+        made(keras.Input((WIDTH,)))
+        return made
+
+    def given(make: Callable[[], Any]) -> tuple[Any, Any]:
+        names = [f"Dense_{i}" for i in range(number)]
+        variables = {"params": {name: {"kernel": make()} for name in names}}
+        return layer(Linen(), variables=variables), variables
+
+    def from_file() -> tuple[Any, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "weights.safetensors")
+            arrays = {f"params/Dense_{i}/kernel": np.ones((WIDTH, WIDTH), np.float32) for i in range(number)}
+            kerasflax.write_variables(arrays, path)
+            del arrays
+            variables = kerasflax.read_variables(path)
+        return layer(Linen(), variables=variables), variables
+
+    def from_instance() -> tuple[Any, Any]:
+        module = Nnx(rngs=nnx.Rngs(0))
+        return layer(module), module
+
+    key, row = jax.random.key(0), jnp.ones((1, WIDTH))
+    return {
+        "Flax, eager init": lambda: (Linen().init(key, row), None),
+        "Flax, jitted init": lambda: (jax.jit(Linen().init)(key, row), None),
+        "Flax, NNX instance": lambda: (Nnx(rngs=nnx.Rngs(0)), None),
+        "kerasflax, initial values": lambda: (layer(Linen()), None),
+        "kerasflax, LazyModule": lambda: (layer(kerasflax.LazyModule(Nnx)), None),
+        "kerasflax, NumPy's arrays": lambda: given(lambda: np.ones((WIDTH, WIDTH), np.float32)),
+        "kerasflax, a file": from_file,
+        "kerasflax, JAX arrays": lambda: given(lambda: jnp.ones((WIDTH, WIDTH)) + 0),
+        "kerasflax, NNX instance": from_instance,
+    }
+
+
+def device_bytes() -> int:
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["bytes_in_use"]
+    arrays = {}
+    for array in jax.live_arrays():
+        # Another thread may just have deleted it.
+        with contextlib.suppress(RuntimeError):
+            arrays[array.unsafe_buffer_pointer()] = array.nbytes
+    return sum(arrays.values())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def watched(peaks: dict[str, int]) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peaks["device"] = max(peaks["device"], device_bytes())
+            peaks["resident"] = max(peaks["resident"], resident_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def measure(way: str, number: int) -> dict[str, float]:
+    import jax
+
+    make, weights = ways(number)[way], number * WEIGHT_BYTES
+    jax.block_until_ready(jax.numpy.zeros(1))
+    gc.collect()
+    device, resident = device_bytes(), resident_bytes()
+    peaks = {"device": device, "resident": resident}
+    with watched(peaks):
+        made, user = make()
+        jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
+    held = device_bytes()
+    del user
+    gc.collect()
+    stats = jax.devices()[0].memory_stats()
+    peak = stats["peak_bytes_in_use"] if stats else peaks["device"]
+    figures = {"device peak": peak - device, "device": held - device, "device after": device_bytes() - device}
+    figures |= {"resident peak": peaks["resident"] - resident, "resident after": resident_bytes() - resident}
+    assert made is not None
+    return {name: value / weights for name, value in figures.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mebibytes", type=int, default=1024)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    number = arguments.mebibytes * 2**20 // WEIGHT_BYTES
+    if arguments.way:
+        print(json.dumps(measure(arguments.way, number)))
+        return
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "inst" / "python")}
+    rows = []
+    for way in ways(1):
+        command = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way", way]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if run.returncode:
+            print(f"{way}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            continue
+        figures = json.loads(run.stdout.splitlines()[-1])
+        rows.append((way, figures))
+    head = ["", *rows[0][1]]
+    print(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
+    for way, figures in rows:
+        print(f"| {way} | {' | '.join(f'{value:.2f}' for value in figures.values())} |")
+
+
+if __name__ == "__main__":
+    main()
