@@ -464,7 +464,7 @@ FILES = ("w.msgpack", "w.safetensors")
 
 def results(kind, folder):
     """What a model comes to: its losses, its predictions and its variables, and files from before it was trained."""
-    model = model_of(FlaxLayer(MODULES[kind](), variables=user_arrays(kind)))
+    model = model_of(FlaxLayer(MODULES[kind](), variables=user_arrays(kind), seed=5))
     for name in FILES:
         kerasflax.write_variables(model.layers[-1], folder / f"{kind}-{name}")
     losses = train(model)
