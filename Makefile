@@ -4,7 +4,7 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test newest floors document format lint check cran-user bench
+.PHONY: help setup install demo test newest floors document format lint check cran-user gpu bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -48,6 +48,9 @@ check: ## R CMD check --as-cran, without a Python and with one
 
 cran-user: setup ## install the tarball and run the README's example as a user from CRAN would
 	@tools/cran-user
+
+gpu: install ## run the Python suite and some benchmarks on a GPU, where there is one
+	@tools/gpu
 
 bench: install ## measure kerasflax against plain Flax and FlaxLayer, into bench/results.md (ROUNDS=5: most of an hour)
 	@tools/run python bench/run.py --rounds $(or $(ROUNDS),5)

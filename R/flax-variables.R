@@ -9,8 +9,8 @@
 #' become integers (doubles where the least one, which is R's `NA`, is among them), and truth values logicals. A scalar has no
 #' dimensions, a vector of length one has one. Random keys become their data, boxes of metadata are opened.
 #'
-#' With `as = "jax"` the arrays themselves are returned, without a copy and in the structure that `module$apply()` takes. They
-#' stay valid, and keep their values, when training goes on.
+#' With `as = "jax"` JAX arrays are returned, in the structure that `module$apply()` takes. They are copies on the devices of
+#' the weights, and training does not change them.
 #'
 #' # Assigning
 #' `value` may be a whole tree, a collection or a subtree of it. Values become what the variables are: whole doubles do where

@@ -1,6 +1,8 @@
 # Runs the R tests against the installed package, for tools/test; leaves "passed failed skipped" in build/testthat.txt.
 # Everything that CRAN would skip runs here.
 Sys.setenv(NOT_CRAN = "true")
+# Two worker processes, each with its own Python.
+Sys.setenv(TESTTHAT_PARALLEL = "TRUE", TESTTHAT_CPUS = "2")
 results <- testthat::test_dir(
   "tests/testthat",
   reporter = testthat::ProgressReporter$new(max_failures = Inf),

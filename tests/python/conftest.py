@@ -2,7 +2,10 @@ import os
 
 # Before anything imports Keras.
 os.environ["KERAS_BACKEND"] = "jax"
+# Most programs here run once, and XLA takes longer to optimize one than to run it. Subprocesses inherit the setting.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import jax
 import keras
 import pytest
 
@@ -15,3 +18,13 @@ def fresh_keras():
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+    """Compile as users do, also in subprocesses: for tests of compiled code, of memory, and against recorded numbers."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

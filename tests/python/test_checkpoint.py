@@ -851,6 +851,7 @@ def test_a_large_array_is_written_to_a_checkpoint_in_chunks(tmp_path):
     assert 4 * np.prod(entry.storage.chunk_shape) <= 2**25
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the peak of memory")
 def test_reading_takes_the_memory_of_the_arrays_and_no_more(tmp_path):
     size = 2**27

@@ -12,6 +12,8 @@ from flax import linen as nn
 from kerasflax import _evaluate
 from kerasflax._evaluate import _alike, _split, evaluate
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 class Wide(nn.Module):
     width: int
@@ -53,6 +55,26 @@ def test_the_values_of_a_large_array_are_those_of_init():
 def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
     monkeypatch.setattr(_evaluate, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False})
     assert_evaluated(init(Wide(4)), KEY)
+
+
+def test_the_options_for_cpus_are_given_to_cpus_alone(monkeypatch):
+    given, compile_ = [], jax.stages.Lowered.compile
+
+    def noted(lowered, *arguments, **keywords):
+        given.append((*arguments, *keywords.values()))
+        return compile_(lowered, *arguments, **keywords)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "cpu")
+        assert_evaluated(init(Wide(4)), KEY)
+    assert any(given)
+    assert all("xla_cpu_use_fusion_emitters" in options for (options,) in filter(None, given))
+    given.clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_evaluated(init(Wide(4)), KEY)
+    assert given
+    assert not any(given)
 
 
 def test_arrays_that_are_made_alike_are_compiled_once():

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 
-import flax.core
 import jax
 import jax.numpy as jnp
 import keras
@@ -187,25 +186,6 @@ def test_weights_have_their_flax_paths():
         "net/batch_stats/BatchNorm_0/mean",
         "net/batch_stats/BatchNorm_0/var",
     }
-
-
-def test_given_arrays_are_adopted_without_a_copy_and_survive_training():
-    module = ConvNet()
-    variables = module.init(jax.random.key(0), X)
-    copies = jax.tree.map(np.array, variables)
-    layer = FlaxLayer(module, variables=flax.core.freeze(variables))
-    model = model_of(layer, X.shape[1:])
-    jax.tree.map(lambda a, b: _assert_shared(a, b), variables, layer.flax_variables)
-    handed_out = layer.flax_variables
-    model.compile("adam", "mse")
-    model.fit(X, Y, verbose=0, epochs=2)
-    assert_close(variables, copies, rtol=0, atol=0)
-    assert_close(handed_out, copies, rtol=0, atol=0)
-    assert not np.allclose(layer.flax_variables["params"]["Dense_0"]["kernel"], copies["params"]["Dense_0"]["kernel"])
-
-
-def _assert_shared(a, b):
-    assert a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer()
 
 
 def test_boxes_reach_apply_and_come_out_as_init_made_them():

@@ -517,6 +517,8 @@ def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     assert printed("killed", kill=False) == printed("never killed", kill=False) != ""
 
 
+# The recorded numbers come from optimized programs; tanh differs by 2e-5 without optimization.
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("v*/*.keras")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_files_of_every_version_are_read(path):
     expected = json.loads(path.with_suffix(".json").read_text())

@@ -7,7 +7,6 @@ Flax for names that they no longer have. To run them, in an environment of their
     python -m pytest tests/python/test_third_party.py
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable
@@ -432,19 +431,8 @@ def wrapped(request):
         give_jax_its_old_names(patch)
         module = case.load()
         layer = FlaxLayer(module, method=case.method, seed=SEED)
-        with compiling_quickly():
-            inputs = keras_inputs(case)
-            yield Wrapped(case, module, layer, inputs, layer(inputs))
-
-
-@contextlib.contextmanager
-def compiling_quickly():
-    """Nearly all the time would go into XLA's optimization of what runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        inputs = keras_inputs(case)
+        yield Wrapped(case, module, layer, inputs, layer(inputs))
 
 
 def give_jax_its_old_names(patch):

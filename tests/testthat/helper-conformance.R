@@ -589,16 +589,6 @@ coder <- function() {
   Coder()
 }
 
-# Before anything that needs Python. The programs are small and many: they take longer to compile than to run, and a third
-# less where XLA does not optimise them.
-begin_conformance_test <- function(env = parent.frame()) {
-  skip_without_flax()
-  config <- reticulate::import("jax")$config
-  before <- config$values[["jax_disable_most_optimizations"]]
-  config$update("jax_disable_most_optimizations", TRUE)
-  withr::defer(config$update("jax_disable_most_optimizations", before), envir = env)
-}
-
 # A method that puts a number of its own where the mask leaves out.
 masked <- function() {
   nn <- flax_linen()

@@ -1,3 +1,7 @@
+# Most programs here run once, and XLA takes longer to optimize one than to run it. Python and subprocesses inherit the
+# setting.
+if (!nzchar(Sys.getenv("JAX_DISABLE_MOST_OPTIMIZATIONS"))) Sys.setenv(JAX_DISABLE_MOST_OPTIMIZATIONS = "1")
+
 # Skips a test where it cannot have Python: on CRAN, and where no Python with Flax is at hand. Asks only a Python that the
 # environment names, since any other question might make reticulate fetch one.
 skip_without_flax <- function() {

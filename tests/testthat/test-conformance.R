@@ -4,7 +4,7 @@ for_each_case(function(name, make) {
   delayedAssign("layer", layer_of(case))
 
   test_that(paste0(name, ": initial variables are those of plain init"), {
-    begin_conformance_test()
+    skip_without_flax()
     expected <- plain_init(case)
     kept <- layer$flax_variables
     expect_setequal(names(kept), setdiff(names(expected), case$sown))
@@ -13,7 +13,7 @@ for_each_case(function(name, make) {
 
   for (mode in c("training", "inference")) {
     test_that(paste0(name, ": outputs, state and sown values are those of plain apply in ", mode), {
-      begin_conformance_test()
+      skip_without_flax()
       before <- layer$flax_variables
       keys <- keys_of(layer, case$streams[[mode]])
       outputs <- layer(case$inputs, training = mode == "training")
@@ -28,7 +28,7 @@ for_each_case(function(name, make) {
   }
 
   test_that(paste0(name, ": symbolic outputs agree with eager ones"), {
-    begin_conformance_test()
+    skip_without_flax()
     symbolic <- leaves_of(layer(keras_inputs(case$inputs)))
     eager <- leaves_of(without_null(layer(case$inputs)))
     expect_identical(names(symbolic), names(eager))
@@ -39,7 +39,7 @@ for_each_case(function(name, make) {
   })
 
   test_that(paste0(name, ": fit() takes the step that plain Flax takes"), {
-    begin_conformance_test()
+    skip_without_flax()
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$training)
     plain <- plain_step(case, before, case$inputs, keys)
@@ -57,7 +57,7 @@ for_each_case(function(name, make) {
   })
 
   test_that(paste0(name, ": predict() on another batch size is plain apply"), {
-    begin_conformance_test()
+    skip_without_flax()
     inputs <- rows_of(case$inputs, c(1:4, 2:4))
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$inference)
@@ -74,7 +74,7 @@ for_each_case(function(name, make) {
 })
 
 test_that("linen: the mask that Keras has computed arrives as `mask`", {
-  begin_conformance_test()
+  skip_without_flax()
   module <- masked()
   layer <- layer_flax_module_wrapper(module = module)
   x <- floats(4, 5, 2)
@@ -88,7 +88,7 @@ test_that("linen: the mask that Keras has computed arrives as `mask`", {
 })
 
 test_that("linen: a layer used twice is plain apply after plain apply, on one set of weights", {
-  begin_conformance_test()
+  skip_without_flax()
   module <- flax_linen()$Dense(3L)
   layer <- layer_flax_module_wrapper(module = module)
   input <- keras_input(3)
@@ -103,7 +103,7 @@ test_that("linen: a layer used twice is plain apply after plain apply, on one se
 })
 
 test_that("linen: two layers of one module have weights of their own", {
-  begin_conformance_test()
+  skip_without_flax()
   module <- coder()
   first <- layer_flax_module_wrapper(module = module, method = "encode", seed = 1)
   second <- layer_flax_module_wrapper(module = module, seed = 2)

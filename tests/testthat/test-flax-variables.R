@@ -90,16 +90,67 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(flax_variables(model), after)
 })
 
-test_that("JAX arrays are handed out without a copy, and live on through training", {
+test_that("JAX arrays are handed out as copies, and live on through training", {
   skip_without_flax()
   model <- keras_model_sequential(4) |> layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
   compile(model, optimizer_sgd(0.1), "mse")
   kernel <- flax_variables(model, as = "jax")$dense$params$kernel
-  expect_identical(kernel$unsafe_buffer_pointer(), model$weights[[2]]$value$unsafe_buffer_pointer())
+  expect_false(kernel$unsafe_buffer_pointer() == model$weights[[2]]$value$unsafe_buffer_pointer())
   before <- as.array(kernel)
   fit(model, matrix(1, 8, 4), matrix(0, 8, 3), verbose = 0)
   expect_identical(as.array(kernel), before)
   expect_false(identical(flax_variables(model)$dense$params$kernel, before))
+})
+
+test_that("no array that R gives or gets shares memory with the weights, or changes when they are trained", {
+  skip_without_flax()
+  jax <- reticulate::import("jax", convert = FALSE)
+  nn <- flax_linen()
+  x <- matrix(seq(-1, 1, length.out = 32), 8, 4)
+  pointers <- function(tree) {
+    vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$unsafe_buffer_pointer()), "")
+  }
+  held <- function(model) vapply(model$variables, \(v) reticulate::py_str(v$value$unsafe_buffer_pointer()), "")
+  bytes <- function(tree) vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$tobytes()), "")
+  check <- function(tree, model) {
+    expect_gt(length(pointers(tree)), 0)
+    expect_length(intersect(pointers(tree), held(model)), 0)
+    before <- bytes(tree)
+    fit(model, x, matrix(0, 8, 3), verbose = 0)
+    predict(model, x, verbose = 0)
+    expect_identical(bytes(tree), before)
+    expect_length(intersect(pointers(tree), held(model)), 0)
+  }
+  model_of <- function(...) {
+    model <- keras_model_sequential(4) |> layer_flax_module_wrapper(...)
+    compile(model, optimizer_sgd(0.1), "mse")
+    model
+  }
+
+  given <- nn$Dense(3L)$init(jax$random$key(1L), as_jax(x))
+  model <- model_of(nn$Dense(3L), variables = given)
+  check(given, model)
+  layer <- model$layers[[1]]
+  check(flax_variables(model, as = "jax"), model)
+  check(layer$flax_variables, model)
+  check(layer$to_flax()[[2]], model)
+  flax_variables(layer) <- given
+  check(given, model)
+  layer(x)
+  path <- withr::local_tempfile(fileext = ".safetensors")
+  flax_write(model, path)
+  from_file <- flax_read(path, like = model)
+  flax_variables(model) <- from_file
+  expect_warning(flax_freeze(model, "**/bias"), "compile it again")
+  compile(model, optimizer_sgd(0.1), "mse")
+  check(layer$flax_variables, model)
+
+  nnx <- reticulate::import("flax.nnx")
+  module <- nnx$Linear(4L, 3L, rngs = nnx$Rngs(0L))
+  model <- model_of(module)
+  check(nnx$state(module), model)
+  check(nnx$state(model$layers[[1]]$to_flax()), model)
+  check(nnx$state(module), model_of(model$layers[[1]]$to_flax()))
 })
 
 test_that("what does not fit is listed by path, and nothing is set", {

@@ -26,6 +26,7 @@ class Adapter(Protocol):
         base: The class of all its modules.
         name: The module's class, as messages name it.
         module: The module, as configs describe it.
+        method: The function that is called with a module first. It holds no module.
         takes_mask: Whether the method takes Keras's mask.
         is_part: Whether the method may use a part of the module's variables alone.
         takes_others: Whether the module may read collections that only its user provides.
@@ -34,6 +35,7 @@ class Adapter(Protocol):
     base: ClassVar[type]
     name: str
     module: Any
+    method: Callable[..., Any]
     takes_mask: bool
     is_part: bool
     takes_others: bool

@@ -96,7 +96,6 @@ def read_variables(
         expected,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
         others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
-        adopt=False,
         what=f"What {str(path)!r} holds",
         advice=shown(targets),
     )
@@ -206,7 +205,7 @@ def _writer(path: Path, metadata: Mapping[str, str] | None) -> Callable[[PyTree,
 
 def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
     if isinstance(value, keras.layers.Layer):
-        return _models.variables(value)
+        return _models.own_variables(value)
     if not isinstance(value, Mapping):
         raise ArgumentError(f"`{argument}` must be a layer, a model, or a dict of variables, got {type(value).__name__}.")
     return value

@@ -30,6 +30,7 @@ from ._errors import (
     StateError,
     VariablesError,
 )
+from ._memory import copied
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
 from ._trees import Form, map_leaves, ordered_like, simplify
 
@@ -74,9 +75,10 @@ class FlaxLayer(keras.layers.Layer):
     of the first call's arrays count, and ones where the layer is built without arrays. Where a size of the input is unknown, it
     is a symbol in the trace; no variable can depend on it.
 
-    A `flax.nnx.Module` holds its values: the layer adopts them without a copy, and leaves the module as it was. Subclasses of
-    `nnx.Param` are trainable, every other type of variable is state, in collections of the names that Flax's bridge gives
-    them (of the types' own names where it has none; arrays that are attributes by themselves are the collection `arrays`).
+    A `flax.nnx.Module` holds its values: the layer copies them, and leaves the module as it was. A `LazyModule` builds without
+    a second copy. Subclasses of `nnx.Param` are trainable, every other type of variable is state, in collections of the names
+    that Flax's bridge gives them (of the types' own names where it has none; arrays that are attributes by themselves are the
+    collection `arrays`).
     Unless the method takes the mode, `deterministic` and `use_running_average` of all parts are set to it. Random streams are
     the module's own state; where the method takes `rngs`, and the module has none, they come from the layer's seed.
 
@@ -85,8 +87,10 @@ class FlaxLayer(keras.layers.Layer):
         method: The method to call, for initialisation too: None for `__call__`, a name, a method of the module, or a function
             that takes the module first.
         variables: A nested dict of arrays, as `module.init()` returns it, to use in place of initial values; of an NNX module
-            those named are replaced. The arrays are adopted without a copy and stay usable. Trainable weights must have the
-            shapes that the module gives them; other collections may have other shapes.
+            those named are replaced. The arrays are copied when the layer is built, to where Keras keeps its variables: the
+            layout of `keras.distribution`, or else the default device. They stay the caller's, so that the weights take twice
+            their memory until the caller drops them. Trainable weights must have the shapes that the module gives them; other
+            collections may have other shapes.
         seed: An integer from 0 to 2**32 - 1: of the initial values and of the random streams. None draws one.
         regularizers: By pattern of paths (see `kerasflax._paths`), Keras regularizers of trainable weights:
             `{"params/**/kernel": keras.regularizers.L2(1e-4)}`. Where several patterns fit a weight, the last one counts.
@@ -121,11 +125,12 @@ class FlaxLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
-        self.method = method
         self.seed = seed
         self.regularizers = _arguments.by_pattern("regularizers", regularizers, keras.regularizers.get)
         self.constraints = _arguments.by_pattern("constraints", constraints, keras.constraints.get)
         self._adapter = adapt(_arguments.checked_module(module), method)
+        # A bound method would keep its module, with all values of one of NNX.
+        self.method = method if method is None or isinstance(method, str) else self._adapter.method
         self.supports_masking = self._adapter.takes_mask
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
@@ -224,7 +229,9 @@ class FlaxLayer(keras.layers.Layer):
         def fixed_shape(path: str) -> bool:
             return self._path_is_trainable(path) or not (self._adapter.takes_others or path in expected)
 
-        arrays = _variables.fitted(expected, given, fixed_shape=fixed_shape, surplus=self._adapter.is_part)
+        arrays = _variables.fitted(
+            expected, given, fixed_shape=fixed_shape, place=_variables.sharding, surplus=self._adapter.is_part
+        )
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
         specs = {path: _spec_of(array) for path, array in arrays.items()}
@@ -324,6 +331,7 @@ class FlaxLayer(keras.layers.Layer):
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
+        (outputs, sown), updates = _variables.apart((outputs, sown), updates, arrays)
         return outputs, _variables.checked_update(self.variables_by_path, updates, self._adapter.name), sown
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
@@ -385,11 +393,11 @@ class FlaxLayer(keras.layers.Layer):
         return self._adapter.module
 
     def to_flax(self) -> Any:
-        """What Flax's users work with, holding the layer's values as they are.
+        """What Flax's users work with, holding copies of the layer's values.
 
         Returns:
-            Of an NNX module another such module. Of a Linen module the pair of it and its variables. The arrays share the
-            memory of the layer's weights and stay valid when training goes on.
+            Of an NNX module another such module. Of a Linen module the pair of it and its variables. The arrays are
+            copies, which training does not change.
 
         Raises:
             NotBuiltError: The layer has no variables yet.
@@ -400,7 +408,7 @@ class FlaxLayer(keras.layers.Layer):
     def flax_variables(self) -> dict[str, PyTree]:
         """The module's variables by collection, with the structure that `module.init()` gives them.
 
-        The arrays share the memory of the layer's weights and stay valid when training goes on. Assigning a nested dict
+        The arrays are copies, on the devices of the layer's weights; training does not change them. Assigning a nested dict
         sets what it names and leaves the rest; where anything in it does not fit, nothing is set.
 
         Raises:
@@ -408,13 +416,17 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
         self.check_values()
-        return self._template.tree(
-            {path: _variables.alias(variable.value) for path, variable in self.variables_by_path.items()}
-        )
+        return self._template.tree({path: copied(variable.value) for path, variable in self.variables_by_path.items()})
 
     @flax_variables.setter
     def flax_variables(self, value: Mapping[str, PyTree]) -> None:
         self.assign_variables(self.fitted_variables(value))
+
+    @property
+    def own_variables(self) -> dict[str, PyTree]:
+        """What `flax_variables` returns, of the layer's own arrays: to be read at once, since the next step deletes them."""
+        self.check_values()
+        return self._template.tree({path: variable.value for path, variable in self.variables_by_path.items()})
 
     def fitted_variables(self, value: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         """Arrays by path for a nested dict that may be assigned to `flax_variables`; nothing is set.
@@ -424,7 +436,14 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: Something does not fit; it lists every place by path.
         """
         self.check_values()
-        return _variables.fitted(self.variables_by_path, self._kept(value), fixed_shape=lambda path: True, partial=True)
+        variables = self.variables_by_path
+        return _variables.fitted(
+            variables,
+            self._kept(value),
+            fixed_shape=lambda path: True,
+            place=lambda path, _: variables[path].value.sharding,
+            partial=True,
+        )
 
     def _kept(self, variables: Any) -> Any:
         """Given variables without what the module sows; anything else is `fitted`'s to refuse."""

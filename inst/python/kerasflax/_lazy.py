@@ -34,7 +34,7 @@ class LazyModule:
     """How to make a `flax.nnx.Module`: a `FlaxLayer` makes it when it is built, of its own seed.
 
     `FlaxLayer(LazyModule(nnx.Linear, 3, 4), seed=1)` has the values of `nnx.Linear(3, 4, rngs=nnx.Rngs(1))`. Nothing is
-    allocated before, and nothing twice.
+    allocated before, and nothing twice: it is the way to a layer without a second copy of the weights in memory.
 
     Attributes:
         factory: What makes it.

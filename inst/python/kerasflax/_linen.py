@@ -64,8 +64,8 @@ class LinenAdapter:
     def __init__(self, module: nn.Module, method: str | Callable[..., Any] | None) -> None:
         self.name = type(module).__name__
         self.module = module
-        self._method = unbound(type(module), method, nn.Module, _methods_of(module))
-        self._signature = _signature(module, self._method)
+        self.method = unbound(type(module), method, nn.Module, _methods_of(module))
+        self._signature = _signature(module, self.method)
         self.takes_mask = self._signature.takes_mask
         self.is_part = method is not None
         self.takes_others = True
@@ -101,7 +101,7 @@ class LinenAdapter:
         arguments, keywords = self._arguments(inputs, training=False, mask=mask)
         with self._running() as seen:
             init = self._in_mode(False).init_with_output
-            run = functools.partial(init, key, *arguments, method=self._method, **keywords)
+            run = functools.partial(init, key, *arguments, method=self.method, **keywords)
             return *self._axes.run(run), seen
 
     def _arguments(self, inputs: PyTree, *, training: bool, mask: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -121,7 +121,7 @@ class LinenAdapter:
                     self.state(variables),
                     *arguments,
                     rngs=_rng.streams(seed_state, sorted(self._streams[training])),
-                    method=self._method,
+                    method=self.method,
                     mutable=_MUTABLE,
                     **keywords,
                 )

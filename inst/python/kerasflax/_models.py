@@ -50,6 +50,13 @@ def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     return {name: layer.flax_variables for name, layer in flax_layers(target).items()}
 
 
+def own_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
+    """The variables in the layers' own memory, to be read at once; see `FlaxLayer.own_variables`."""
+    if isinstance(target, FlaxLayer):
+        return target.own_variables
+    return {name: layer.own_variables for name, layer in flax_layers(target).items()}
+
+
 def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     """The variables as nested dicts of what other languages know, each value exactly: R asks for them.
 

@@ -145,8 +145,8 @@ class NnxAdapter:
                 "Pass that one as `module`, or the method's name."
             )
         methods = _methods_of(kind)
-        self._method = unbound(kind, method, nnx.Module, methods)
-        self._signature = _signature(self._method, self.name, methods)
+        self.method = unbound(kind, method, nnx.Module, methods)
+        self._signature = _signature(self.method, self.name, methods)
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
         self._draws = {True: False, False: False}
@@ -215,7 +215,7 @@ class NnxAdapter:
             )
         types = sorted(self._sown, key=_collection)
         with self._running(module) as seen:
-            call = functools.partial(_called, self._method, arguments, keywords)
+            call = functools.partial(_called, self.method, arguments, keywords)
             outputs, *captured = nnx.capture(call, *types)(module) if types else (call(module),)
         if seen - self._sown:
             self._sown |= seen

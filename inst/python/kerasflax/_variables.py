@@ -22,9 +22,12 @@ from keras.src.backend.common.name_scope import current_path
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from ._errors import StateError, VariablesError
+from ._memory import copied, placed
 from ._paths import SEPARATOR
 
 PyTree = Any
+# From a path and a shape to the sharding of the Keras variable, None for Keras's own device.
+Place = Callable[[str, tuple[int, ...]], Any]
 
 
 # Pytree <-> named arrays ------------------------------------------------------------------------------------------------
@@ -168,19 +171,21 @@ def fitted(
     given: PyTree,
     *,
     fixed_shape: Callable[[str], bool],
+    place: Place,
     partial: bool = False,
     surplus: bool = False,
 ) -> dict[str, jax.Array]:
     """Check given variables against those expected, and make arrays of them.
 
-    A JAX array is shared, not copied (see `alias`). A dtype of another kind (integers where floats belong, or the other
-    way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's integers), is cast to the expected
-    one where that holds every value; a scalar fits any variable of one element.
+    What is given is copied (see `kerasflax._memory`) to where its variable will lie. A dtype of another kind (integers where
+    floats belong, or the other way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's
+    integers), is cast to the expected one where that holds every value; a scalar fits any variable of one element.
 
     Args:
         expected: Of each variable its path and something with `shape` and `dtype`.
         given: A nested mapping of arrays, as `module.init()` returns it.
         fixed_shape: Whether a path's shape must be the expected one.
+        place: The sharding that an array gets.
         partial: Whether variables may be missing.
         surplus: Whether variables may be there that nothing expects; they are dropped.
 
@@ -208,6 +213,7 @@ def fitted(
         arrays,
         others=others,
         fixed_shape=fixed_shape,
+        place=place,
         partial=partial,
         advice=f"The module's collections: {collections}. Pass what `module.init()` returns for this module and input.",
     )
@@ -220,13 +226,13 @@ def fitted_by_path(
     others: Mapping[str, Any] | None = None,
     fixed_shape: Callable[[str], bool] = lambda _: True,
     partial: bool = False,
-    adopt: bool = True,
+    place: Place | None = None,
     what: str = "`variables`",
     advice: str,
 ) -> dict[str, Any]:
     """Do what `fitted` does, for arrays by path; in messages, `what` they are, and what to do.
 
-    With `adopt=False` NumPy's arrays stay NumPy's, and share their memory.
+    Without `place` NumPy's arrays stay NumPy's, and share their memory.
     """
     arrays = {without_box(path, expected): value for path, value in arrays.items()}
     others = dict(others or {})
@@ -249,9 +255,12 @@ def fitted_by_path(
                 what_is_there = "has weights below it" if is_above else "not in the module"
                 problems.append(f"{path}: {what_is_there}, got {_shown(np.asarray(value))}")
             else:
-                result[path] = alias(value) if adopt else value
+                result[path], problem = _moved(path, value, False, place)
+                problems += [f"{path}: {problem}"] if problem else []
             continue
-        array, problem = _fitted_leaf(expected[path], value, fixed_shape(path), adopt)
+        array, is_ours, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
+        if not problem:
+            array, problem = _moved(path, array, is_ours, place)
         if problem:
             problems.append(f"{path}: {problem}")
         else:
@@ -284,26 +293,42 @@ def plain(tree: PyTree) -> PyTree:
     return [plain(subtree) for subtree in tree] if isinstance(tree, list) else tree
 
 
-def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool, adopt: bool) -> tuple[Any, str | None]:
+def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, bool, str | None]:
+    """The array that a value becomes, whether it has been made here, and what is wrong with it."""
     shape = tuple(np.shape(value))
     wanted = tuple(expected.shape)
     fills = shape == () and wanted != () and all(size == 1 for size in wanted)
     fits = len(shape) == len(wanted) and all(w in (s, None) for s, w in zip(shape, wanted, strict=True))
     if fixed_shape and not fits and not fills:
-        return None, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
+        return None, False, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     is_unchosen = not isinstance(value, jax.Array) and array.dtype in _UNCHOSEN
-    if _kind(array.dtype) > _kind(expected.dtype) or is_unchosen:
+    is_ours = _kind(array.dtype) > _kind(expected.dtype) or is_unchosen
+    if is_ours:
         parts = array if jnp.issubdtype(expected.dtype, jnp.complexfloating) else np.real(array)
         with np.errstate(invalid="ignore", over="ignore"):
             held = np.asarray(parts).astype(expected.dtype)
         if not _is_held(array, held):
-            return None, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
+            return None, False, f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold"
         array = held
-    array = alias(array) if adopt else array
     if _kind(array.dtype) < _kind(expected.dtype):
         array = array.astype(expected.dtype)
-    return (array.reshape(wanted) if fills else array), None
+    return (array.reshape(wanted) if fills else array), is_ours, None
+
+
+def _moved(path: str, array: Any, is_ours: bool, place: Place | None) -> tuple[Any, str | None]:
+    """The array in memory of its own where its variable lies, or why it cannot be moved there."""
+    if place is None:
+        return array, None
+    try:
+        return placed(array if is_ours else copied(array), place(path, tuple(array.shape))), None
+    except (ValueError, RuntimeError) as error:
+        problem = str(error).partition("\n")[0]
+        return None, f"the array cannot be moved from {_devices_shown(array)} to where Keras keeps the weight: {problem}"
+
+
+def _devices_shown(array: Any) -> str:
+    return ", ".join(sorted(map(str, array.devices()))) if isinstance(array, jax.Array) else "the host"
 
 
 # What numbers are in R and Python, and in NumPy where nobody has chosen another dtype.
@@ -320,23 +345,6 @@ def _is_held(array: Any, held: Any) -> bool:
 def _kind(dtype: Any) -> int:
     """Kinds of dtypes in the order in which one can hold another."""
     return [jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)].index(True)
-
-
-def alias(value: Any) -> jax.Array:
-    """An array that shares a JAX array's buffer and lives as long as it is held.
-
-    Keras's compiled steps donate the arrays of its variables: a donated array is deleted. What comes in from a user and what
-    is handed out is therefore an alias. Donating one of two arrays on a buffer makes JAX copy, and the other stays whole.
-    """
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if not isinstance(value, jax.Array):
-        # Copied, since JAX may read NumPy's memory in place, which its owner may write to later.
-        return jax.device_put(np.array(value))
-    if len(value.sharding.device_set) == 1:
-        return jnp.from_dlpack(value)
-    shards = [jnp.from_dlpack(shard.data) for shard in value.addressable_shards]
-    return jax.make_array_from_single_device_arrays(value.shape, value.sharding, shards)
 
 
 def _described(value: Any) -> str:
@@ -363,7 +371,7 @@ def create(
     """Make one Keras variable per array, named by its path under the current name scope.
 
     Args:
-        arrays: Initial values by path; they are adopted, not copied.
+        arrays: Initial values by path, which nobody else holds; they are not copied.
         trainable: Whether a path is a trainable weight.
         parameter_dtype: The dtype of trainable floating-point weights, cast by Keras to its compute dtype where the two
             differ. None leaves each weight as it is.
@@ -394,8 +402,9 @@ def _variable(path: str, array: jax.Array, *, trainable: bool, parameter_dtype: 
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
         return keras.Variable(
-            # A function, since Keras takes no value while it builds inside a compiled step.
-            lambda shape, dtype: array.astype(dtype),
+            # Inside a compiled step Keras takes a function alone. Elsewhere, with a distribution, it compiles functions, and a
+            # large array that one holds becomes a constant of the program.
+            (lambda shape, dtype: array.astype(dtype)) if in_stateless_scope() else array,
             shape=array.shape,
             dtype=parameter_dtype if follows_policy else str(array.dtype),
             trainable=trainable,
@@ -409,6 +418,30 @@ def values(variables: Collection[keras.Variable], *, cast: bool) -> list[jax.Arr
     if cast or in_stateless_scope():
         return [variable.value for variable in variables]
     return [variable._value for variable in variables]
+
+
+def apart(outputs: PyTree, updates: PyTree, held: Collection[Any]) -> tuple[PyTree, PyTree]:
+    """Give each result of a traced call that is a variable's value, or becomes one, an array of its own.
+
+    A module may return or sow its weights, or keep one under a second name. JAX would hand on the very array.
+
+    Args:
+        outputs: Results that a user may get.
+        updates: Results that become values of variables.
+        held: The values that the call was given.
+    """
+    taken = {id(value) for value in held}
+
+    def own(value: Any) -> Any:
+        return jnp.copy(value) if id(value) in taken else value
+
+    def own_alone(value: Any) -> Any:
+        value = own(value)
+        taken.add(id(value))
+        return value
+
+    updates = jax.tree.map(own_alone, updates)
+    return jax.tree.map(own, outputs), updates
 
 
 def checked_update(variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str) -> dict[str, Any]:
