@@ -375,8 +375,8 @@ conformance_table <- function() {
             count$value <- count$value + 1L
             rate$value <- rate$value * 0.5
             flag$value <- jnp$ones(shape(), "bool")
-            key$value <- keys$take(0L)
-            x <- x + random$normal(keys$take(1L), shape(3))
+            key$value <- reticulate::py_get_item(keys, 0L)
+            x <- x + random$normal(reticulate::py_get_item(keys, 1L), shape(3))
           }
           x * rate$value + count$value
         })

@@ -260,6 +260,8 @@ test_that("weights and the state of the streams are saved by path, and the next 
   second <- model(2)
   load_model_weights(second, file)
   expect_identical(predict(second, images(), verbose = 0), predict(first, images(), verbose = 0))
+  # Keras 3.13 returns the mean loss of this batch and of the earlier ones.
+  first$reset_metrics()
   expect_identical(train_on_batch(second, images(), targets()), train_on_batch(first, images(), targets()))
 })
 

@@ -20,7 +20,9 @@ definition <- c(
 test_that("a model with a module written in R goes on in a new session as it would have in the old one", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
-  go_on <- "result <- list(
+  # Keras 3.13 returns the mean loss of a batch and of the earlier ones.
+  go_on <- "model$reset_metrics()
+  result <- list(
     predict(model, x, verbose = 0), train_on_batch(model, x, y), flax_variables(model), get_layer(model, 'net')$frozen
   )"
   old <- result_of(c(definition, sprintf(
