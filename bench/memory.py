@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
-HERE = Path(__file__).parent
+# The package as it stands in this checkout.
+sys.path.insert(0, str(Path(__file__).parent.parent / "inst" / "python"))
 # A weight of 4 MiB: what is there twice while one weight is made is little.
 WIDTH = 1024
 WEIGHT_BYTES = 4 * WIDTH**2
@@ -160,7 +161,6 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(measure(arguments.way, number)))
         return
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "inst" / "python")}
     rows = []
     for way in ways(1):
         command = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way", way]
