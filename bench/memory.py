@@ -164,7 +164,7 @@ def main() -> None:
     rows = []
     for way in ways(1):
         command = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way", way]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:
             print(f"{way}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
