@@ -2,8 +2,8 @@
 #'
 #' @description
 #' An NNX module makes the values of its weights when it is made. `flax_lazy()` says how to make one, and leaves it to the
-#' layer: when the layer is built, with the layer's `seed`. Nothing is allocated before, there is never a
-#' second copy of the weights in memory, and a saved model says in a few words what its module is.
+#' layer: when the layer is built, with the layer's `seed`. Nothing is allocated before, memory never
+#' holds a second copy of the weights, and a saved model says in a few words what its module is.
 #'
 #' # Saving
 #' A class and its arguments are saved, and so is an R function by the name that it has in the global environment. Of any other

@@ -39,8 +39,9 @@
 #' fits is an error.
 #'
 #' # NNX
-#' A module of `flax$nnx` holds its values, which the layer copies; `variables` replace those that they
-#' name. Until the module is removed, its weights take twice their memory: [flax_lazy()] builds without a second copy. The module itself is not changed, and `layer$to_flax()` is one like it with the layer's values (for
+#' A module of `flax$nnx` holds its values, which the layer copies; `variables` replace those that they name. Until the module
+#' is removed, the weights take twice their memory: [flax_lazy()] builds without a second copy. The module itself is not
+#' changed, and `layer$to_flax()` returns a module like it with the layer's values (for
 #' Linen, the module and its variables). `nnx$Param` and classes derived from it are trained; every other class of variables is
 #' state. They are grouped by collection as Flax's own bridge names them, and by the name of their class where it has none;
 #' arrays that are plain attributes are the collection `arrays`. Unless the method takes the mode, the layer sets
@@ -77,8 +78,8 @@
 #' @param variables The module's variables, as `module$init()` returns them: a named list of collections (`params` and
 #'   others), a Python dict or a FrozenDict. They are used in place of initial values. Arrays are copied to where Keras
 #'   keeps its variables (the layout of a distribution, or else the default device), so that training does not change yours.
-#'   `params` must have the shapes that the module gives them,
-#'   other collections may have others (a cache for longer sequences).
+#'   `params` must have the shapes that the module gives them, other collections may have others (a cache for longer
+#'   sequences).
 #' @param ... For the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or policy that rules the params and the
 #'   computation in place of the dtypes that the module declares; `seed`, a whole number from 0 to 2^32 - 1;
 #'   `regularizers` and `constraints`, named lists by pattern of paths; `activity_regularizer`; `autocast`.

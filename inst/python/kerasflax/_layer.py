@@ -423,7 +423,7 @@ class FlaxLayer(keras.layers.Layer):
         self.assign_variables(self.fitted_variables(value))
 
     @property
-    def own_variables(self) -> dict[str, PyTree]:
+    def _own_variables(self) -> dict[str, PyTree]:
         """What `flax_variables` returns, of the layer's own arrays: to be read at once, since the next step deletes them."""
         self.check_values()
         return self._template.tree({path: variable.value for path, variable in self.variables_by_path.items()})

@@ -51,10 +51,10 @@ def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
 
 
 def own_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
-    """The variables in the layers' own memory, to be read at once; see `FlaxLayer.own_variables`."""
+    """The variables in the layers' own memory, to be read at once; see `FlaxLayer._own_variables`."""
     if isinstance(target, FlaxLayer):
-        return target.own_variables
-    return {name: layer.own_variables for name, layer in flax_layers(target).items()}
+        return target._own_variables
+    return {name: layer._own_variables for name, layer in flax_layers(target).items()}
 
 
 def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
