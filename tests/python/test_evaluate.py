@@ -57,24 +57,25 @@ def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
     assert_evaluated(init(Wide(4)), KEY)
 
 
-def test_the_options_for_cpus_are_given_to_cpus_alone(monkeypatch):
-    given, compile_ = [], jax.stages.Lowered.compile
+def test_the_options_for_cpus_are_given_to_cpus_alone():
+    class Lowered:
+        def __init__(self):
+            self.options = []
 
-    def noted(lowered, *arguments, **keywords):
-        given.append((*arguments, *keywords.values()))
-        return compile_(lowered, *arguments, **keywords)
+        def compile(self, options=None):
+            self.options.append(options)
 
-    monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: "cpu")
-        assert_evaluated(init(Wide(4)), KEY)
-    assert any(given)
-    assert all("xla_cpu_use_fusion_emitters" in options for (options,) in filter(None, given))
-    given.clear()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert_evaluated(init(Wide(4)), KEY)
-    assert given
-    assert not any(given)
+    class Device:
+        def __init__(self, platform):
+            self.platform = platform
+
+    for platform in ("gpu", "tpu", "METAL"):
+        lowered = Lowered()
+        _evaluate._compiled_for(Device(platform), lowered, True)
+        assert lowered.options == [None]
+    lowered = Lowered()
+    _evaluate._compiled_for(Device("cpu"), lowered, True)
+    assert "xla_cpu_use_fusion_emitters" in lowered.options[0]
 
 
 def test_arrays_that_are_made_alike_are_compiled_once():
@@ -106,8 +107,56 @@ def test_any_computation_keeps_its_results(function):
     assert_evaluated(function, np.array([1.0, 2.0, 3.0], np.float32))
 
 
+def in_a_process_of_two_devices(code):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
+    # The second CPU stands for the accelerator.
+    in_a_process_of_two_devices("""
+        import jax, keras, numpy as np
+        from flax import linen as nn, nnx
+        from kerasflax import FlaxLayer, LazyModule, _evaluate, _variables
+        cpu, accelerator = jax.devices()
+        seen, where = {}, []
+        create, compiled_for = _variables.create, _evaluate._compiled_for
+        _variables.create = lambda arrays, **rest: seen.update(arrays) or create(arrays, **rest)
+        _evaluate._compiled_for = lambda device, *rest: where.append((device, rest[-1])) or compiled_for(device, *rest)
+
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                self.variable("keys", "key", lambda: jax.random.split(self.make_rng("params"), 3))
+                return nn.Dense(3)(nn.BatchNorm(use_running_average=True)(nn.Dense(2**18)(x)))
+
+        def build():
+            seen.clear(), where.clear()
+            for module in (Net(), LazyModule(nnx.Linear, 4, 6)):
+                FlaxLayer(module, seed=1)(np.ones((2, 4), "float32"))
+            return dict(seen)
+
+        expected = build()
+        assert {device for device, _ in where} == {cpu}
+        _evaluate._devices = lambda: (cpu, accelerator)
+        with jax.default_device(accelerator):
+            got = build()
+            assert set(where) == {(cpu, True), (accelerator, False)}, where
+            assert got.keys() == expected.keys()
+            for path, array in got.items():
+                assert array.devices() == {accelerator} and not array.committed, path
+                assert array.dtype == expected[path].dtype
+                np.testing.assert_allclose(array, expected[path], rtol=1e-6, atol=1e-7)
+        print("done")
+    """)
+
+
 def test_initial_values_are_computed_where_a_distribution_puts_them():
-    code = """
+    in_a_process_of_two_devices("""
         import jax, keras, numpy as np
         from flax import linen as nn, nnx
         from kerasflax import FlaxLayer, LazyModule, _variables
@@ -134,10 +183,4 @@ def test_initial_values_are_computed_where_a_distribution_puts_them():
             model.compile("sgd", "mse")
             model.fit(np.ones((2, 4)), np.ones((2, 6)), verbose=0)
         print("done")
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.endswith("done\n"), done.stderr
+    """)

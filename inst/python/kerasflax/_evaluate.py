@@ -4,6 +4,9 @@ Compiled as a whole, such a computation takes the longer the more arrays it make
 is compiled for each shape. But a module's arrays are made in few ways: all kernels of one shape come from one initializer, with
 other keys. So what makes an array of single numbers (keys, scales) is compiled once for all arrays that are made alike; what
 makes the numbers is run one operation at a time, compiled once for each kind of operation.
+
+An accelerator takes longer to compile for than a CPU, and as long to make few numbers as to make many. So beside one, small
+arrays are made on a CPU and moved. The random bits are the same on each platform.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -30,6 +34,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array, shardings: Seq
     """
     shardings = shardings or [None] * len(jaxpr.outvars)
     recipes, shared = _split(jaxpr)
+    devices = _devices()
     results: list[Any] = [None] * len(jaxpr.outvars)
     others = [position for position in range(len(results)) if position not in recipes]
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -43,16 +48,16 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], *args: jax.Array, shardings: Seq
     for eqn in shared:
         kind, arguments = _kind(eqn), [read(var) for var in eqn.invars]
         if kind not in operations:
-            operations[kind] = _compiled(_of_any_inputs(jaxpr, eqn), 1, arguments)
+            operations[kind] = _compiled(_of_any_inputs(jaxpr, eqn), 1, arguments, devices)
         values.update(zip(eqn.outvars, operations[kind](*arguments), strict=True))
     for position in others:
         results[position] = read(jaxpr.outvars[position])
     for alike in _alike(recipes, shardings):
         recipe = recipes[alike[0]]
-        compute = _compiled(recipe, len(alike), [values[var] for var in recipe.invars], shardings[alike[0]])
+        compute = _compiled(recipe, len(alike), [values[var] for var in recipe.invars], devices, shardings[alike[0]])
         for position in alike:
             (results[position],) = compute(*(values[var] for var in recipes[position].invars))
-    return results
+    return [_moved(value, devices[1], sharding) for value, sharding in zip(results, shardings, strict=True)]
 
 
 def _split(jaxpr: Any) -> tuple[dict[int, Any], list[Any]]:
@@ -124,20 +129,57 @@ def _kind(eqn: Any) -> Hashable:
     return kind
 
 
-def _compiled(jaxpr: Any, count: int, arguments: Sequence[Any], sharding: Any = None) -> Callable[..., list[jax.Array]]:
-    """Compile a computation that is run `count` times.
+def _compiled(
+    jaxpr: Any, count: int, arguments: Sequence[Any], devices: tuple[Any, Any], sharding: Any = None
+) -> Callable[..., list[jax.Array]]:
+    """Compile a computation that is run `count` times, for the first of the devices if it is small, or else for the second.
 
     It is compiled ahead, since inside of `jax.ensure_compile_time_eval` JAX would make constants of what the code only depends
     on itself for, such as the counters behind random bits.
     """
+    elements = count * sum(math.prod(var.aval.shape) for var in (*jaxpr.invars, *jaxpr.outvars))
+    is_small = elements < _WORTH_OPTIMIZING
+    device = devices[0] if is_small else devices[1]
+    is_moved = device != devices[1]
     function = functools.partial(jax.core.eval_jaxpr, jaxpr, ())
-    lowered = jax.jit(function, out_shardings=sharding).lower(*arguments)
-    if jax.default_backend() != "cpu":
+    with jax.default_device(device):
+        arguments = [_moved(argument, device) for argument in arguments]
+        lowered = jax.jit(function, out_shardings=None if is_moved else sharding).lower(*arguments)
+        compiled = _compiled_for(device, lowered, is_small)
+    return lambda *arguments: compiled(*(_moved(argument, device) for argument in arguments))
+
+
+def _compiled_for(device: Any, lowered: Any, is_small: bool) -> Callable[..., list[jax.Array]]:
+    if device.platform != "cpu":
         return lowered.compile()
-    elements = count * sum(math.prod(var.aval.shape) for var in jaxpr.outvars)
-    level = "0" if elements < _WORTH_OPTIMIZING else "1"
     try:
-        return lowered.compile(_FAST_TO_COMPILE | {"xla_backend_optimization_level": level})
+        return lowered.compile(_FAST_TO_COMPILE | {"xla_backend_optimization_level": "0" if is_small else "1"})
     except jax.errors.JaxRuntimeError:
         # XLA's options come and go.
         return lowered.compile()
+
+
+def _devices() -> tuple[Any, Any]:
+    """The devices on which small and other arrays are made: a CPU, if JAX has one, and JAX's default device."""
+    with jax.ensure_compile_time_eval():
+        (default,) = jax.device_put(0).devices()
+    if default.platform == "cpu":
+        return default, default
+    try:
+        return jax.local_devices(backend="cpu")[0], default
+    except RuntimeError:
+        return default, default
+
+
+def _moved(value: Any, device: Any, sharding: Any = None) -> Any:
+    """A value on a device, or in a sharding, and committed to no device that nobody has asked for."""
+    if not isinstance(value, jax.Array):
+        return value
+    is_there = value.devices() == {device} if sharding is None else value.sharding.is_equivalent_to(sharding, value.ndim)
+    if is_there or (sharding is None and len(value.devices()) > 1):
+        return value
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            data = _moved(jax.random.key_data(value), device, sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        return jax.device_put(np.asarray(value), sharding)
