@@ -19,6 +19,7 @@ $(installed): $(sources) | setup
 	@tools/install
 
 demo: install ## train a Flax module on scikit-learn's digits
+	@tools/setup +demo
 	@tools/run Rscript inst/examples/digits.R build
 
 test: ## run pytest and testthat; the last line holds the totals
@@ -53,4 +54,5 @@ gpu: install ## run the Python suite and some benchmarks on a GPU, where there i
 	@tools/gpu
 
 bench: install ## measure kerasflax against plain Flax and FlaxLayer, into bench/results.md (ROUNDS=5: most of an hour)
+	@tools/setup +bench
 	@tools/run python bench/run.py --rounds $(or $(ROUNDS),5)

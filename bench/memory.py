@@ -30,16 +30,9 @@ WIDTH = 1024
 WEIGHT_BYTES = 4 * WIDTH**2
 
 
-def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
-    """What makes the weights, by name: from nothing to what has them, and what the user holds besides."""
-    import jax
-    import jax.numpy as jnp
-    import keras
-    import numpy as np
+def linen(number: int) -> Any:
+    """A Linen module of so many weights, also for memory.R."""
     from flax import linen as nn
-    from flax import nnx
-
-    import kerasflax
 
     class Linen(nn.Module):
         @nn.compact
@@ -47,6 +40,19 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
             for _ in range(number):
                 inputs = nn.Dense(WIDTH, use_bias=False)(inputs)
             return inputs
+
+    return Linen()
+
+
+def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """What makes the weights, by name: from nothing to what has them, and what the user holds besides."""
+    import jax
+    import jax.numpy as jnp
+    import keras
+    import numpy as np
+    from flax import nnx
+
+    import kerasflax
 
     class Nnx(nnx.Module):
         def __init__(self, *, rngs: nnx.Rngs) -> None:
@@ -65,7 +71,7 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
     def given(make: Callable[[], Any]) -> tuple[Any, Any]:
         names = [f"Dense_{i}" for i in range(number)]
         variables = {"params": {name: {"kernel": make()} for name in names}}
-        return layer(Linen(), variables=variables), variables
+        return layer(linen(number), variables=variables), variables
 
     def from_file() -> tuple[Any, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +80,7 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
             kerasflax.write_variables(arrays, path)
             del arrays
             variables = kerasflax.read_variables(path)
-        return layer(Linen(), variables=variables), variables
+        return layer(linen(number), variables=variables), variables
 
     def from_instance() -> tuple[Any, Any]:
         module = Nnx(rngs=nnx.Rngs(0))
@@ -82,10 +88,10 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
 
     key, row = jax.random.key(0), jnp.ones((1, WIDTH))
     return {
-        "Flax, eager init": lambda: (Linen().init(key, row), None),
-        "Flax, jitted init": lambda: (jax.jit(Linen().init)(key, row), None),
+        "Flax, eager init": lambda: (linen(number).init(key, row), None),
+        "Flax, jitted init": lambda: (jax.jit(linen(number).init)(key, row), None),
         "Flax, NNX instance": lambda: (Nnx(rngs=nnx.Rngs(0)), None),
-        "kerasflax, initial values": lambda: (layer(Linen()), None),
+        "kerasflax, initial values": lambda: (layer(linen(number)), None),
         "kerasflax, LazyModule": lambda: (layer(kerasflax.LazyModule(Nnx)), None),
         "kerasflax, NumPy's arrays": lambda: given(lambda: np.ones((WIDTH, WIDTH), np.float32)),
         "kerasflax, a file": from_file,
@@ -130,10 +136,11 @@ def watched(peaks: dict[str, int]) -> Iterator[None]:
         thread.join()
 
 
-def measure(way: str, number: int) -> dict[str, float]:
+def measured(make: Callable[[], tuple[Any, Any]], number: int) -> dict[str, float]:
+    """The memory, as ratios to that of so many weights, of what `make` returns and of what the user holds besides."""
     import jax
 
-    make, weights = ways(number)[way], number * WEIGHT_BYTES
+    weights = number * WEIGHT_BYTES
     jax.block_until_ready(jax.numpy.zeros(1))
     gc.collect()
     device, resident = device_bytes(), resident_bytes()
@@ -159,11 +166,13 @@ def main() -> None:
     arguments = parser.parse_args()
     number = arguments.mebibytes * 2**20 // WEIGHT_BYTES
     if arguments.way:
-        print(json.dumps(measure(arguments.way, number)))
+        print(json.dumps(measured(ways(number)[arguments.way], number)))
         return
     rows = []
-    for way in ways(1):
-        command = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way", way]
+    itself = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way"]
+    commands = {way: [*itself, way] for way in ways(1)}
+    commands["kerasflax, R's arrays"] = ["Rscript", str(Path(__file__).with_suffix(".R")), str(number)]
+    for way, command in commands.items():
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:
             print(f"{way}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)

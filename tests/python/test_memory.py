@@ -573,10 +573,6 @@ def on_eight_devices(folder, *arguments, distribution=None):
     environment = os.environ | {
         "KERASFLAX_TEST_RESULTS": str(folder),
         "JAX_PLATFORMS": "cpu",
-        # The ways in and out differ in what is done before and after the same few programs.
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
     if distribution:
