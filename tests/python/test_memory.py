@@ -462,6 +462,12 @@ def test_what_went_out_is_the_users(kind, tmp_path):
 FILES = ("w.msgpack", "w.safetensors")
 
 
+def test_every_public_name_that_takes_or_gives_arrays_is_tried_here():
+    source = pathlib.Path(__file__).read_text()
+    names = {name for name in kerasflax.__all__ if not name.endswith("Error")} - {"Report"}
+    assert {name for name in names if name not in source} == set()
+
+
 def results(kind, folder):
     """What a model comes to: its losses, its predictions and its variables, and files from before it was trained."""
     model = model_of(FlaxLayer(MODULES[kind](), variables=user_arrays(kind), seed=5))

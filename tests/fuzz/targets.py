@@ -1,0 +1,581 @@
+"""What is tried of each format: how an input is made, and what it must come to."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import flax.serialization
+import h5py
+import jax
+import jax.numpy as jnp
+import keras
+import ml_dtypes
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from mutations import TEXTS, mutated_bytes, mutated_json
+
+import kerasflax
+from kerasflax import FlaxLayer, LazyModule
+
+DOCUMENTED = kerasflax.KerasFlaxError
+PACKAGE = str(Path(kerasflax.__file__).parent)
+
+
+class Different(Exception):
+    """A result is another than it has to be."""
+
+
+class Target:
+    """A format. `make` is a pure function of its generator."""
+
+    documented: ClassVar[Any] = DOCUMENTED
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="kerasflax-fuzz-"))
+
+    def make(self, random: Random) -> Any:
+        raise NotImplementedError
+
+    def check(self, made: Any) -> None:
+        raise NotImplementedError
+
+
+def make_target(name: str) -> Target:
+    return TARGETS[name]()
+
+
+# Arrays ----------------------------------------------------------------------------------------------------------------
+
+DTYPES = ("float32", "float16", "int8", "uint32", "bool", "complex64", "int64", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)
+
+
+def array(random: Random) -> np.ndarray[Any, Any]:
+    shape = tuple(random.choice((0, 1, 2, 3)) for _ in range(random.randrange(4)))
+    numbers = np.array([random.randrange(100) for _ in range(int(np.prod(shape)))])
+    return numbers.reshape(shape).astype(random.choice(DTYPES))
+
+
+def tree(
+    random: Random, names: tuple[Any, ...] = ("params", "a", "kernel", "bias", "Dense_0"), depth: int = 3
+) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for _ in range(random.randrange(1, 4)):
+        is_leaf = depth == 0 or random.random() < 0.5
+        result[random.choice(names)] = array(random) if is_leaf else tree(random, names, depth - 1)
+    return result
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The leaves of nested dicts and lists, by path; an empty one is a leaf."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    if items is None or not value:
+        yield path, value if items is None else type(value)()
+    else:
+        for key, item in items:
+            yield from leaves(item, (*path, key))
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, (str, type(None), dict, list)) or isinstance(other, (str, type(None), dict, list)):
+        return type(one) is type(other) and one == other
+    one, other = np.asarray(one), np.asarray(other)
+    # The bytes tell NaN from NaN, as far as they differ.
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def compare(got: Any, expected: Any) -> None:
+    got, expected = dict(leaves(got)), dict(leaves(expected))
+    if got.keys() != expected.keys():
+        raise Different(f"paths {sorted(map(str, got.keys() ^ expected.keys()))[:5]}")
+    for path, value in got.items():
+        if not same(value, expected[path]):
+            raise Different(f"{path}: {value!r:.100} for {expected[path]!r:.100}")
+
+
+# Files of variables ----------------------------------------------------------------------------------------------------
+
+
+class Variables(Target):
+    """Mutations of files with variables; `reference` is another reader of the same bytes."""
+
+    suffix: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = self.folder / f"file{self.suffix}"
+        self.seeds = list(self.corpus())
+
+    def corpus(self) -> Iterator[bytes]:
+        random = Random(0)
+        for _ in range(12):
+            # A tree that the format does not take is none of the corpus.
+            with contextlib.suppress(DOCUMENTED):
+                kerasflax.write_variables(tree(random), self.path)
+                yield self.path.read_bytes()
+
+    def make(self, random: Random) -> bytes:
+        return mutated_bytes(random.choice(self.seeds), self.seeds, random)
+
+    def check(self, made: bytes) -> None:
+        self.path.write_bytes(made)
+        got = kerasflax.read_variables(self.path)
+        try:
+            expected = self.reference(made)
+        except Exception as error:
+            raise Different(f"the reference reader refuses it: {type(error).__name__}: {error!s:.200}") from error
+        self.compare(got, expected)
+
+    def reference(self, made: bytes) -> Any:
+        raise NotImplementedError
+
+    def compare(self, got: Any, expected: Any) -> None:
+        compare(got, expected)
+
+
+class Msgpack(Variables):
+    suffix = ".msgpack"
+
+    def corpus(self) -> Iterator[bytes]:
+        yield from super().corpus()
+        size = flax.serialization.MAX_CHUNK_SIZE
+        flax.serialization.MAX_CHUNK_SIZE = 16
+        yield flax.serialization.to_bytes({"params": {"kernel": np.arange(12.0, dtype=np.float32).reshape(3, 4)}})
+        flax.serialization.MAX_CHUNK_SIZE = size
+        yield flax.serialization.to_bytes({"a": [1, 2.5, True, None, 1 + 2j], "b": {"c": np.float32(3)}, "d": (), "e": {}})
+
+    def reference(self, made: bytes) -> Any:
+        return flax.serialization.msgpack_restore(made)
+
+
+class Safetensors(Variables):
+    suffix = ".safetensors"
+
+    def corpus(self) -> Iterator[bytes]:
+        yield from super().corpus()
+        shared = np.ones(3, np.float32)
+        kerasflax.write_variables({"params": {"a": shared, "b": shared}}, self.path, metadata={"note": "x"})
+        yield self.path.read_bytes()
+
+    def make(self, random: Random) -> bytes:
+        seed = random.choice(self.seeds)
+        length = int.from_bytes(seed[:8], "little")
+        if random.random() < 0.5:
+            return mutated_bytes(seed, self.seeds, random)
+        header, others = (
+            json.loads(seed[8 : 8 + length]),
+            [json.loads(s[8 : 8 + int.from_bytes(s[:8], "little")]) for s in self.seeds],
+        )
+        text = json.dumps(mutated_json(header, others, random)).encode("utf-8", "surrogatepass")
+        return len(text).to_bytes(8, "little") + text + seed[8 + length :]
+
+    def reference(self, made: bytes) -> Any:
+        import safetensors
+
+        return dict(safetensors.deserialize(made))
+
+    def compare(self, got: Any, expected: Any) -> None:
+        got = {"/".join(map(str, path)): value for path, value in leaves(got) if not isinstance(value, dict)}
+        missing = expected.keys() - got.keys()
+        if missing:
+            raise Different(f"not read: {sorted(missing)[:5]}")
+        for name, entry in expected.items():
+            value = got[name]
+            if list(value.shape) != list(entry["shape"]) or value.tobytes() != bytes(entry["data"]):
+                raise Different(f"{name}: {value!r:.100} for {entry!r:.100}")
+
+
+class Orbax(Target):
+    """Mutations of a checkpoint's files, and of which files there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = []
+        for number in range(4):
+            path = self.folder / f"seed-{number}"
+            with contextlib.suppress(DOCUMENTED):
+                kerasflax.write_variables(tree(Random(number)), path)
+                self.seeds.append(
+                    {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+                )
+
+    def make(self, random: Random) -> dict[str, bytes]:
+        files = dict(random.choice(self.seeds))
+        name = random.choice(sorted(files))
+        others = [data for seed in self.seeds for data in seed.values()]
+        kind = random.randrange(10)
+        if kind == 0:
+            del files[name]
+        elif kind == 1:
+            files[random.choice(("x", f"{name}x", "d/x", "_METADATA", ".zarray"))] = random.choice(others)
+        elif kind < 5 and files[name][:1] in (b"{", b"["):
+            with contextlib.suppress(ValueError):
+                value = json.loads(files[name])
+                files[name] = json.dumps(mutated_json(value, [value], random)).encode("utf-8", "surrogatepass")
+        else:
+            files[name] = mutated_bytes(files[name], others, random)
+        return files
+
+    def check(self, made: dict[str, bytes]) -> None:
+        path = self.folder / "checkpoint"
+        shutil.rmtree(path, ignore_errors=True)
+        for name, data in made.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+        kerasflax.read_variables(path)
+
+
+class StableHlo(Target):
+    """Any damage to an exported model is found before it is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = self.folder / "model.stablehlo"
+        kerasflax.export_model(keras.Sequential([keras.Input((4,)), FlaxLayer(nn.Dense(3))]), self.path, platforms=["cpu"])
+        self.seeds = [self.path.read_bytes()]
+
+    def make(self, random: Random) -> bytes:
+        return mutated_bytes(self.seeds[0], self.seeds, random)
+
+    def check(self, made: bytes) -> None:
+        self.path.write_bytes(made)
+        run = kerasflax.import_model(self.path)
+        if made != self.seeds[0]:
+            raise Different("a damaged file was accepted")
+        run(np.ones((2, 4), np.float32))
+
+
+# Models ----------------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    features: int = 3
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: Any = nn.initializers.normal(0.1)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, training: bool = False) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not training)(nn.Dense(self.features, kernel_init=self.kernel_init)(inputs))
+        return nn.Dropout(0.5)(self.activation(x), deterministic=not training)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(4, features, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.dropout(self.linear(inputs))
+
+
+def layers() -> list[FlaxLayer]:
+    return [
+        FlaxLayer(Net(), seed=1, regularizers={"**/kernel": keras.regularizers.L2(0.1)}),
+        FlaxLayer(nn.Sequential([nn.Dense(3), nn.LayerNorm(dtype=jnp.bfloat16), nn.Dense(2, precision="high")])),
+        FlaxLayer(LazyModule(NnxNet, 3), seed=2, activity_regularizer="l2"),
+        FlaxLayer(nn.Dense(2, bias_init=nn.with_partitioning(nn.initializers.ones, ("data",)))),
+        FlaxLayer(nn.RNN(nn.LSTMCell(3), return_carry=False)),
+    ]
+
+
+FORBIDDEN = (
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "socket.",
+    "pickle.",
+    "shutil.rmtree",
+    "marshal.",
+)
+_seen: list[str] | None = None
+
+
+def _audit(event: str, arguments: Any) -> None:
+    if _seen is not None and event.startswith(FORBIDDEN):
+        _seen.append(f"{event} {arguments!r:.100}")
+
+
+@contextlib.contextmanager
+def harmless() -> Iterator[None]:
+    """Refuse that a process is started, a connection opened, or a pickle read within the block."""
+    global _seen
+    _seen, before = [], set(sys.modules)
+    try:
+        yield
+    finally:
+        seen, _seen = _seen, None
+        if seen:
+            raise Different(f"it did {seen[:3]}")
+        new = {name.partition(".")[0] for name in set(sys.modules) - before} - ALLOWED_IMPORTS
+        if new:
+            raise Different(f"it imported {sorted(new)[:5]}")
+
+
+# What the packages that are loaded import late themselves.
+ALLOWED_IMPORTS = {"jax", "jaxlib", "flax", "keras", "numpy", "scipy", "ml_dtypes", "h5py", "kerasflax", "optree", "encodings"}
+
+
+def is_documented(error: BaseException | None) -> bool:
+    """Whether an error, or the one that Keras has replaced by it, is one of ours, or none of our code was concerned in it."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    if any(isinstance(link, DOCUMENTED) for link in chain):
+        return True
+    for link in chain:
+        trace = link.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename.startswith(PACKAGE):
+                return False
+            trace = trace.tb_next
+    return True
+
+
+@contextlib.contextmanager
+def keras_errors() -> Iterator[None]:
+    """Keras has errors of its own for what it reads; ours are held to what is documented."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Different) or not is_documented(error):
+            raise
+
+
+class Config(Target):
+    """Mutations of layers' configs. What is accepted can be written down, and made again from that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sys.addaudithook(_audit)
+        self.seeds = [json.loads(json.dumps(layer.get_config())) for layer in layers()]
+
+    def make(self, random: Random) -> Any:
+        return mutated_json(random.choice(self.seeds), self.seeds, random)
+
+    def check(self, made: Any) -> None:
+        with harmless(), keras_errors():
+            config = FlaxLayer.from_config(json.loads(json.dumps(made))).get_config()
+            again = FlaxLayer.from_config(json.loads(json.dumps(config))).get_config()
+            if json.dumps(config, sort_keys=True) != json.dumps(again, sort_keys=True):
+                raise Different(f"{json.dumps(config):.200} and then {json.dumps(again):.200}")
+
+
+class Archive(Target):
+    """Mutations of `.keras` files: of the archive, the config in it, or the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sys.addaudithook(_audit)
+        self.path = self.folder / "model.keras"
+        self.seeds = []
+        for layer in layers()[:4]:
+            model = keras.Sequential([keras.Input((4,)), layer])
+            model.compile("sgd", "mse")
+            model.save(self.path)
+            self.seeds.append(self.path.read_bytes())
+
+    def make(self, random: Random) -> bytes:
+        seed, kind = random.choice(self.seeds), random.randrange(4)
+        if kind == 0:
+            return mutated_bytes(seed, self.seeds, random)
+        with zipfile.ZipFile(io.BytesIO(seed)) as file:
+            parts = {name: file.read(name) for name in file.namelist()}
+        if kind == 1:
+            parts["model.weights.h5"] = mutated_weights(parts["model.weights.h5"], random)
+        else:
+            config = json.loads(parts["config.json"])
+            layer = config["config"]["layers"][-1]
+            layer["config"] = mutated_json(layer["config"], [layer], random)
+            parts["config.json"] = json.dumps(config).encode("utf-8", "surrogatepass")
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as file:
+            for name, data in parts.items():
+                # A fixed date: what is made is a function of the generator.
+                file.writestr(zipfile.ZipInfo(name), data)
+        return made.getvalue()
+
+    def check(self, made: bytes) -> None:
+        self.path.write_bytes(made)
+        keras.utils.clear_session(free_memory=False)
+        with harmless(), keras_errors():
+            keras.saving.load_model(self.path)
+
+
+def mutated_weights(data: bytes, random: Random) -> bytes:
+    """An HDF5 file with other data, names, or kinds of data in it."""
+    file = io.BytesIO(data)
+    with h5py.File(file, "a") as root:
+        found: list[str] = []
+        root.visit(found.append)
+        datasets = [name for name in found if isinstance(root[name], h5py.Dataset)]
+        name = random.choice(datasets)
+        kind = random.randrange(9)
+        old = root[name][()]
+        if name.endswith("index.json") and kind < 6:
+            index = json.loads(old.tobytes())
+            text = json.dumps(mutated_json(index, [index], random)).encode("utf-8", "surrogatepass")
+            del root[name]
+            root[name] = np.frombuffer(text, np.uint8)
+            return _closed(root, file)
+        del root[name]
+        if kind == 0:
+            root[name] = h5py.Empty("float32")
+        elif kind == 1:
+            root[name] = random.choice(TEXTS).replace("\0", "").encode("utf-8", "replace")
+        elif kind == 2:
+            root[name] = np.zeros(3, [("a", "f4"), ("b", "i4")])
+        elif kind == 3:
+            root.create_dataset(name, shape=(2,), dtype=h5py.ref_dtype)
+        elif kind == 4:
+            root.create_dataset(name, shape=(2**28,), dtype="f4", chunks=(2**22,), compression="gzip")
+        elif kind == 5:
+            root[name] = h5py.SoftLink(random.choice(("/", "/x", random.choice(datasets))))
+        elif kind == 6:
+            root[name] = old.astype(random.choice(("f2", "f8", "i4", "u1", "S3", "?")))
+        elif kind == 7:
+            root[name] = np.resize(old, random.choice(((), (1,), (2, 3), (0,), (3, 3, 3))))
+        return _closed(root, file)
+
+
+def _closed(root: h5py.File, file: io.BytesIO) -> bytes:
+    root.close()
+    return file.getvalue()
+
+
+class Weights(Target):
+    """Mutations of `.weights.h5` files: a model's weights are all replaced, or none is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = self.folder / "model.weights.h5"
+        self.model = keras.Sequential([keras.Input((4,)), layers()[0]])
+        self.model.save_weights(self.path)
+        self.seeds = [self.path.read_bytes()]
+        self.layer = self.model.layers[-1]
+
+    def make(self, random: Random) -> bytes:
+        if random.random() < 0.3:
+            return mutated_bytes(self.seeds[0], self.seeds, random)
+        return mutated_weights(self.seeds[0], random)
+
+    def check(self, made: bytes) -> None:
+        self.path.write_bytes(made)
+        before = {path: np.array(variable.value) for path, variable in self.layer.variables_by_path.items()}
+        try:
+            self.model.load_weights(self.path)
+        except Exception as error:
+            after = {path: np.array(variable.value) for path, variable in self.layer.variables_by_path.items()}
+            if any(not same(before[path], after[path]) for path in before):
+                raise Different(f"it failed ({error!s:.100}), and has replaced weights") from error
+            if not is_documented(error):
+                raise
+
+
+# Patterns and writers --------------------------------------------------------------------------------------------------
+
+
+class Patterns(Target):
+    """Patterns against paths: what fits is what a slow, plain definition says, and soon."""
+
+    def make(self, random: Random) -> tuple[str, list[str]]:
+        names = ("a", "b", "ab", "Dense_0", "kernel", "x" * 40)
+        parts = (*names, "*", "**", "**", "?", "a*", "[ab]", "[!a]", "[", "*a*a*a*b", "")
+        pattern = "/".join(random.choice(parts) for _ in range(random.choice((1, 2, 3, 5, 30))))
+        paths = ["/".join(random.choice(names) for _ in range(random.choice((1, 2, 4, 8, 60)))) for _ in range(20)]
+        return pattern, paths
+
+    def check(self, made: tuple[str, list[str]]) -> None:
+        import fnmatch
+
+        from kerasflax import _paths
+
+        def fits(names: list[str], patterns: list[str]) -> bool:
+            # Which of the patterns so far may have taken all names so far.
+            state = {0}
+            for name in [*names, None]:
+                for position in sorted(state):
+                    while position < len(patterns) and patterns[position] == "**":
+                        position += 1
+                        state.add(position)
+                if name is not None:
+                    state = {p for p in state if p < len(patterns) and patterns[p] == "**"} | {
+                        p + 1
+                        for p in state
+                        if p < len(patterns) and patterns[p] != "**" and fnmatch.fnmatchcase(name, patterns[p])
+                    }
+            return len(patterns) in state
+
+        pattern, paths = made
+        expected = [path for path in paths if fits(path.split("/"), pattern.split("/"))]
+        try:
+            got = _paths.matched(pattern, paths)
+        except DOCUMENTED:
+            got = []
+        if got != expected:
+            raise Different(f"{got[:3]} for {expected[:3]}")
+
+
+class RoundTrips(Target):
+    """Trees of arrays with odd names: a writer refuses them, with nothing written, or they come back as they were."""
+
+    names = (*(text for text in TEXTS if len(text) < 200), "a", "b", "A", "a.b", "flax", "__msgpack_chunked_array__", "format")
+    keys = (*names, 0, 1, -1, 2**40)
+
+    def make(self, random: Random) -> tuple[str, dict[Any, Any]]:
+        suffix = random.choice((".msgpack", ".msgpack", ".safetensors", ".safetensors", ""))
+        made = tree(random, random.choice((self.names, self.keys)), depth=random.choice((1, 2, 3)))
+        if random.random() < 0.02:
+            for _ in range(random.choice((50, 99, 100, 101, 3000))):
+                made = {"a": made}
+        if random.random() < 0.2:
+            made["tied"] = made["also tied"] = np.ones(2, np.float32)
+        return suffix, made
+
+    def check(self, made: tuple[str, dict[Any, Any]]) -> None:
+        suffix, written = made
+        path = self.folder / f"round-trip{suffix}"
+        # The second of two writes: what the first has left is whole, or replaced by what is whole.
+        try:
+            kerasflax.write_variables(written, path)
+        except DOCUMENTED:
+            left = [name for name in os.listdir(self.folder) if not name.startswith("round-trip")]
+            if left:
+                raise Different(f"a refused write has left {left[:3]}") from None
+            raise
+        got = kerasflax.read_variables(path)
+        if suffix == ".safetensors":
+            # Its names are whole paths.
+            got, written = joined(got), joined(written)
+        compare(got, written)
+
+
+def joined(value: Any) -> dict[str, Any]:
+    """A tree's arrays by path, as one text; empty dicts have none."""
+    result: dict[str, Any] = {}
+    for path, leaf in leaves(value):
+        name = "/".join(map(str, path))
+        if name in result:
+            raise Different(f"{name!r} stands for two weights")
+        if not isinstance(leaf, dict):
+            result[name] = leaf
+    return result
+
+
+TARGETS: Mapping[str, type[Target]] = {
+    **{"msgpack": Msgpack, "safetensors": Safetensors, "orbax": Orbax, "stablehlo": StableHlo},
+    **{"config": Config, "keras": Archive, "weights.h5": Weights, "patterns": Patterns, "round-trips": RoundTrips},
+}
