@@ -4,7 +4,7 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test newest floors document format lint check cran-user gpu bench
+.PHONY: help setup install demo test fuzz newest floors document format lint check cran-user gpu bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -24,6 +24,9 @@ demo: install ## train a Flax module on scikit-learn's digits
 
 test: ## run pytest and testthat; the last line holds the totals
 	@tools/test
+
+fuzz: setup ## read damaged and hostile files, and write odd trees, for MINUTES=2
+	@tools/run python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),2)
 
 newest: ## run the tests and R CMD check with the newest R, Python and packages, in a Debian 13 root (as root)
 	@tools/newest

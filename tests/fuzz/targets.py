@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -329,7 +330,10 @@ ALLOWED_IMPORTS = {"jax", "jaxlib", "flax", "keras", "numpy", "scipy", "ml_dtype
 
 
 def is_documented(error: BaseException | None) -> bool:
-    """Whether an error, or the one that Keras has replaced by it, is one of ours, or none of our code was concerned in it."""
+    """Whether an error, or one that Keras has replaced by it, is ours, or came neither from our code nor through it.
+
+    A module may be described as it should be, and fail when it runs: then the error is Flax's.
+    """
     chain = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -337,11 +341,9 @@ def is_documented(error: BaseException | None) -> bool:
     if any(isinstance(link, DOCUMENTED) for link in chain):
         return True
     for link in chain:
-        trace = link.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename.startswith(PACKAGE):
-                return False
-            trace = trace.tb_next
+        frames = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
+        if any(name.startswith(PACKAGE) for name in frames) and not any(f"{os.sep}flax{os.sep}" in name for name in frames):
+            return False
     return True
 
 
