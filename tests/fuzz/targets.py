@@ -423,7 +423,8 @@ def mutated_weights(data: bytes, random: Random) -> bytes:
     with h5py.File(file, "a") as root:
         found: list[str] = []
         root.visit(found.append)
-        datasets = [name for name in found if isinstance(root[name], h5py.Dataset)]
+        # The optimizer's are read by Keras alone.
+        datasets = [name for name in found if isinstance(root[name], h5py.Dataset) and not name.startswith("optimizer")]
         name = random.choice(datasets)
         kind = random.randrange(9)
         old = root[name][()]
