@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import signal
-import sys
 import time
 import traceback
 import warnings
