@@ -1,6 +1,7 @@
 """One layer, called from several threads."""
 
 import collections
+import gc
 import threading
 
 import jax
@@ -117,6 +118,7 @@ def test_several_first_calls_build_once(kind):
         layer = LAYERS[kind]()
         in_threads(lambda number, layer=layer: layer.build((2, 3)))
         assert len(layer.weights) == 2
+        assert gc.isenabled()
 
 
 def test_first_calls_with_other_inputs_are_told_theirs():

@@ -52,7 +52,9 @@ _SEED_PATH = "seed_generator/seed_generator_state"
 def _without_gc() -> Iterator[None]:
     """Spare the block the search for cycles: a trace makes objects by the thousand, among which there are few."""
     with contextlib.ExitStack() as stack:
-        stack.callback(gc.enable if gc.isenabled() else gc.disable)
+        if gc.isenabled():
+            # Not so where another thread's block has disabled it, and will enable it.
+            stack.callback(gc.enable)
         gc.disable()
         yield
 
