@@ -4,7 +4,7 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test fuzz newest floors document format lint check cran-user gpu bench
+.PHONY: help setup install demo test fuzz newest floors document format lint check cran-user gpu soak bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -55,6 +55,9 @@ cran-user: setup ## install the tarball and run the README's example as a user f
 
 gpu: install ## run the Python suite and some benchmarks on a GPU, where there is one
 	@tools/gpu
+
+soak: setup ## build, train and drop 300 models in a process, and fail where its memory grows (BUILDS=300: half an hour)
+	@tools/run python tests/fuzz/soak.py --builds $(or $(BUILDS),300)
 
 bench: install ## measure kerasflax against plain Flax and FlaxLayer, into bench/results.md (ROUNDS=5: most of an hour)
 	@tools/setup +bench

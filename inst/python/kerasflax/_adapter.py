@@ -22,6 +22,9 @@ Method = str | Callable[..., Any] | None
 class Adapter(Protocol):
     """A module and a method of it.
 
+    What runs of the module teach is kept in attributes whose values are replaced and never changed in place, so that it can be
+    put back. One thread at a time runs a module.
+
     Attributes:
         base: The class of all its modules.
         name: The module's class, as messages name it.

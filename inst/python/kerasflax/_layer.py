@@ -8,8 +8,9 @@ import functools
 import gc
 import inspect
 import random
+import threading
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from . import _arguments, _paths, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
+from ._call import Call, call_of, current
 from ._errors import (
     ArgumentError,
     BackendError,
@@ -31,8 +33,10 @@ from ._errors import (
     VariablesError,
 )
 from ._memory import copied
+from ._running import module_is_running
 from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
-from ._trees import Form, map_leaves, ordered_like, simplify
+from ._trees import Form, Formed, map_leaves, simplify
+from ._undo import all_or_nothing, scopes_kept
 
 PyTree = Any
 
@@ -47,13 +51,12 @@ _SEED_PATH = "seed_generator/seed_generator_state"
 @contextlib.contextmanager
 def _without_gc() -> Iterator[None]:
     """Spare the block the search for cycles: a trace makes objects by the thousand, among which there are few."""
-    is_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with contextlib.ExitStack() as stack:
+        if gc.isenabled():
+            # Not so where another thread's block has disabled it, and will enable it.
+            stack.callback(gc.enable)
+        gc.disable()
         yield
-    finally:
-        if is_enabled:
-            gc.enable()
 
 
 @keras.saving.register_keras_serializable(package="kerasflax")
@@ -139,6 +142,8 @@ class FlaxLayer(keras.layers.Layer):
         self._paths: tuple[str, ...] = ()
         self._ordered_variables: tuple[keras.Variable, ...] = ()
         self._memory = _Memory(given=_variables.overlaid(self._adapter.take_values(), variables))
+        # What Keras has put around the method belongs to a build, too: it marks the layer as built.
+        self.build = self._once(self.build)  # type: ignore[method-assign]
         self._compiled = jax.jit(self._apply, static_argnames=("training", "form"), inline=True)
 
     # Build ---------------------------------------------------------------------------------------------------------------
@@ -153,21 +158,39 @@ class FlaxLayer(keras.layers.Layer):
         is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
         if form is None:
             inputs, form = simplify(inputs)
-        self._memory.input_form = None if form.is_plain else form
         if not form.is_plain:
             # A model repeats this call with what Keras was given, and hands the form on.
             kwargs["form"] = form
-        _refuse_misdeclared_input(self._memory.input_dtypes if self.built else None, inputs)
-        if not self.built:
-            # Keras tells `build` the shapes alone.
-            self._memory.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
-            self._memory.first_inputs = inputs
-            mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
-            self._memory.mask_spec = jax.tree.map(_spec_of, _mask_if_any(mask))
-        outputs = super().__call__(inputs, *args, **kwargs)
+        _refuse_misdeclared_input(self._memory.input_dtypes, inputs)
+        call = Call(self, form=None if form.is_plain else form)
+        with contextlib.ExitStack() as stack:
+            if not self.built:
+                stack.enter_context(self._memory.lock)
+                stack.enter_context(all_or_nothing(self, self._memory, self._adapter, is_done=lambda: self.built))
+                # Keras tells `build` the shapes alone.
+                call.inputs, call.input_dtypes = inputs, jax.tree.map(self._dtype_in_call, inputs)
+                mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
+                call.mask_spec = jax.tree.map(_spec_of, _mask_if_any(mask))
+            else:
+                stack.enter_context(scopes_kept())
+            stack.callback(current.set, current.get())
+            current.set(call)
+            outputs = super().__call__(inputs, *args, **kwargs)
         if is_called_by_keras or any(isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)):
             return outputs
-        return self._memory.output_form.restore(outputs)
+        return outputs if call.output_form is None else call.output_form.restore(outputs)
+
+    def _once(self, build: Callable[..., None]) -> Callable[..., None]:
+        """Make a build all or nothing, and one of several threads that begin it at once the one that does it."""
+
+        @functools.wraps(build)
+        def build_once(*args: Any, **kwargs: Any) -> None:
+            was_built = self.built
+            with self._memory.lock, all_or_nothing(self, self._memory, self._adapter):
+                if was_built or not self.built:
+                    build(*args, **kwargs)
+
+        return build_once
 
     @_without_gc()
     def build(self, input_shape: PyTree) -> None:
@@ -176,54 +199,58 @@ class FlaxLayer(keras.layers.Layer):
         Args:
             input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
         """
-        spec = _specs(input_shape, self._memory.input_dtypes)
-        template, traced = self._trace_init(spec)
+        call, memory = call_of(self), self._memory
+        spec = _specs(input_shape, call.input_dtypes)
+        template, traced = self._trace_init(spec, call.mask_spec, call.form)
         outputs, expected = traced.result
-        if self._memory.given is not None:
-            template, arrays = self._given_values(template, expected)
+        given_specs = memory.given_specs
+        if memory.given is not None:
+            template, arrays, given_specs = self._given_values(template, expected)
         else:
-            arrays = self._initial_values(traced)
-            if self._memory.given_specs:
+            arrays = self._initial_values(traced, call.inputs)
+            if given_specs:
                 template, arrays = self._with_given_specs(template, arrays)
-        self._template = template
         variables = _variables.create(
             arrays,
             trainable=self._path_is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
-        # In a tuple they are part of the layer for NNX too, whose transformations exchange the variables of Keras's layers.
-        self._paths, self._ordered_variables = tuple(variables), tuple(variables.values())
-        unknown = set(self._memory.frozen) - set(self.trainable_paths)
+        trainable = [path for path in variables if self._path_is_trainable(path)]
+        unknown = set(memory.frozen) - set(trainable)
         if unknown:
             raise ConfigError(f"{self._adapter.name} has no trainable weights {', '.join(sorted(unknown))}, to be frozen.")
-        # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
-        self.trainable = self.trainable
-        self._apply_by_pattern("regularizer", self.regularizers)
-        self._apply_by_pattern("constraint", self.constraints)
-        self._memory.given = self._memory.first_inputs = None
+        for attribute, values in (("regularizer", self.regularizers), ("constraint", self.constraints)):
+            for pattern, value in values.items():
+                for path in _paths.matched(pattern, trainable):
+                    setattr(variables[path], attribute, value)
+        # All is there. What follows is undone where it is broken off: see `_once`.
+        memory.given, memory.given_specs, memory.input_dtypes = None, given_specs, call.input_dtypes
         if not self._follows_policy:
             # A policy casts the params that the module is called with, and `init` knows nothing of it.
-            self._memory.output_specs[_hashable((spec, self._memory.mask_spec), False, self._memory.input_form)] = outputs
+            memory.output_specs = {_hashable((spec, call.mask_spec), False, call.form): outputs}
+        self._template, self._paths = template, tuple(variables)
+        # In a tuple they are part of the layer for NNX too, whose transformations exchange the variables of Keras's layers.
+        self._ordered_variables = tuple(variables.values())
+        # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
+        self.trainable = self.trainable
 
-    def _trace_init(self, spec: PyTree) -> tuple[_variables.Template, Trace]:
+    def _trace_init(self, spec: PyTree, mask_spec: PyTree, form: Form | None) -> tuple[_variables.Template, Trace]:
         templates = []
-        form = self._memory.input_form
 
-        def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
+        def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[Formed, dict[str, jax.Array]]:
             key = jax.random.wrap_key_data(key_data)
             outputs, variables = self._adapter.init(key, form.restore(inputs) if form else inputs, mask=mask)
-            self._remember_order(outputs, form)
             template, arrays = _variables.Template.of(variables)
             templates.append(template)
-            return outputs, arrays
+            return Formed.of(outputs), arrays
 
         key_data = jax.eval_shape(lambda: jax.random.key_data(_rng.initial_key(0)))
-        traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec, self._memory.mask_spec)
+        traced = trace(init, Spec(key_data.shape, str(key_data.dtype)), spec, mask_spec)
         return templates[-1], traced
 
     def _given_values(
         self, template: _variables.Template, expected: Mapping[str, Spec]
-    ) -> tuple[_variables.Template, dict[str, jax.Array]]:
+    ) -> tuple[_variables.Template, dict[str, jax.Array], dict[str, Spec]]:
         given = self._kept(self._memory.given)
 
         def fixed_shape(path: str) -> bool:
@@ -235,8 +262,8 @@ class FlaxLayer(keras.layers.Layer):
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
         specs = {path: _spec_of(array) for path, array in arrays.items()}
-        self._memory.given_specs = {path: spec for path, spec in specs.items() if expected.get(path) != spec}
-        return template.extended(provided, arrays), arrays
+        given_specs = {path: spec for path, spec in specs.items() if expected.get(path) != spec}
+        return template.extended(provided, arrays), arrays, given_specs
 
     def _with_given_specs(
         self, template: _variables.Template, arrays: Mapping[str, jax.Array]
@@ -249,7 +276,7 @@ class FlaxLayer(keras.layers.Layer):
         arrays = {**arrays, **zeros}
         return template.extended(_variables.nested(others), arrays), arrays
 
-    def _initial_values(self, traced: Trace) -> dict[str, jax.Array]:
+    def _initial_values(self, traced: Trace, inputs: PyTree) -> dict[str, jax.Array]:
         outputs, expected = traced.result
         open_ = [f"  {path}: {spec.dtype}{spec.shape}" for path, spec in expected.items() if None in spec.shape]
         if open_:
@@ -268,18 +295,13 @@ class FlaxLayer(keras.layers.Layer):
         # JAX sorts a dict by its keys.
         shardings = [_variables.sharding(path, expected[path].shape) for path in sorted(expected)]
         try:
-            arrays = traced.evaluate(wanted, key_data, self._memory.first_inputs, shardings)
+            arrays = traced.evaluate(wanted, key_data, inputs, shardings)
         except DependsOnSizeError as error:
             raise ShapeError(
                 f"Initial values of {self._adapter.name} depend on a size of the input that is not known (None).\n"
                 "Give the input's whole shape: the batch size by `keras.Input(batch_shape=...)`, say."
             ) from error
         return dict(zip(sorted(expected), arrays, strict=True))
-
-    def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
-        for pattern, value in values.items():
-            for path in _paths.matched(pattern, self.trainable_paths):
-                setattr(self.variables_by_path[path], attribute, value)
 
     def _path_is_trainable(self, path: str) -> bool:
         return self._adapter.trainable(_variables.collection_of(path))
@@ -297,19 +319,24 @@ class FlaxLayer(keras.layers.Layer):
         """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
         self._memory.has_been_trained |= bool(training) and in_stateless_scope()
         training = bool(training) and self.trainable
-        arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
         mask = _mask_if_any(mask)
-        with _raised_as_is():
-            outputs, state, sown = until_learned(
-                lambda: self._compiled(arrays, inputs, mask, self.seed_generator.state.value, training=training, form=form)
-            )
-        if state:
-            self.assign_variables(state)
-        if self._adapter.draws(training):
-            self.seed_generator.next()
-        self._take_sown(sown)
-        outputs, self._memory.output_form = simplify(self._in_order(outputs, form))
-        self._memory.output_shapes = [x.shape for x in jax.tree.leaves(outputs)]
+        # Calls from several threads read and write the state in turn. In a stateless scope its values are the scope's, and
+        # what calls the layer while a module runs must not wait for a thread that waits for the module.
+        alone = contextlib.nullcontext() if in_stateless_scope() or module_is_running() else self._memory.lock
+        with alone:
+            arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
+            seed_state = self.seed_generator.state
+            with _raised_as_is():
+                formed, state, sown, next_seed_state = until_learned(
+                    lambda: self._compiled(arrays, inputs, mask, seed_state.value, training=training, form=form)
+                )
+            self._take_sown(sown)
+            if state or next_seed_state is not None:
+                variables = self._saved_variables()
+                drawn = {} if next_seed_state is None else {_SEED_PATH: next_seed_state}
+                _variables.assign((variables[path], value) for path, value in (state | drawn).items())
+        call, outputs = call_of(self), formed.simplified()
+        call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
         return outputs
 
     def _apply(
@@ -320,32 +347,31 @@ class FlaxLayer(keras.layers.Layer):
         seed_state: jax.Array,
         training: bool,
         form: Form | None,
-    ) -> tuple[PyTree, dict[str, jax.Array], Mapping[str, PyTree]]:
-        """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces."""
+    ) -> tuple[Formed, dict[str, jax.Array], Mapping[str, PyTree], jax.Array | None]:
+        """One application as a function of arrays, compiled once per mode and input spec, and inlined where Keras traces.
+
+        Returns:
+            The outputs, what becomes of the state, what was sown, and where random numbers were drawn what becomes of the seed.
+        """
         held = dict(zip(self._paths, arrays, strict=True))
         variables = self._template.tree(held)
         outputs, state, sown = self._adapter.apply(
             variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
         )
-        self._remember_order(outputs, form)
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
-        (outputs, sown), updates = _variables.apart((outputs, sown), updates, arrays)
-        return outputs, _variables.checked_update(self.variables_by_path, updates, self._adapter.name), sown
+        (formed, sown), updates = _variables.apart((Formed.of(outputs), sown), updates, arrays)
+        updates = _variables.checked_update(self.variables_by_path, updates, self._adapter.name)
+        # A count of calls: see `_rng`.
+        next_seed_state = seed_state + jnp.array([0, 1], seed_state.dtype) if self._adapter.draws(training) else None
+        return formed, updates, sown, next_seed_state
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
         for value in jax.tree.leaves(sown.get(_LOSSES)):
             self.add_loss(value.sum())
         if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(sown)):
-            self._memory.sown = sown
-
-    def _remember_order(self, outputs: PyTree, form: Form | None) -> None:
-        """Remember the order of dicts, which JAX sorts by key where a trace ends."""
-        self._memory.output_models[jax.tree.structure(outputs), form] = simplify(outputs)[1].model
-
-    def _in_order(self, outputs: PyTree, form: Form | None) -> PyTree:
-        return ordered_like(outputs, self._memory.output_models[jax.tree.structure(outputs), form])
+            self._memory.sown = self._memory.sown_here.value = sown
 
     def compute_output_spec(
         self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None
@@ -354,28 +380,27 @@ class FlaxLayer(keras.layers.Layer):
         specs = jax.tree.map(_spec_of, (inputs, _mask_if_any(mask)))
         with _raised_as_is():
             outputs = self._output_spec(*specs, training=bool(training) and self.trainable, form=form)
-        outputs, _ = simplify(self._in_order(outputs, form))
-        self._memory.output_shapes = [spec.shape for spec in jax.tree.leaves(outputs)]
-        return map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs)
+        call_of(self).output_shapes = [spec.shape for spec in outputs.leaves]
+        return map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.simplified())
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
         """Hand the input's mask on to the outputs that still have the axes that it masks."""
         if not hasattr(previous_mask, "shape"):
             return None
-        axes = tuple(previous_mask.shape)
-        return [
-            previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None
-            for shape in self._memory.output_shapes
-        ]
+        axes, shapes = tuple(previous_mask.shape), call_of(self).output_shapes
+        if shapes is None:
+            specs = jax.tree.map(_spec_of, (inputs, previous_mask))
+            shapes = [spec.shape for spec in self._output_spec(*specs, training=False, form=None).leaves]
+        return [previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None for shape in shapes]
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or a nested structure of shapes."""
         outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False, form=None)
-        return jax.tree.map(lambda spec: spec.shape, simplify(outputs)[0])
+        return map_leaves(lambda spec: spec.shape, outputs.simplified())
 
-    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None) -> PyTree:
+    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None) -> Formed:
         if not self.built:
-            return self._trace_init(inputs)[1].result[0]
+            return self._trace_init(inputs, mask, form)[1].result[0]
         known = self._memory.output_specs
         key = _hashable((inputs, mask), training, form)
         if key not in known:
@@ -450,10 +475,9 @@ class FlaxLayer(keras.layers.Layer):
         return self._adapter.state(_variables.plain(variables)) if isinstance(variables, Mapping) else variables
 
     def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
-        """Set variables by path, as `fitted_variables` returns them."""
+        """Set variables by path, as `fitted_variables` returns them: all, or where that is broken off, none."""
         variables = self.variables_by_path
-        for path, array in arrays.items():
-            variables[path].assign(array)
+        _variables.assign((variables[path], array) for path, array in arrays.items())
 
     @property
     def variables_by_path(self) -> dict[str, keras.Variable]:
@@ -472,8 +496,9 @@ class FlaxLayer(keras.layers.Layer):
 
     @frozen.setter
     def frozen(self, paths: Sequence[str]) -> None:
-        self._memory.frozen = tuple(paths)
-        self.trainable = self.trainable
+        with self.training_kept():
+            self._memory.frozen = tuple(paths)
+            self.trainable = self.trainable
 
     @property
     def trainable(self) -> bool:
@@ -482,18 +507,33 @@ class FlaxLayer(keras.layers.Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        keras.layers.Layer.trainable.fset(self, value)
-        variables = self.variables_by_path
-        for path in self._memory.frozen if variables else ():
-            variables[path].trainable = False
+        with self.training_kept():
+            keras.layers.Layer.trainable.fset(self, value)
+            variables = self.variables_by_path
+            for path in self._memory.frozen if variables else ():
+                variables[path].trainable = False
+
+    @contextlib.contextmanager
+    def training_kept(self) -> Iterator[None]:
+        """Where the block is broken off, leave trained and frozen what was."""
+        frozen, trainable = self._memory.frozen, self.trainable
+        flags = [(variable, variable.trainable) for variable in self._ordered_variables]
+        try:
+            yield
+        except BaseException:
+            self._memory.frozen, self._trainable = frozen, trainable
+            for variable, flag in flags:
+                variable.trainable = flag
+            raise
 
     @property
     def sown(self) -> dict[str, PyTree]:
         """What the module sowed in the last eager call, by collection: of each name a tuple of values.
 
-        Calls inside a compiled step, as `fit` and `predict` make them, are not recorded.
+        The last call is this thread's, if it has made one. Calls inside a compiled step, as `fit` and `predict` make them, are
+        not recorded.
         """
-        return dict(self._memory.sown)
+        return dict(getattr(self._memory.sown_here, "value", self._memory.sown))
 
     # Config --------------------------------------------------------------------------------------------------------------
 
@@ -571,8 +611,10 @@ class FlaxLayer(keras.layers.Layer):
         """Build the layer for such an input."""
         config = dict(config)
         spec = _serialise.checked_spec(config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True)
-        self._memory.input_dtypes = spec.dtype
-        self.build(spec.shape)
+        with contextlib.ExitStack() as stack:
+            stack.callback(current.set, current.get())
+            current.set(Call(self, input_dtypes=spec.dtype))
+            self.build(spec.shape)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
@@ -634,32 +676,24 @@ class _Memory:
         given_specs: The specs, by path, of variables that were given and that `init` does not make so.
         frozen: Paths of weights that are not trained.
         method_config: What described the method, where the layer has been made from a config.
-        first_inputs: What the layer is called with while it is built.
-        input_dtypes: Dtypes of the first call's inputs, as `call` will see them.
-        mask_spec: The spec of the first call's mask.
-        input_form: What the layer was called with, where that had to be simplified.
-        output_form: What the last call returned, as the module made it.
-        output_models: By their structure, outputs with their dicts in the module's order.
-        output_shapes: The shapes of its arrays.
+        input_dtypes: Dtypes of the inputs that the layer was built for, as `call` sees them.
         has_been_trained: Whether a compiled training step has called the layer.
         output_specs: Known specs of outputs, by those of the inputs and the mode.
         sown: What was sown in the last eager call.
+        sown_here: Likewise, as `value`, in each thread.
+        lock: Held by the thread that builds the layer, and in turn by those that read and write its state in eager calls.
     """
 
     given: Mapping[str, PyTree] | None = None
     given_specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     method_config: Any = None
-    first_inputs: PyTree = None
     input_dtypes: PyTree = None
-    mask_spec: PyTree = None
-    input_form: Form | None = None
-    output_form: Form = dataclasses.field(default_factory=lambda: simplify(None)[1])
-    output_models: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
-    output_shapes: list[tuple[int | None, ...]] = dataclasses.field(default_factory=list)
     has_been_trained: bool = False
-    output_specs: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
+    output_specs: dict[Any, Formed] = dataclasses.field(default_factory=dict)
     sown: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
+    sown_here: threading.local = dataclasses.field(default_factory=threading.local)
+    lock: Any = dataclasses.field(default_factory=threading.RLock)
 
 
 @contextlib.contextmanager

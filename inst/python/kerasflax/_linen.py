@@ -22,7 +22,7 @@ from flax import linen as nn
 from flax.core.scope import Scope
 
 from . import _foreign, _rng
-from ._running import MappedAxes, naming_the_path, replaced, running_module
+from ._running import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._signature import Signature, as_attention_mask, signature_of, unbound
 from ._trace import TraceAgainError
 from ._whole import integer_names, whole
@@ -69,12 +69,14 @@ class LinenAdapter:
         self.takes_mask = self._signature.takes_mask
         self.is_part = method is not None
         self.takes_others = True
-        self._streams: dict[bool, set[str]] = {True: {_USUAL_STREAM}, False: set()}
-        self._draws = {True: False, False: False}
-        self._sown: set[tuple[str, ...]] = set()
-        self._axes = MappedAxes()
+        # What runs have taught; the values are replaced, and never changed.
+        self._streams: Mapping[bool, frozenset[str]] = {True: frozenset({_USUAL_STREAM}), False: frozenset()}
+        self._drawing: frozenset[bool] = frozenset()
+        self._sown: frozenset[tuple[str, ...]] = frozenset()
+        self._axes: frozenset[str] = frozenset()
         self._mode_by_position = False
 
+    @in_turn
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
         try:
@@ -85,30 +87,35 @@ class LinenAdapter:
             # A module lifted with `static_argnums` fails where the mode is given by name, and does not tell.
             if self._mode_by_position or not self._signature.takes_mode_by_position:
                 raise
-            self._mode_by_position = True
             try:
-                outputs, variables, seen = self._init(key, inputs, mask)
+                outputs, variables, seen = self._init(key, inputs, mask, mode_by_position=True)
             except Exception:
-                self._mode_by_position = False
                 raise error from error.__cause__
+            self._mode_by_position = True
         self._sown |= seen.sown
-        for known in self._streams.values():
-            # Drawn here, the stream of the initial values says nothing of later calls.
-            known |= seen.drawn - {_PARAMS}
+        # Drawn here, the stream of the initial values says nothing of later calls.
+        self._streams = {mode: known | (seen.drawn - {_PARAMS}) for mode, known in self._streams.items()}
         return outputs, self.state(flax.core.unfreeze(variables))
 
-    def _init(self, key: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[PyTree, PyTree, _Seen]:
-        arguments, keywords = self._arguments(inputs, training=False, mask=mask)
+    def _init(
+        self, key: jax.Array, inputs: PyTree, mask: PyTree, *, mode_by_position: bool | None = None
+    ) -> tuple[PyTree, PyTree, _Seen]:
+        arguments, keywords = self._arguments(inputs, training=False, mask=mask, mode_by_position=mode_by_position)
         with self._running() as seen:
             init = self._in_mode(False).init_with_output
             run = functools.partial(init, key, *arguments, method=self.method, **keywords)
-            return *self._axes.run(run), seen
+            (outputs, variables), self._axes = along_axes(self._axes, run)
+            return outputs, variables, seen
 
-    def _arguments(self, inputs: PyTree, *, training: bool, mask: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments(
+        self, inputs: PyTree, *, training: bool, mask: PyTree, mode_by_position: bool | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(self.module, nn.MultiHeadDotProductAttention):
             mask = as_attention_mask(mask)
-        return self._signature.fill(inputs, training=training, mask=mask, mode_by_position=self._mode_by_position)
+        by_position = self._mode_by_position if mode_by_position is None else mode_by_position
+        return self._signature.fill(inputs, training=training, mask=mask, mode_by_position=by_position)
 
+    @in_turn
     def apply(
         self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
@@ -125,7 +132,7 @@ class LinenAdapter:
                     mutable=_MUTABLE,
                     **keywords,
                 )
-                outputs, written = self._axes.run(apply)
+                (outputs, written), self._axes = along_axes(self._axes, apply)
             except Exception as error:
                 if self._learns(seen, variables, training):
                     raise TraceAgainError from error
@@ -150,7 +157,7 @@ class LinenAdapter:
 
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`."""
-        return self._draws[training]
+        return training in self._drawing
 
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
@@ -188,11 +195,11 @@ class LinenAdapter:
 
     def _learns(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
         """Take in what a call showed, and say whether it has to be made again."""
-        self._draws[training] |= bool(seen.drawn)
+        self._drawing |= {training} if seen.drawn else set()
         # At inference a module that asks whether a stream is there wants to know whether to be random.
         streams = seen.drawn | seen.queried if training else seen.drawn
         again = bool(streams - self._streams[training]) or any(path[0] in variables for path in seen.sown - self._sown)
-        self._streams[training] |= streams
+        self._streams = {**self._streams, training: self._streams[training] | streams}
         self._sown |= seen.sown
         return again
 

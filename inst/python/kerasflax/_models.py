@@ -6,6 +6,7 @@ Each function takes a `FlaxLayer` or a Keras model that holds some. A layer's we
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -88,8 +89,8 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
     Raises:
         VariablesError: Something does not fit; every place is listed by path.
     """
-    for layer, arrays in fitted_variables(target, value):
-        layer.assign_variables(arrays)
+    fitted = [(layer.variables_by_path, arrays) for layer, arrays in fitted_variables(target, value)]
+    _variables.assign((known[path], array) for known, arrays in fitted for path, array in arrays.items())
 
 
 def fitted_variables(
@@ -167,8 +168,11 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
         if (path in frozen[id(layer)]) is not value:
             changed.append(found)
             (frozen[id(layer)].add if value else frozen[id(layer)].remove)(path)
-    for layer in named.values():
-        layer.frozen = sorted(frozen[id(layer)])
+    with contextlib.ExitStack() as stack:
+        for layer in named.values():
+            stack.enter_context(layer.training_kept())
+        for layer in named.values():
+            layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
     # A layer, or a model in another one, is not told what trains it.
     is_trained = any(layer.has_been_trained for layer in named.values()) if optimizer is None else optimizer.built

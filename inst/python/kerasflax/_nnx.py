@@ -24,7 +24,7 @@ from . import _foreign, _rng
 from ._errors import FieldError, MethodError, ModuleError, StateError
 from ._lazy import RNGS, LazyModule, whole_numbers_do
 from ._paths import SEPARATOR
-from ._running import MappedAxes, naming_the_path, replaced, running_module
+from ._running import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._signature import MODE_ARGUMENTS, Signature, as_attention_mask, signature_of, unbound
 from ._trace import TraceAgainError
 
@@ -126,7 +126,10 @@ class NnxAdapter:
     def __init__(self, module: nnx.Module | LazyModule, method: str | Callable[..., Any] | None) -> None:
         self.module: nnx.Module | LazyModule = module
         self._values: dict[str, PyTree] | None = None
-        self._sown: set[type] = set()
+        # What runs have taught; the values are replaced, and never changed.
+        self._sown: frozenset[type] = frozenset()
+        self._drawing: frozenset[bool] = frozenset()
+        self._axes: frozenset[str] = frozenset()
         if isinstance(module, LazyModule):
             with self._running(None):
                 self._structure = module.abstractly(lambda made: _Structure.of(_parted(made)[0])[0])
@@ -149,8 +152,6 @@ class NnxAdapter:
         self._signature = _signature(self.method, self.name, methods)
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
-        self._draws = {True: False, False: False}
-        self._axes = MappedAxes()
 
     def take_values(self) -> dict[str, PyTree] | None:
         """See `Adapter.take_values`."""
@@ -161,6 +162,7 @@ class NnxAdapter:
         """See `Adapter.to_flax`: a module."""
         return self._structure.module(variables)
 
+    @in_turn
     def init(self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values of a `LazyModule` are those that it makes with `rngs=nnx.Rngs(key)`."""
         if isinstance(self.module, LazyModule):
@@ -172,6 +174,7 @@ class NnxAdapter:
         outputs, _, _ = self._call(variables, inputs, training=False, mask=mask, key=key)
         return outputs, variables
 
+    @in_turn
     def apply(
         self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, seed_state: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
@@ -181,7 +184,7 @@ class NnxAdapter:
 
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`. What a module draws from streams of its own is its state, and none of the layer's."""
-        return self._draws[training]
+        return training in self._drawing
 
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
@@ -196,7 +199,8 @@ class NnxAdapter:
         self, variables: Mapping[str, PyTree], inputs: PyTree, *, training: bool, mask: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """Call the method on a module made for this call: its outputs, the state it leaves, and what it sowed."""
-        return self._axes.run(lambda: self._run(variables, inputs, training, mask, key))
+        results, self._axes = along_axes(self._axes, lambda: self._run(variables, inputs, training, mask, key))
+        return results
 
     def _run(
         self, variables: Mapping[str, PyTree], inputs: PyTree, training: bool, mask: PyTree, key: jax.Array
@@ -220,7 +224,7 @@ class NnxAdapter:
         if seen - self._sown:
             self._sown |= seen
             raise TraceAgainError
-        self._draws[training] |= rngs.default.count.get_value() is not undrawn
+        self._drawing |= {training} if rngs.default.count.get_value() is not undrawn else set()
         module, left = _parted(module)
         structure, state = _Structure.of(module)
         self._check_unchanged(structure)

@@ -19,6 +19,7 @@ from ._trace import TraceAgainError
 
 PyTree = Any
 M = TypeVar("M")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", default=False)
 
@@ -26,11 +27,10 @@ _running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", defau
 @contextlib.contextmanager
 def running_module() -> Iterator[None]:
     """Mark the block as a run of a module's code."""
-    token = _running.set(True)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_running.set, _running.get())
+        _running.set(True)
         yield
-    finally:
-        _running.reset(token)
 
 
 def module_is_running() -> bool:
@@ -38,28 +38,29 @@ def module_is_running() -> bool:
     return _running.get()
 
 
-class MappedAxes:
-    """The mapped axes that a module names, `BatchNorm(axis_name="batch")`, say.
+def along_axes(names: frozenset[str], function: Callable[[], PyTree]) -> tuple[PyTree, frozenset[str]]:
+    """Call a function with the mapped axes that it names, `BatchNorm(axis_name="batch")`, say.
 
     They are there for code that maps over devices. Keras's batch is whole, so that an axis has the size one.
+
+    Args:
+        names: The axes that are known; one that the function names besides makes it run again.
+        function: The function.
+
+    Returns:
+        What the function returns, and the axes that it names.
     """
-
-    def __init__(self) -> None:
-        self._names: set[str] = set()
-
-    def run(self, function: Callable[[], PyTree]) -> PyTree:
-        """Call a function with the axes that it names; what it names for the first time makes it run again."""
-        while True:
-            bound = function
-            for name in sorted(self._names):
-                bound = functools.partial(_along_axis, name, bound)
-            try:
-                return bound()
-            except NameError as error:
-                unbound = re.search(r"unbound axis name: (\w+)", str(error))
-                if unbound is None or unbound[1] in self._names:
-                    raise
-                self._names.add(unbound[1])
+    while True:
+        bound = function
+        for name in sorted(names):
+            bound = functools.partial(_along_axis, name, bound)
+        try:
+            return bound(), names
+        except NameError as error:
+            unbound = re.search(r"unbound axis name: (\w+)", str(error))
+            if unbound is None or unbound[1] in names:
+                raise
+            names |= {unbound[1]}
 
 
 def _along_axis(name: str, function: Callable[[], PyTree]) -> PyTree:
@@ -67,7 +68,20 @@ def _along_axis(name: str, function: Callable[[], PyTree]) -> PyTree:
     return jax.tree.map(lambda result: result[0], results)
 
 
-_REPLACING = threading.RLock()
+# Held by the thread that runs a module's code: what a run teaches is one run's, and the methods of Flax's classes are replaced
+# for all threads.
+_TURN = threading.RLock()
+
+
+def in_turn(method: F) -> F:
+    """Let one thread at a time run a method in which a module's code runs."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _TURN:
+            return method(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
@@ -90,7 +104,7 @@ def replaced(*noting: tuple[type, Callable[..., Any]]) -> Iterator[None]:
 
         return call
 
-    with _REPLACING, contextlib.ExitStack() as stack:
+    with _TURN, contextlib.ExitStack() as stack:
         for owner, function in noting:
             method = getattr(owner, function.__name__)
             stack.callback(setattr, owner, function.__name__, method)

@@ -56,8 +56,7 @@ def load(variables: Mapping[str, keras.Variable], store: Mapping[str, Any], laye
         what=f"What the file holds for the layer {layer_name!r}",
         advice="Load it into a model made of the same layers.",
     )
-    for path, value in fitted.items():
-        variables[path].assign(value)
+    _variables.assign_through((variables[path], value) for path, value in fitted.items())
 
 
 def _read_index(store: Mapping[str, Any], layer_name: str) -> dict[str, np.dtype[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,11 +70,54 @@ class Form:
             raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
         return cls(model, tuple(positions))
 
+    @functools.cached_property
+    def _simplified(self) -> PyTree:
+        return _simplified(self.model)
+
+    def simplify(self, leaves: Sequence[Any]) -> PyTree:
+        """The simplified tree that has the leaves of an original, in their order there."""
+        return leaves[0] if self is _LEAF_FORM else map_leaves(leaves.__getitem__, self._simplified)
+
     def restore(self, simplified: PyTree) -> PyTree:
         """The original structure, its dicts in their order, with the leaves of a simplified tree."""
+        if self is _LEAF_FORM:
+            return simplified
         leaves = jax.tree.leaves(simplified)
         treedef = jax.tree.structure(self.model)
         return ordered_like(jax.tree.unflatten(treedef, [leaves[position] for position in self.positions]), self.model)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Formed:
+    """A tree by its leaves and its form. A trace hands on both: of dicts in a tree itself it would lose the order.
+
+    Attributes:
+        leaves: The leaves, in their order in the tree.
+        form: The form.
+    """
+
+    leaves: tuple[Any, ...]
+    form: Form
+
+    @classmethod
+    def of(cls, tree: PyTree) -> Formed:
+        """Take a tree apart."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(tuple(leaves), _form_of(tree, treedef))
+
+    def simplified(self) -> PyTree:
+        """The simplified tree."""
+        return self.form.simplify(self.leaves)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Form]:
+        """The leaves, and what a trace is told of them."""
+        return self.leaves, self.form
+
+    @classmethod
+    def tree_unflatten(cls, form: Form, leaves: tuple[Any, ...]) -> Formed:
+        """The tree of a form with other leaves."""
+        return cls(leaves, form)
 
 
 def simplify(tree: PyTree) -> tuple[PyTree, Form]:
@@ -87,13 +130,16 @@ def simplify(tree: PyTree) -> tuple[PyTree, Form]:
         The simplified tree and its form.
     """
     leaves, treedef = jax.tree.flatten(tree)
+    form = _form_of(tree, treedef)
+    return form.simplify(leaves), form
+
+
+def _form_of(tree: PyTree, treedef: Any) -> Form:
     if treedef == _LEAF:
-        return tree, _LEAF_FORM
-    model = ordered_like(jax.tree.unflatten(treedef, range(len(leaves))), tree)
-    simplified = _simplified(model)
-    order = jax.tree.leaves(simplified)
-    positions = sorted(range(len(order)), key=order.__getitem__)
-    return map_leaves(leaves.__getitem__, simplified), Form(model, tuple(positions))
+        return _LEAF_FORM
+    model = ordered_like(jax.tree.unflatten(treedef, range(treedef.num_leaves)), tree)
+    order = jax.tree.leaves(_simplified(model))
+    return Form(model, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
 
 _LEAF: Any = jax.tree.structure(0)

@@ -8,7 +8,7 @@ the structure that went in. Every array has a name, its path: `params/Dense_0/ke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from jax.tree_util import GetAttrKey, KeyEntry
 from keras.src.backend.common.name_scope import current_path
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
 from ._errors import StateError, VariablesError
 from ._memory import copied, placed
@@ -114,6 +114,14 @@ class _Leaf:
         return array if self.key_impl is None else jax.random.wrap_key_data(array, impl=self.key_impl)
 
 
+def _key_data(key: jax.Array) -> jax.Array:
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.key_data(key)
+    # Keras may be building the layer inside a compiled step.
+    with jax.ensure_compile_time_eval():
+        return jax.random.key_data(key)
+
+
 def _is_array(value: Any) -> bool:
     """Whether it is, or stands for, an array of numbers."""
     if isinstance(value, (bool, int, float, complex)):
@@ -141,7 +149,7 @@ class Template:
         named = named_leaves(tree)
         template = cls(jax.tree.structure(tree), {path: _Leaf.of(value) for path, value in named.items()})
         return template, {
-            path: jax.random.key_data(named[path]) if leaf.key_impl is not None else named[path]
+            path: _key_data(named[path]) if leaf.key_impl is not None else named[path]
             for path, leaf in template.leaves.items()
             if leaf.is_array
         }
@@ -418,6 +426,48 @@ def values(variables: Collection[keras.Variable], *, cast: bool) -> list[jax.Arr
     if cast or in_stateless_scope():
         return [variable.value for variable in variables]
     return [variable._value for variable in variables]
+
+
+def assign(values: Iterable[tuple[keras.Variable, Any]]) -> None:
+    """Set variables to values that fit them: all, or where that is broken off, none.
+
+    The old values are kept for as long. Where they would take memory beside the new ones, see `assign_through`.
+    """
+    pairs = list(values)
+    scope = get_stateless_scope()
+    held = [_held(variable, scope) for variable, _ in pairs]
+    try:
+        for variable, value in pairs:
+            variable.assign(value)
+    except BaseException:
+        for (variable, _), value in zip(pairs, held, strict=True):
+            _hold(variable, value, scope)
+        raise
+
+
+def assign_through(values: Iterable[tuple[keras.Variable, Any]]) -> None:
+    """Set variables to values that fit them one by one, letting the old ones go; an interrupt waits until all are set."""
+    pairs = list(values)
+    try:
+        for variable, value in pairs:
+            variable.assign(value)
+    except BaseException:
+        for variable, value in pairs:
+            variable.assign(value)
+        raise
+
+
+def _held(variable: keras.Variable, scope: Any) -> Any:
+    return variable._value if scope is None else scope.state_mapping.get(id(variable))
+
+
+def _hold(variable: keras.Variable, value: Any, scope: Any) -> None:
+    if scope is None:
+        variable._value = value
+    elif value is None:
+        scope.state_mapping.pop(id(variable), None)
+    else:
+        scope.state_mapping[id(variable)] = value
 
 
 def apart(outputs: PyTree, updates: PyTree, held: Collection[Any]) -> tuple[PyTree, PyTree]:
