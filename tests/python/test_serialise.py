@@ -67,6 +67,14 @@ class Two:
     b: Any
 
 
+class Declares(nn.Module):
+    """Makes the data classes above known as what fields of modules hold."""
+
+    settings: Settings | None = None
+    pairs: "tuple[Pair, ...]" = ()
+    inputs: "dict[str, Two]" = dataclasses.field(default_factory=dict)
+
+
 class Sum(nn.Module):
     @nn.compact
     def __call__(self, inputs):
@@ -592,9 +600,13 @@ def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
     (tmp_path / "programpackage/__main__.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("programpackage")
-    assert type(from_config({"object": "programpackage.more:Other"}, "it")).__name__ == "Other"
-    with pytest.raises(ConfigError, match="not there"):
+    with pytest.raises(ConfigError, match=r"Run `import programpackage\.more` first"):
+        from_config({"object": "programpackage.more:Other"}, "it")
+    assert "programpackage.more" not in sys.modules
+    with pytest.raises(ConfigError, match=r"not there.\nRun the code"):
         from_config({"object": "programpackage.__main__:Net"}, "it")
+    importlib.import_module("programpackage.more")
+    assert type(from_config({"object": "programpackage.more:Other"}, "it")).__name__ == "Other"
     assert not (tmp_path / "mark").exists()
 
 
