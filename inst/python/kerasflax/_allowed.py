@@ -23,7 +23,7 @@ FUNCTIONS = {
     "flax.linen": """
         avg_pool celu combine_masks dot_product_attention dot_product_attention_weights elu gelu glu
         hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log_sigmoid log_softmax logsumexp
-        make_attention_mask make_causal_mask max_pool normalize one_hot ones ones_init relu relu6
+        make_causal_mask max_pool normalize one_hot ones ones_init relu relu6
         selu sigmoid silu soft_sign softmax softplus standardize swish tanh zeros zeros_init
     """,
     "jax.nn": """
@@ -101,7 +101,7 @@ FUNCTIONS = {
     "flax.nnx": """
         avg_pool celu combine_masks dot_product_attention elu gelu glu hard_sigmoid hard_silu
         hard_swish hard_tanh identity leaky_relu log_sigmoid log_softmax logsumexp
-        make_attention_mask make_causal_mask max_pool min_pool one_hot relu relu6 selu sigmoid silu
+        make_causal_mask max_pool min_pool one_hot relu relu6 selu sigmoid silu
         soft_sign softmax softplus standardize swish tanh
     """,
 }
@@ -114,6 +114,8 @@ FACTORIES = {
 
 # Classes ----------------------------------------------------------------------------------------------------------------
 
+# Modules around one of the other module system, which is checked as such.
+WRAPPERS = {"flax.nnx.bridge.wrappers": "ToLinen ToNNX"}
 MODULES = {
     "flax.linen": """
         BatchNorm Bidirectional Conv ConvLSTMCell ConvLocal ConvTranspose Dense DenseGeneral Dropout
@@ -127,7 +129,7 @@ MODULES = {
         LSTMCell LayerNorm Linear LinearGeneral List LoRA LoRALinear MultiHeadAttention
         OptimizedLSTMCell PReLU RMSNorm RNN Sequential SimpleCell SpectralNorm WeightNorm
     """,
-    "flax.nnx.bridge.wrappers": "ToLinen ToNNX",
+    **WRAPPERS,
 }
 # Dataclasses and named tuples that hold settings.
 HOLDERS = {

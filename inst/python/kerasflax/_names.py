@@ -64,6 +64,8 @@ def number_type_named(reference: str) -> type | None:
 
 NUMBER_TYPES = (bool, int, float, complex)
 _CLASSES = (_allowed.MODULES, _allowed.HOLDERS, _allowed.ENUMS, _allowed.NUMBER_TYPES)
+# Of these the lists hold what may be taken, so that no import helps.
+_LIBRARIES = ("flax", "jax", "keras", "kerasflax", "numpy")
 # Where scripts and R sessions define their classes: each stands for the other.
 _SESSIONS = {"__main__": "in a script of Python", "<r-globalenv>": "in a session or script of R"}
 
@@ -95,6 +97,11 @@ class Found:
     def owner(self) -> type | None:
         return next((base for base in mro(self.kind) if _allowed.reference(_allowed.MODULES, base)), None)
 
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether it makes a module of another module system, or of whatever it is given instead."""
+        return self.owner is not None and _allowed.reference(_allowed.WRAPPERS, self.owner) is not None
+
 
 class Names:
     """What names stand for, while one description is read."""
@@ -118,8 +125,10 @@ class Names:
             listed = self._defined(reference, path) or self._held(reference, is_right, path)
         if listed is None:
             found = next(filter(None, given), None) or _there(namespace, name)
-            if found is None:
+            if found is None and namespace.partition(".")[0] not in _LIBRARIES:
                 raise ConfigError(_foreign.words(f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"))
+            if found is None:
+                raise ConfigError(f"{path} is of the class {reference!r:.80}, which is not taken from a file.")
             if not isinstance(found, type) or not is_right(found):
                 raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
             raise ConfigError(
@@ -276,6 +285,12 @@ class _Probe:
     value: int
 
 
+class _TupleProbe(typing.NamedTuple):
+    value: int
+
+
+# What lies under the name of a field with `__slots__`, and in a named tuple.
+_SLOTS = (types.MemberDescriptorType, type(vars(_TupleProbe)["value"]))
 _WRITTEN = _Probe.__init__.__code__
 _LIBRARY = {
     code.__code__.co_filename for code in (dataclasses.field, collections.namedtuple, enum.unique, reprlib.recursive_repr)
@@ -297,7 +312,7 @@ def called_by_itself(kind: type) -> str | None:
             is_special = name.startswith("__") and name.endswith("__") and name not in _ANNOTATIONS
             if is_special and not _is_written(name, value):
                 return name
-            if name in fields and not isinstance(value, types.MemberDescriptorType) and _takes_assignments(value):
+            if name in fields and not isinstance(value, _SLOTS) and _takes_assignments(value):
                 return name
     for field in dataclasses.fields(kind) if is_dataclass(kind) else ():
         if not field.init and not is_harmless_default(field):

@@ -310,7 +310,10 @@ class _Reader:
         number_type = _names.number_type_named(checked(node["type"], str, place))
         if number_type is not None:
             return constant(node, number_type, DTYPE)
-        return constant(node, self._class(node["type"], _names.is_module_class, place).kind, CLASS)
+        found = self._class(node["type"], _names.is_module_class, place)
+        if found.is_wrapper:
+            raise wrong(place, node["type"], " makes a module of what it is called with")
+        return constant(node, found.kind, CLASS)
 
     def read_enum(self, node: Any, place: Place, depth: int) -> Plan:
         kind: Any = self._class(node["enum"], _names.is_enum, place).kind
