@@ -10,8 +10,8 @@
 #' # What is in the file
 #' Of each Flax module its class and its fields, in JSON that a person can read, and its weights by path. There is no code in it
 #' and nothing that could be run. A module's fields may hold numbers, strings, `NULL`, arrays, dtypes, lists, tuples and dicts,
-#' modules, classes of modules, dataclasses and enums, functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, and
-#' initializers.
+#' modules, classes of modules, functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, initializers, and the dataclasses and
+#' enums that the declared type of a field names.
 #'
 #' # What has to be there to load it
 #' The class of the module. A module made of parts of `flax$linen` needs nothing. Of a Python package, import it first. Where
@@ -19,6 +19,9 @@
 #' a class of the same name is found with nothing to register. So is an R function that was given as `method` by its name.
 #' Otherwise `load_model(custom_objects = )` takes both. What is not found is named by an error, one of Python's, as
 #' `load_model()` is keras3's.
+#'
+#' A file never runs code or imports a package. A dataclass that no module declares as the type of a field is not taken from a
+#' file, unless `custom_objects` has it.
 #'
 #' @param model,filepath,overwrite,zipped,... See [keras3::save_model()].
 #'

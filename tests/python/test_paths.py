@@ -1,4 +1,10 @@
+import fnmatch
+import re
+import time
+
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from kerasflax import ArgumentError
 from kerasflax._paths import matched
@@ -36,6 +42,45 @@ def test_a_pattern_that_chooses_nothing_is_an_error_with_the_nearest(pattern):
         matched(pattern, PATHS[:4])
     assert f"No trainable weight has a path that fits {pattern!r}" in str(error.value)
     assert "The nearest of 4 are params/" in str(error.value)
+
+
+def test_many_wildcards_take_no_more_time_than_few():
+    paths = [f"params/{'block/' * 30}Dense_{i}/{'a' * 40}" for i in range(200)]
+    patterns = ["**/" * 24 + "nope", "**/*/" * 15 + "**/nope", "**/" + "*a" * 60 + "b", "*/**/" * 30 + "x", "**/[" * 50_000]
+    begin = time.perf_counter()
+    for pattern in patterns:
+        with pytest.raises(ArgumentError) as error:
+            matched(pattern, paths)
+        assert len(str(error.value)) < 3000
+    assert time.perf_counter() - begin < 10
+    assert matched("**/" * 24 + "a*", paths) == paths
+
+
+NAMES = st.text("ab[]!-*?", max_size=6)
+
+
+@given(NAMES, NAMES)
+def test_a_part_of_a_pattern_means_what_it_means_in_a_shell(pattern, name):
+    assume(not re.search(r"\[[^]]*-|!-|\[\]|\[!\]", pattern))
+    fits = bool(name) and "/" not in name and fnmatch.fnmatchcase(name, pattern)
+    if pattern not in ("", "**") and fits:
+        assert matched(pattern, [name]) == [name]
+    elif pattern not in ("**", name):
+        with pytest.raises(ArgumentError):
+            matched(pattern, [name])
+
+
+def test_a_set_of_characters_has_ranges_and_a_negation():
+    names = ["a", "b", "c", "d", "-", "]", "!"]
+    for pattern, expected in {
+        "[b-d]": "bcd",
+        "[!b-d]": "a-]!",
+        "[]a]": "a]",
+        "[!]a]": "bcd-!",
+        "[a-]": "a-",
+        "[a!]": "a!",
+    }.items():
+        assert "".join(matched(pattern, names)) == expected
 
 
 def test_without_paths_there_is_none_to_choose_from():

@@ -1,8 +1,10 @@
 import base64
+import contextlib
 import dataclasses
 import enum
 import functools
 import importlib
+import inspect
 import json
 import marshal
 import os
@@ -10,12 +12,14 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import flax
+import hostile
 import jax
 import jax.numpy as jnp
 import keras
@@ -25,7 +29,8 @@ from fixtures import write
 from flax import linen as nn
 from modules import MLP, ConvNet
 
-from kerasflax import ConfigError, FlaxLayer, ModuleError, freeze
+import kerasflax
+from kerasflax import ConfigError, FlaxLayer, ModuleError, _allowed, freeze
 from kerasflax._models import check_savable
 from kerasflax._serialise import from_config, to_config
 from kerasflax._trees import Form, simplify
@@ -65,6 +70,14 @@ class Holder(nn.Module):
 class Two:
     a: Any
     b: Any
+
+
+class Declares(nn.Module):
+    """Makes the data classes above known as what fields of modules hold."""
+
+    settings: Settings | None = None
+    pairs: "tuple[Pair, ...]" = ()
+    inputs: "dict[str, Two]" = dataclasses.field(default_factory=dict)
 
 
 class Sum(nn.Module):
@@ -567,6 +580,28 @@ HOSTILE = {
     "another package's class, through a package": {"object": "kerasflax._serialise:np.ndarray"},
     "a parent": {"object": "flax.linen:Dense", "fields": {"parent": {"object": "flax.linen:Dense", "fields": {"features": 1}}}},
     "a shaped dtype": {"dtype": "(1000000000,)f4"},
+    "a dtype that is code": {"dtype": "(1,"},
+    "an accessor": {"object": "flax.nnx.proxy_caller:DelayedAccessor", "fields": {"actions": {"tuple": []}}},
+    "a dataclass of Flax": {"object": "flax.nnx.proxy_caller:GetAttr", "fields": {"name": "x"}},
+    "a sequence of classes": {"object": "flax.linen:Sequential", "fields": {"layers": [{"type": "flax.linen:Dense"}]}},
+    "a sequence of data": {"object": "flax.linen:Sequential", "fields": {"layers": ["x"]}},
+    "a module that makes what is called": {
+        "object": "flax.linen:Dense",
+        "fields": {"features": 1, "dot_general_cls": {"object": "flax.linen:Dense", "fields": {"features": 1}}},
+    },
+    "a partial of a module": {"partial": {"object": "flax.linen:Dense", "fields": {"features": 1}}, "keywords": {"rngs": 1}},
+    "a partial of a partial": {"partial": {"partial": {"function": "jax.nn:relu"}}},
+    "a partial of a wrapper": {"partial": {"type": "flax.nnx.bridge.wrappers:ToLinen"}, "keywords": {"skip_rng": True}},
+    "a partial of a class, with a wrong field": {"partial": {"type": "flax.linen:Dense"}, "keywords": {"evil": 1}},
+    "a partial of a function, with a function": {
+        "partial": {"function": "flax.linen:dot_product_attention"},
+        "keywords": {"einsum": {"function": "jax.numpy:append"}},
+    },
+    "a set of modules": {"set": [{"object": "flax.linen:Dense", "fields": {"features": 1}}]},
+    "a dict by modules": {"dict": [[{"object": "flax.linen:Dense", "fields": {"features": 1}}, 1]]},
+    "a private function": {"function": "jax.numpy:_einsum"},
+    "a class of NumPy that is no number": {"type": "numpy:memmap"},
+    "a lazy module of NumPy": {"type": "numpy:matlib"},
     "nobody's": {"registered": "nobody>thing"},
 }
 DEEP: Any = 1
@@ -578,6 +613,8 @@ HOSTILE["deep"] = {"tuple": DEEP}
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_description_is_an_error_and_imports_nothing(name):
     config = FlaxLayer(nn.Dense(1)).get_config() | {"module": HOSTILE[name]}
+    # A file may name Flax's own modules, and NNX brings packages of its own.
+    from_config({"constructor": "flax.nnx:Linear", "arguments": [1, 1]}, "it")
     before = set(sys.modules)
     with pytest.raises((ConfigError, TypeError), match=r"described|module|taken|known") as caught:
         FlaxLayer.from_config(config)
@@ -592,9 +629,13 @@ def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
     (tmp_path / "programpackage/__main__.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("programpackage")
-    assert type(from_config({"object": "programpackage.more:Other"}, "it")).__name__ == "Other"
-    with pytest.raises(ConfigError, match="not there"):
+    with pytest.raises(ConfigError, match=r"Run `import programpackage\.more` first"):
+        from_config({"object": "programpackage.more:Other"}, "it")
+    assert "programpackage.more" not in sys.modules
+    with pytest.raises(ConfigError, match=r"not there.\nRun the code"):
         from_config({"object": "programpackage.__main__:Net"}, "it")
+    importlib.import_module("programpackage.more")
+    assert type(from_config({"object": "programpackage.more:Other"}, "it")).__name__ == "Other"
     assert not (tmp_path / "mark").exists()
 
 
@@ -614,6 +655,34 @@ def damaged(path, change):
     with zipfile.ZipFile(path, "w") as file:
         for name, data in parts.items():
             file.writestr(name, json.dumps(config) if name == "config.json" else data)
+
+
+def walk_to_exec(mark):
+    """Two steps, to run a command: attributes are looked up by name until there is `exec`, which a wrapper then calls."""
+    accessor = "flax.nnx.proxy_caller"
+    actions = [
+        *({"object": f"{accessor}:GetAttr", "fields": {"name": name}} for name in ("__wrapped__", "__globals__")),
+        *({"object": f"{accessor}:GetItem", "fields": {"key": key}} for key in ("__builtins__", "exec")),
+    ]
+    return {
+        "partial": {"object": f"{accessor}:DelayedAccessor", "fields": {"actions": {"tuple": actions}}},
+        "arguments": [{"function": "jax.numpy:append"}],
+    }, {
+        "partial": {"type": "flax.nnx.bridge.wrappers:ToLinen"},
+        "keywords": {"args": {"tuple": [f"__import__('os').mkdir({str(mark)!r})"]}, "skip_rng": True},
+    }
+
+
+def dense(**fields):
+    return {"object": "flax.linen:Dense", "fields": {"features": 3, **fields}}
+
+
+def sequence(*layers):
+    return {"object": "flax.linen:Sequential", "fields": {"layers": list(layers)}}
+
+
+def through_dot_general(mark):
+    return dense(dot_general_cls=sequence(*walk_to_exec(mark)))
 
 
 class Payload:
@@ -670,6 +739,44 @@ ATTACKS = {
     # CVE-2026-1462: a path in the config to something that is loaded and run.
     "a path": lambda layer, mark: layer["config"].update(filepath=str(mark)),
     "variables": lambda layer, mark: layer["config"].update(variables={"params": payload(mark)}),
+    "attributes by name, to exec": lambda layer, mark: layer["config"].update(module=through_dot_general(mark)),
+    "the same in a sequence": lambda layer, mark: layer["config"].update(module=sequence(*walk_to_exec(mark))),
+    "the same in NNX": lambda layer, mark: layer["config"].update(
+        module={"constructor": "flax.nnx:Sequential", "arguments": [*walk_to_exec(mark)]}
+    ),
+    "the same in an initializer": lambda layer, mark: layer["config"].update(
+        module=dense(kernel_init=sequence(*walk_to_exec(mark)))
+    ),
+    "the same in metadata": lambda layer, mark: layer["config"].update(
+        module={
+            "constructor": "flax.nnx:Linear",
+            "arguments": [1, 3],
+            "keywords": {"kernel_metadata": {"dict": {"on_get_value": walk_to_exec(mark)[0]}}},
+        }
+    ),
+    "the same in a regularizer": lambda layer, mark: layer["config"].update(
+        activity_regularizer=flax_layer(through_dot_general(mark))
+    ),
+    "the same in regularizers": lambda layer, mark: layer["config"].update(
+        regularizers={"**": flax_layer(through_dot_general(mark))}
+    ),
+    "the same in constraints": lambda layer, mark: layer["config"].update(
+        constraints={"**": flax_layer(through_dot_general(mark))}
+    ),
+    "the same as a dtype": lambda layer, mark: layer["config"].update(dtype=flax_layer(through_dot_general(mark))),
+    "the same in a registered layer": lambda layer, mark: layer["config"].update(
+        module={"registered": "kerasflax>FlaxLayer", "config": {"dict": {"module": {"dict": through_dot_general(mark)}}}}
+    ),
+    "a class of the bridge": lambda layer, mark: layer["config"].update(
+        module={
+            "object": "flax.nnx.bridge.wrappers:Functional",
+            "fields": {
+                "module_type": {"registered": "tests>make_folder"},
+                "graphdef": None,
+                "args": [str(mark)],
+            },
+        }
+    ),
 }
 
 
@@ -807,50 +914,504 @@ def test_a_field_is_what_it_was_when_its_default_has_become_another():
     assert (type(module), module.rate, module.options, module.function) == (new, 0.5, {"a": 1}, max)
 
 
-def test_classes_of_imported_packages_are_found_if_they_hold_and_do_nothing(tmp_path):
-    (tmp_path / "settingspackage.py").write_text(
-        "import dataclasses, enum, os, typing\n"
-        "class Kind(enum.Enum):\n"
-        "    WIDE = 1\n"
-        "@dataclasses.dataclass(frozen=True)\n"
-        "class Plain:\n"
-        "    width: int\n"
-        "    more: tuple = ()\n"
-        "class Pair(typing.NamedTuple):\n"
-        "    a: int\n"
-        "@dataclasses.dataclass\n"
-        "class Acts:\n"
-        "    path: str\n"
-        "    def __post_init__(self):\n"
-        "        os.mkdir(self.path)\n"
-        "@dataclasses.dataclass\n"
-        "class ActsToo:\n"
-        "    path: str\n"
-        "    def __init__(self, path):\n"
-        "        os.mkdir(path)\n"
-    )
+SETTINGS_PACKAGE = """
+from __future__ import annotations
+import dataclasses, enum, typing
+import typing as tp
+from flax import linen as nn
+import flax.struct
+class Kind(enum.Enum):
+    WIDE = 1
+class Level(enum.IntEnum):
+    LOW = 1
+class Bits(enum.Flag):
+    A = 1
+class Pair(typing.NamedTuple):
+    a: int
+@flax.struct.dataclass
+class Inner:
+    pair: Pair | None = None
+    def doubled(self):
+        return 2 * self.pair.a
+    @property
+    def half(self):
+        return self.pair.a / 2
+class Node(flax.struct.PyTreeNode):
+    rate: float = 0.5
+@dataclasses.dataclass(frozen=True, order=True, slots=True)
+class Plain:
+    width: int
+    kind: Kind = Kind.WIDE
+    more: tuple = ()
+    inner: tp.Optional[Inner] = None
+    parts: dict = dataclasses.field(default_factory=dict)
+@dataclasses.dataclass
+class Undeclared:
+    width: int
+class Net(nn.Module):
+    plain: typing.Sequence["Plain"] = ()
+    node: tp.Dict[str, Node] | None = None
+    level: tp.Optional[tp.Union[Level, Bits]] = None
+    unknown: Missing = None
+    def __call__(self, inputs):
+        return inputs
+"""
+
+
+def test_data_classes_are_found_if_a_module_declares_them_wherever_they_are_defined(tmp_path):
+    (tmp_path / "settingspackage.py").write_text(SETTINGS_PACKAGE)
     make = """
-        import json, keras
+        import json, keras, sys
         from kerasflax import _serialise
         {}
-        nodes = json.loads({!r})
-        try:
-            print([_serialise.from_config(node, "it") for node in nodes])
-        except _serialise.ConfigError as error:
-            print(error)
+        for node in json.loads({!r}):
+            try:
+                print(_serialise.from_config(node, "it"))
+            except _serialise.ConfigError as error:
+                print(error)
+            assert ("settingspackage" in sys.modules) == {!r}
     """
+    pair = {"named_tuple": "settingspackage:Pair", "fields": [1]}
+    inner = {"object": "settingspackage:Inner", "fields": {"pair": pair}}
     nodes = [
-        {"object": "settingspackage:Plain", "fields": {"width": 3}},
+        {"object": "settingspackage:Plain", "fields": {"width": 3, "inner": inner}},
         {"enum": "settingspackage:Kind", "member": "WIDE"},
-        {"named_tuple": "settingspackage:Pair", "fields": [1]},
+        {"enum": "settingspackage:Level", "member": "LOW"},
+        {"enum": "settingspackage:Bits", "member": "A"},
+        {"object": "settingspackage:Node", "fields": {"rate": 1}},
+        {"object": "settingspackage:Undeclared", "fields": {"width": 1}},
     ]
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    found = run(make.format("import settingspackage", json.dumps(nodes)), PYTHONPATH=path)
-    assert found == "[Plain(width=3, more=()), <Kind.WIDE: 1>, Pair(a=1)]\n"
-    assert "import settingspackage" in run(make.format("", json.dumps(nodes)), PYTHONPATH=path)
-    mark = tmp_path / "mark"
-    for name in ("Acts", "ActsToo"):
-        node = json.dumps([{"object": f"settingspackage:{name}", "fields": {"path": str(mark)}}])
-        refused = run(make.format("import settingspackage", node), PYTHONPATH=path)
-        assert f"custom_objects={{'{name}': {name}}}" in refused
-        assert not mark.exists()
+    *found, refused, advice = run(make.format("import settingspackage", json.dumps(nodes), True), PYTHONPATH=path).splitlines()
+    assert found == [
+        "Plain(width=3, kind=<Kind.WIDE: 1>, more=(), inner=Inner(pair=Pair(a=1)), parts={})",
+        *("Kind.WIDE", "1", "Bits.A", "Node(rate=1)"),
+    ]
+    assert "no field of a module is declared to hold it" in refused
+    assert "custom_objects={'Undeclared': Undeclared}" in advice
+    assert "import settingspackage" in run(make.format("", json.dumps(nodes[:1]), False), PYTHONPATH=path)
+
+
+def test_fields_are_checked_against_their_declared_types(tmp_path, monkeypatch):
+    (tmp_path / "settingspackage2.py").write_text(SETTINGS_PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("settingspackage2")
+    plain = {"object": "settingspackage2:Plain", "fields": {"width": 3}}
+
+    def net(**fields):
+        return {"object": "settingspackage2:Net", "fields": fields}
+
+    assert from_config(net(plain=[plain]), "it") == package.Net([package.Plain(3)])
+    assert from_config(net(unknown=[plain]), "it").unknown == [package.Plain(3)]
+    for wrong in (
+        net(plain=["text"]),
+        net(plain=[{"function": "jax.nn:relu"}]),
+        net(plain=[{"object": "settingspackage2:Plain", "fields": {"width": "text"}}]),
+        net(plain=[{"object": "settingspackage2:Plain", "fields": {"width": net()}}]),
+        net(node={"dict": {"a": plain}}),
+        net(level={"enum": "settingspackage2:Kind", "member": "WIDE"}),
+        {"object": "flax.linen:Dense", "fields": {"features": {"function": "jax.nn:relu"}}},
+        {"object": "flax.linen:Dense", "fields": {"features": 1, "use_bias": "yes"}},
+        {"object": "flax.linen:Dense", "fields": {"features": 2.5}},
+        {"object": "flax.linen:RNN", "fields": {"cell": {"object": "flax.linen:Dense", "fields": {"features": 1}}}},
+        {"constructor": "flax.nnx:Linear", "arguments": [2], "keywords": {"out_features": "x"}},
+    ):
+        with pytest.raises(ConfigError, match=r"cannot be made as it is described: .*declared type|is not (data|a module)"):
+            from_config(wrong, "it")
+    # Flax takes these as well.
+    for right in ({"features": 2.0}, {"features": {"number": 2, "dtype": "int32"}}, {"features": 2, "dtype": "float32"}):
+        from_config({"object": "flax.linen:Dense", "fields": right}, "it")
+
+
+@pytest.fixture(scope="module")
+def acting(tmp_path_factory):
+    """A package whose classes act, and the folder that they make."""
+    folder = tmp_path_factory.mktemp("acting")
+    mark = folder / "mark"
+    (folder / "actingpackage.py").write_text(hostile.package_of(mark))
+    sys.path.insert(0, str(folder))
+    package = importlib.import_module("actingpackage")
+    sys.path.remove(str(folder))
+    return package, mark
+
+
+def test_no_class_whose_methods_python_calls_is_made_even_if_it_is_declared(acting):
+    package, mark = acting
+    assert len(package.KINDS) > 80
+    for kind in package.KINDS:
+        node = hostile.described(kind)
+        for around in (
+            node,
+            {"object": "actingpackage:Declares", "fields": {"held": node}},
+            {"set": [node]},
+            [{"dict": [[node, 1]]}],
+        ):
+            with pytest.raises(ConfigError, match=r"runs code|function makes|described wrongly") as error:
+                from_config(around, "it")
+            assert "custom_objects" in str(error.value) or "wrongly" in str(error.value), kind
+        assert not mark.exists(), kind
+    # The user's word counts.
+    with keras.saving.custom_object_scope({"Data_post_init": package.Data_post_init}):
+        from_config(hostile.described(package.Data_post_init), "it")
+    assert mark.exists()
+    mark.rmdir()
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__call__", "__post_init__", "__init__"])
+def test_a_class_of_a_command_line_is_not_taken_for_a_written_one(method, tmp_path):
+    code = f"""
+        import dataclasses, os, typing
+        from flax import linen as nn
+        from kerasflax import ConfigError
+        from kerasflax._serialise import from_config
+        @dataclasses.dataclass
+        class Acts:
+            value: str
+            def {method}(self, *args): os.mkdir({str(tmp_path / "mark")!r})
+        class Net(nn.Module):
+            acts: Acts
+        try:
+            from_config({{"object": "__main__:Acts", "fields": {{"value": "x"}}}}, "it")
+        except ConfigError as error:
+            print(error)
+    """
+    assert f"Python calls `{method}`" in run(code)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_nothing_is_made_of_a_description_that_ends_wrongly():
+    made = []
+
+    class Recorder(nn.Module):
+        value: Any = None
+
+        def __post_init__(self):
+            made.append("module")
+            super().__post_init__()
+
+    class Configured:
+        def __init__(self, value=None):
+            made.append("registered")
+
+        def get_config(self):
+            return {}
+
+        @classmethod
+        def from_config(cls, config):
+            made.append("registered")
+            return cls()
+
+        def __hash__(self):
+            made.append("hash")
+            return 0
+
+    keras.saving.register_keras_serializable("tests", "Configured")(Configured)
+    right = [
+        {"object": f"{__name__}:{Recorder.__qualname__}", "fields": {}},
+        {"registered": "tests>Configured", "config": {"dict": {}}},
+    ]
+    from_config(right, "it")
+    assert "module" in made
+    assert "registered" in made
+    made.clear()
+    for wrong in ({"function": "os:system"}, {"set": [right[1]]}, {"dict": [[right[1], 1]]}, {"partial": right[0]}):
+        with pytest.raises(ConfigError):
+            from_config([*right, wrong], "it")
+    config = FlaxLayer(nn.Dense(1)).get_config() | {"module": right[0]}
+    for key, value in (
+        ("activity_regularizer", {"class_name": "Evil"}),
+        ("constraints", {"**": {"class_name": "Evil"}}),
+        ("given", 3),
+        ("frozen", 3),
+        ("dtype", 3),
+        ("unknown", 3),
+    ):
+        with pytest.raises(ConfigError):
+            FlaxLayer.from_config(config | {key: value})
+    assert made == []
+
+
+def test_no_name_in_a_file_imports_anything(tmp_path, monkeypatch):
+    (tmp_path / "lazypackage").mkdir()
+    (tmp_path / "lazypackage/__init__.py").write_text(
+        "from flax import linen as nn\n"
+        "class Net(nn.Module): pass\n"
+        "def __getattr__(name):\n"
+        "    import importlib\n"
+        "    return importlib.import_module(f'lazypackage.{name}')\n"
+    )
+    (tmp_path / "lazypackage/sub.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("lazypackage")
+    before = set(sys.modules)
+    names = (
+        "lazypackage.sub:Nope",
+        "lazypackage:sub",
+        "lazypackage:sub.Nope",
+        "lazypackage:Net.sub",
+        "numpy:matlib",
+        "numpy:f2py",
+    )
+    for name in names:
+        for node in (
+            *({kind: name} for kind in ("object", "type", "function", "initializer", "constructor", "custom", "enum")),
+            {"enum": name, "member": "A"},
+            {"named_tuple": name, "fields": []},
+            {"registered": name},
+            {"partial": {"type": name}},
+        ):
+            with pytest.raises(ConfigError) as error:
+                from_config(node, "it")
+            if name == "lazypackage.sub:Nope" and {"object", "type", "constructor"} & node.keys():
+                assert "`import lazypackage.sub`" in str(error.value)
+    assert not (tmp_path / "mark").exists()
+    assert set(sys.modules) == before
+
+
+def test_only_what_is_listed_is_taken_from_flax():
+    nnx = importlib.import_module("flax.nnx")
+    for kind in (nnx.GraphDef, nnx.OfType, nnx.Variable, nnx.Rngs, nn.Module, nnx.Module, flax.struct.PyTreeNode):
+        for form in ("object", "type", "constructor", "named_tuple", "enum"):
+            with pytest.raises(ConfigError):
+                from_config(
+                    {form: f"{kind.__module__}:{kind.__qualname__}", **({"member": "A"} if form == "enum" else {})}, "it"
+                )
+
+
+WRAPPED = {
+    "a function": {"function": "jax.numpy:append"},
+    "a module": {"object": "flax.linen:Dense", "fields": {"features": 1}},
+    "a partial": {"partial": {"function": "jax.numpy:append"}},
+    "another class": {"type": "flax.nnx.bridge.wrappers:Functional"},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_of_nnx_takes_modules_of_the_list_alone(name):
+    wrapper = "flax.nnx.bridge.wrappers:ToLinen"
+    with pytest.raises(ConfigError):
+        from_config({"object": wrapper, "fields": {"nnx_class": WRAPPED[name], "skip_rng": True}}, "it")
+    right = {"nnx_class": {"type": "flax.nnx:Linear"}, "args": {"tuple": [4, 3]}}
+    assert from_config({"object": wrapper, "fields": right}, "it").nnx_class.__name__ == "Linear"
+    for wrong in ({"args": {"tuple": [4, "x"]}}, {"kwargs": {"dict": {"dot_general": {"type": "flax.linen:Dense"}}}}):
+        with pytest.raises(ConfigError):
+            from_config({"object": wrapper, "fields": right | wrong}, "it")
+
+
+def test_a_wrapper_of_linen_goes_through_its_description():
+    bridge = importlib.import_module("flax.nnx").bridge
+    module = bridge.ToLinen(importlib.import_module("flax.nnx").Linear, args=(4, 3))
+    x = np.ones((2, 4), np.float32)
+    expected = module.init_with_output(jax.random.key(0), x)[0]
+    np.testing.assert_array_equal(again(module).init_with_output(jax.random.key(0), x)[0], expected)
+
+
+METHODS = [
+    "__init__",
+    "__reduce__",
+    "__class__",
+    "__setattr__",
+    "apply",
+    "init",
+    "tabulate",
+    "clone",
+    "features",
+    "nope",
+    "bind",
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_flaxs_own_machinery_is_refused(method):
+    config = FlaxLayer(nn.Dense(1)).get_config() | {"method": method}
+    if method == "features":
+        with pytest.raises(kerasflax.KerasFlaxError):
+            FlaxLayer.from_config(config)
+    else:
+        with pytest.raises(ConfigError, match="no method"):
+            FlaxLayer.from_config(config)
+
+
+def keras_object(name, config, module="keras.regularizers", registered=None):
+    return {"module": module, "class_name": name, "config": config, "registered_name": registered}
+
+
+class Doubled(keras.regularizers.Regularizer):
+    def __call__(self, x):
+        return 2 * keras.ops.sum(x)
+
+    def get_config(self):
+        return {}
+
+
+def test_keras_own_regularizers_and_those_given_come_back():
+    x = np.ones((2, 3), np.float32)
+    arguments = {
+        "activity_regularizer": keras.regularizers.L1L2(0.25, 0.5),
+        "regularizers": {"**/kernel": keras.regularizers.OrthogonalRegularizer(0.1), "bias": keras.regularizers.L1(0.5)},
+        "constraints": {"**/kernel": keras.constraints.MinMaxNorm(0.5, 1.5), "bias": keras.constraints.UnitNorm(axis=[0])},
+        "dtype": "mixed_bfloat16",
+    }
+    arguments["regularizers"] = {f"params/{key}": value for key, value in arguments["regularizers"].items()}
+    arguments["constraints"] = {f"params/{key}": value for key, value in arguments["constraints"].items()}
+    layer = FlaxLayer(nn.Dense(2), **arguments)
+    config = json.loads(json.dumps(layer.get_config()))
+    loaded = FlaxLayer.from_config(config)
+    assert json.loads(json.dumps(loaded.get_config())) == config
+    assert loaded.dtype_policy.name == "mixed_bfloat16"
+    plain = FlaxLayer.from_config(
+        FlaxLayer(nn.Dense(2), activity_regularizer="l2").get_config() | {"activity_regularizer": "l1"}
+    )
+    plain(x)
+    assert len(plain.losses) == 1
+    own = json.loads(json.dumps(FlaxLayer(nn.Dense(2), activity_regularizer=Doubled()).get_config()))
+    with pytest.raises(ConfigError, match=r"custom_objects=\{'Doubled': Doubled\}"):
+        FlaxLayer.from_config(own)
+    with keras.saving.custom_object_scope({"Doubled": Doubled}):
+        given = FlaxLayer.from_config(own)
+    outputs = given(x)
+    np.testing.assert_allclose(given.losses[0], 2 * np.sum(outputs) / len(x), rtol=1e-6)
+
+
+def flax_layer(module):
+    config = FlaxLayer(nn.Dense(1)).get_config() | {"module": module}
+    return keras_object("FlaxLayer", config, "kerasflax._layer", "kerasflax>FlaxLayer")
+
+
+LAYERS = {
+    "a layer of kerasflax": flax_layer({"object": "flax.linen:Dense", "fields": {"features": 1}}),
+    "a form": keras_object("Form", {"model": 0, "positions": [0]}, "kerasflax._trees", "kerasflax>Form"),
+    "a layer of Keras": keras_object("Dense", {"units": 1}, "keras.layers"),
+    "a lambda layer": keras_object("Lambda", {"function": "x"}, "keras.layers"),
+    "a saved model": keras_object("TFSMLayer", {"filepath": "x"}, "keras.layers"),
+    "a registered object": keras_object("Scale", {"by": 1.0}, __name__, "tests>Scale"),
+    "a class as a function": keras_object("function", "tests>Scale", "builtins", "tests>Scale"),
+    "a function of the system": keras_object("function", "system", "os", "system"),
+    "a nested object": keras_object("L2", {"l2": keras_object("Lambda", {}, "keras.layers")}),
+    "unknown parts": keras_object("L2", {}) | {"build_config": {"input_shape": [1]}},
+    "no class": {"class_name": ["L2"], "config": {}},
+    "another argument": keras_object("L2", {"filepath": "x"}),
+    "a number": 3,
+    "a text": "os.system",
+}
+
+
+@pytest.mark.parametrize("place", ["activity_regularizer", "regularizers", "constraints", "dtype"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_but_a_regularizer_a_constraint_or_a_policy_is_made_in_its_place(name, place):
+    value = {"**": LAYERS[name]} if place in ("regularizers", "constraints") else LAYERS[name]
+    with pytest.raises(ConfigError):
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {place: value})
+
+
+def test_a_hostile_form_is_refused():
+    layer = FlaxLayer(Sum())
+    inputs = keras.Input((4,)), keras.Input((3,))
+    for form in ("text", Scale(1.0), nn.Dense(1), {"model": 0}):
+        with pytest.raises(ConfigError, match="form"):
+            layer(inputs, form=form)
+    for model in (
+        {"object": "flax.linen:Dense", "fields": {"features": 0}},
+        {"constructor": "flax.nnx:Linear"},
+        {"custom": "a:b"},
+    ):
+        with pytest.raises(ConfigError):
+            Form.from_config({"model": [model, 0], "positions": [0]})
+
+
+def test_errors_are_short_whatever_the_file_says():
+    long = "x" * 10**6
+    nodes = [
+        *({key: long} for key in ("object", "type", "function", "initializer", "constructor", "custom", "registered", "dtype")),
+        {"object": f"{long}:{long}", "fields": {}},
+        {"object": "flax.linen:Dense", "fields": {long: 1}},
+        {"object": "flax.linen:Dense", "fields": {"features": long}},
+        {"object": "flax.linen:Dense", "fields": {"features": [long] * 10}},
+        {"enum": "jax.lax:Precision", "member": long},
+        {"array": [1], "shape": [10**4000], "dtype": "float32"},
+        {"array": [1] * 10**5, "shape": [3], "dtype": long},
+        {long: 1},
+        {"float": long},
+        {"partial": {"function": "jax.nn:relu"}, "keywords": {"x": [[{"function": long}]]}},
+        {"number": long, "dtype": "int8"},
+    ]
+    for node in nodes:
+        with pytest.raises(ConfigError) as error:
+            from_config(node, "it")
+        assert len(str(error.value)) < 2000
+    base = FlaxLayer(nn.Dense(1)).get_config()
+    parts = [
+        *({key: long} for key in ("format_version", "method", "module", "given", "activity_regularizer")),
+        *({key: {long: long}} for key in ("regularizers", "constraints", "given", "method", "dtype", "frozen")),
+        {long: 1},
+        {"name": [long]},
+        {"frozen": [[long]]},
+    ]
+    for part in parts:
+        with pytest.raises(ConfigError) as error:
+            FlaxLayer.from_config(base | part)
+        assert len(str(error.value)) < 3000, part.keys()
+
+
+def test_the_time_for_a_description_grows_with_its_size():
+    def seconds(node):
+        begin = time.perf_counter()
+        with contextlib.suppress(ConfigError):
+            from_config(node, "it")
+        return time.perf_counter() - begin
+
+    deep = 1
+    for _ in range(90):
+        deep = {"tuple": [deep]}
+    nested = {"dict": {}}
+    for _ in range(90):
+        nested = {"dict": {"k" * 60: nested}}
+    # Of such numbers each has the hash of all others.
+    collisions = {"set": [i * (2**61 - 1) for i in range(50_000)]}
+    for node in ([deep] * 300, [nested] * 300, [{"array": [1] * 50_000, "shape": [50_000], "dtype": "int8"}], collisions):
+        assert seconds(node) < 10
+
+
+# What is listed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["functions", "classes"])
+def test_nothing_that_is_listed_reaches_a_callable_an_attribute_a_file_or_the_process(part):
+    done = subprocess.run(
+        [sys.executable, hostile.__file__, part],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["found"] == []
+    if part == "functions":
+        assert result["counts"]["functions"] > 500
+    else:
+        # A list of modules cannot be called.
+        assert result["counts"]["not run"] == ["flax.nnx:List"]
+        assert result["counts"]["accepted"] > 1000
+
+
+def test_an_entry_of_a_list_is_the_object_itself():
+    for table in (_allowed.FUNCTIONS, _allowed.FACTORIES, _allowed.MODULES, _allowed.HOLDERS, _allowed.ENUMS):
+        for name, value in _allowed.entries(table):
+            namespace, _, attribute = name.partition(":")
+            assert vars(sys.modules[namespace])[attribute] is value
+            root = (getattr(value, "__module__", None) or type(value).__module__).partition(".")[0]
+            assert root in ("flax", "jax", "builtins", "numpy"), name
+    assert len(set(_allowed.NUMBER_TYPES["builtins"].split())) == 4
+
+
+def test_every_field_of_flax_that_takes_a_function_has_its_role():
+    for name, kind in _allowed.entries(_allowed.MODULES):
+        if dataclasses.is_dataclass(kind):
+            declared = {field: str(f.type) for field, f in kind.__dataclass_fields__.items()}
+        else:
+            declared = {key: str(p.annotation) for key, p in inspect.signature(kind.__init__).parameters.items()}
+        for field, text in declared.items():
+            calls = any(word in text for word in ("Callable[...", "Initializer", "DotGeneralT", "EinsumT", "PromoteDtypeFn"))
+            if calls:
+                assert field in _allowed.ROLES, (name, field)

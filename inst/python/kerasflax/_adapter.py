@@ -163,6 +163,11 @@ def is_module(value: object) -> bool:
     return any(adapter.accepts(value) for adapter in _adapters())
 
 
+def is_base(kind: type) -> bool:
+    """Whether it is the class of all modules of one of Flax's module systems."""
+    return any(adapter.base is kind for adapter in _adapters())
+
+
 def module_classes() -> Iterator[type]:
     """The classes of Flax modules that this process has defined; of those with one name and one base the newest comes last."""
     found, waiting = set(), [adapter.base for adapter in _adapters()]

@@ -20,7 +20,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from . import _arguments, _paths, _rng, _serialise, _store, _variables
+from . import _arguments, _lazy, _paths, _plan, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
 from ._call import Call, call_of, current
 from ._errors import (
@@ -42,7 +42,14 @@ PyTree = Any
 
 _FORMAT_VERSION = 1
 # What a config gives to the constructor as it is.
-_CONFIGURED = {"name", "trainable", "dtype", "autocast", "activity_regularizer", "seed", "regularizers", "constraints"}
+_CONFIGURED = {"name", "trainable", "autocast", "seed"}
+# What it gives when it has been checked: Keras would make whatever is described.
+_CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
+    "dtype": _serialise.policy_from_config,
+    "activity_regularizer": _serialise.regularizers_from_config,
+    "regularizers": functools.partial(_serialise.by_pattern, check=_serialise.regularizers_from_config),
+    "constraints": functools.partial(_serialise.by_pattern, check=_serialise.constraints_from_config),
+}
 _LOSSES = "losses"
 # As Keras names it below the layer's own path.
 _SEED_PATH = "seed_generator/seed_generator_state"
@@ -155,6 +162,8 @@ class FlaxLayer(keras.layers.Layer):
         their place among Keras tensors, and wherever a model calls the layer. The module is given what the layer was called
         with, and an eager call of the layer itself returns what the module returned.
         """
+        if form is not None and type(form) is not Form:
+            raise ConfigError(f"The input's form is described wrongly: {_plan.shown(form)}.")
         is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
         if form is None:
             inputs, form = simplify(inputs)
@@ -218,7 +227,8 @@ class FlaxLayer(keras.layers.Layer):
         trainable = [path for path in variables if self._path_is_trainable(path)]
         unknown = set(memory.frozen) - set(trainable)
         if unknown:
-            raise ConfigError(f"{self._adapter.name} has no trainable weights {', '.join(sorted(unknown))}, to be frozen.")
+            names = ", ".join(f"{path:.200}" for path in sorted(unknown)[:5])
+            raise ConfigError(f"{self._adapter.name} has no trainable weights {names}, to be frozen.")
         for attribute, values in (("regularizer", self.regularizers), ("constraint", self.constraints)):
             for pattern, value in values.items():
                 for path in _paths.matched(pattern, trainable):
@@ -570,7 +580,8 @@ class FlaxLayer(keras.layers.Layer):
         version = config.pop("format_version", None)
         if type(version) is not int or version != _FORMAT_VERSION:
             raise ConfigError(
-                f"The layer is described in version {version!r:.60} of the format; this kerasflax reads {_FORMAT_VERSION}.\n"
+                f"The layer is described in version {_plan.shown(version)} of the format; this kerasflax reads "
+                f"{_FORMAT_VERSION}.\n"
                 "A newer one may read it."
             )
         with _made_as_described():
@@ -578,26 +589,33 @@ class FlaxLayer(keras.layers.Layer):
 
     @classmethod
     def _from_config(cls, config: dict[str, Any]) -> FlaxLayer:
-        module = _serialise.from_config(config.pop("module", None), "The module")
-        if not is_module(module):
-            raise ConfigError(f"The layer's module is described as {module!r:.60}, which is no Flax module.")
+        # Everything is checked before anything is made.
+        plan = _serialise.planned(config.pop("module", None), "The module")
+        if plan.tag not in (_plan.MODULE, _plan.TRUSTED):
+            raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
         method_config = config.pop("method", None)
         method = _serialise.method_from_config(method_config)
-        for name in ("autocast", "trainable"):
-            if not isinstance(config.get(name, True), bool):
-                raise ConfigError(f"`{name}` is described wrongly: {config[name]!r:.60}.")
-        frozen, given = config.pop("frozen", []), config.pop("given", {})
+        for name, kind in (("autocast", bool), ("trainable", bool), ("name", str)):
+            if config.get(name) is not None and not isinstance(config[name], kind):
+                raise ConfigError(f"`{name}` is described wrongly: {_plan.shown(config[name])}.")
+        frozen = tuple(_serialise.checked_names(config.pop("frozen", []), "frozen"))
+        given = _serialise.checked_specs(config.pop("given", {}), "given")
+        makers = {name: check(config.pop(name), name) for name, check in _CHECKED.items() if name in config}
         seed = config.get("seed")
         if type(seed) is int and -(2**31) <= seed < 0:
             # A config that R has handed on: its integers have 31 bits and a sign.
             config["seed"] = seed + 2**32
         unknown = config.keys() - _CONFIGURED
         if unknown:
-            raise ConfigError(f"The layer is described with {', '.join(map(repr, sorted(unknown)))}, which no layer has.")
-        layer = cls(module, method, **config)
+            names = ", ".join(map(_plan.shown, list(unknown)[:5]))
+            raise ConfigError(f"The layer is described with {names}, which no layer has.")
+        module = plan.make()
+        if not is_module(module):
+            raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
+        _serialise.checked_method(method, _lazy.class_of(module) if _lazy.is_made(module) else type(module))
+        layer = cls(module, method, **config, **{name: make() for name, make in makers.items()})
         layer._memory.method_config = method_config
-        layer._memory.frozen = tuple(_serialise.checked_names(frozen, "frozen"))
-        layer._memory.given_specs = _serialise.checked_specs(given, "given")
+        layer._memory.frozen, layer._memory.given_specs = frozen, given
         return layer
 
     def get_build_config(self) -> dict[str, Any] | None:
@@ -705,7 +723,7 @@ def _made_as_described() -> Iterator[None]:
     except (BackendError, ConfigError):
         raise
     except Exception as error:
-        raise ConfigError(f"The layer cannot be made as it is described: {error}") from error
+        raise ConfigError(f"The layer cannot be made as it is described: {error!s:.1000}") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ Numbers, text, truth values, None and lists stand for themselves. Everything els
     {"float": "nan"}, {"complex": [1.0, 2.0]}
 
 A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. What a name stands for is decided in
-`_names`.
+`_names`, and `_reader` reads.
 """
 
 from __future__ import annotations
@@ -39,23 +39,34 @@ from typing import Any
 
 import flax.core
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _foreign, _lazy, _names
-from ._adapter import is_module
+from . import _allowed, _foreign, _lazy, _names, _paths
+from ._adapter import is_base, is_module
+from ._declared import mro
 from ._errors import ConfigError
+from ._plan import shown
+from ._reader import (
+    checked,
+    checked_dtype,
+    checked_shape,
+    custom_objects,
+    from_config,
+    is_of_numbers,
+    listed,
+    named_function,
+    planned,
+    python_kind,
+    wrong,
+)
 from ._trace import Spec
+
+__all__ = ["from_config", "listed", "planned"]
 
 Json = Any
 
-# Nested deeper than any module; Python's own limit comes later.
-_DEPTH = 100
-
 _SCALARS = (bool, int, float, str)
-# More than any array has. JAX ends the process at a product of sizes that overflows.
-_MOST_VALUES = 2**48
 
 
 # To JSON ----------------------------------------------------------------------------------------------------------------
@@ -123,26 +134,15 @@ def _of_array(value: Any, path: str) -> Json:
         return None
     if isinstance(value, jax.core.Tracer):
         raise ConfigError(f"{path} cannot be saved: it is a value inside a trace.\nMake the module outside of it.")
-    if not _is_of_numbers(value.dtype):
+    if not is_of_numbers(value.dtype):
         return None
     array = np.asarray(value)
     of = "jax" if isinstance(value, jax.Array) else "numpy"
     return {"array": _numbers(array, path), "shape": list(array.shape), "dtype": array.dtype.name, "of": of}
 
 
-def _is_of_numbers(dtype: Any) -> bool:
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
-
-
 def _numbers(array: np.ndarray[Any, Any], path: str) -> list[Json]:
-    return [to_config(number, path) for number in array.ravel().astype(_python_kind(array.dtype)).tolist()]
-
-
-def _python_kind(dtype: np.dtype[Any]) -> Any:
-    """The dtype whose numbers are Python's, where the own one's may not be."""
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return np.complex128
-    return np.float64 if jnp.issubdtype(dtype, jnp.floating) else np.dtype(dtype)
+    return [to_config(number, path) for number in array.ravel().astype(python_kind(array.dtype)).tolist()]
 
 
 def _of_container(value: Any, path: str) -> Json:
@@ -265,7 +265,7 @@ def _of_made(value: Any, path: str) -> Json:
         kind = _lazy.class_of(value)
         warnings.warn(
             f"{path}: with which arguments the {kind.__name__} was made is not known. Loading it takes a function of `rngs` "
-            + _foreign.words(f"that makes it, `{_custom_objects(kind.__name__)}`; or make it by `kerasflax.LazyModule`."),
+            + _foreign.words(f"that makes it, `{custom_objects(kind.__name__)}`; or make it by `kerasflax.LazyModule`."),
             stacklevel=2,
         )
         return {"custom": _names.class_name(kind, path)}
@@ -274,10 +274,6 @@ def _of_made(value: Any, path: str) -> Json:
         "arguments": [to_config(item, f"{path}: argument {i + 1}") for i, item in enumerate(lazy.arguments)],
         "keywords": {name: to_config(item, f"{path}.{name}") for name, item in lazy.keywords.items()},
     }
-
-
-def _custom_objects(name: str) -> str:
-    return f"custom_objects={{{name!r:.80}: make_{name.lower():.80}}}"
 
 
 _DESCRIPTIONS = (_of_made, _of_number, _of_registered, _of_named, _of_container, _of_array, _of_call, _of_object)
@@ -310,264 +306,6 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array))
 
 
-# From JSON --------------------------------------------------------------------------------------------------------------
-
-
-def from_config(node: Json, path: str, depth: int = 0) -> Any:
-    """Make what `to_config` described.
-
-    Args:
-        node: The description.
-        path: Where it stands, for messages.
-        depth: How deep it lies.
-
-    Raises:
-        ConfigError: It is no such description, or names what cannot be found; nothing has been imported for it.
-    """
-    if depth > _DEPTH:
-        raise ConfigError(f"The description is nested too deep at {path:.200}.")
-    if node is None or isinstance(node, (bool, int, float, str)):
-        return node
-    if isinstance(node, list):
-        return _made_items(node, path, depth)
-    if isinstance(node, Mapping):
-        for key, (others, make) in _KINDS.items():
-            if key in node and node.keys() <= {key, *others}:
-                return make(node, path, depth)
-        keys = ", ".join(f"{key!r:.40}" for key in list(node)[:5]) or "nothing"
-        raise ConfigError(f"{path:.200} is described in a way that is not known here: by {keys}.")
-    raise ConfigError(f"{path} is described by {type(node).__name__}, which JSON does not have.")
-
-
-def _checked(value: Any, kind: type | tuple[type, ...], path: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{path} is described wrongly: {value!r:.60}.")
-    return value
-
-
-def listed(nodes: Any, path: str) -> list[Any]:
-    """A list; one of one scalar may have been that scalar in between, in R."""
-    return [nodes] if isinstance(nodes, _SCALARS) else _checked(nodes, list, path)
-
-
-def _made_items(nodes: Any, path: str, depth: int) -> list[Any]:
-    return [from_config(node, f"{path}[{i}]", depth + 1) for i, node in enumerate(listed(nodes, path))]
-
-
-def _made_fields(nodes: Any, path: str, depth: int) -> dict[str, Any]:
-    return {name: from_config(node, f"{path}.{name:.60}", depth + 1) for name, node in _checked(nodes, Mapping, path).items()}
-
-
-def _make_float(node: Any, path: str, depth: int) -> float:
-    if node["float"] not in ("nan", "inf", "-inf"):
-        raise ConfigError(f"{path} is described wrongly: {node['float']!r:.60}.")
-    return float(node["float"])
-
-
-def _make_complex(node: Any, path: str, depth: int) -> complex:
-    parts = _made_items(node["complex"], path, depth)
-    if len(parts) != 2 or not all(isinstance(part, float) for part in parts):
-        raise ConfigError(f"{path} is described wrongly: a complex number is a list of two.")
-    return complex(*parts)
-
-
-def _make_dict(node: Any, path: str, depth: int) -> Any:
-    (kind,) = node
-    if isinstance(node[kind], Mapping):
-        items = _made_fields(node[kind], path, depth)
-    else:
-        pairs = [_made_items(pair, path, depth) for pair in listed(node[kind], path)]
-        if not all(len(pair) == 2 for pair in pairs):
-            raise ConfigError(f"{path} is described wrongly: a dict is a list of pairs.")
-        items = {_hashable(key, path): item for key, item in pairs}
-    return items if kind == "dict" else flax.core.FrozenDict(items)  # type: ignore[no-untyped-call]
-
-
-def _make_partition_spec(node: Any, path: str, depth: int) -> jax.sharding.PartitionSpec:
-    return _called(jax.sharding.PartitionSpec, _made_items(node["partition_spec"], path, depth), {}, path)
-
-
-def _hashable(value: Any, path: str) -> Any:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise ConfigError(f"{path} is described wrongly: {error}.") from error
-    return value
-
-
-def _make_set(node: Any, path: str, depth: int) -> Any:
-    ((kind, items),) = node.items()
-    values = [_hashable(item, path) for item in _made_items(items, path, depth)]
-    return set(values) if kind == "set" else frozenset(values)
-
-
-def _dtype(name: Any, path: str) -> np.dtype[Any]:
-    try:
-        dtype = jnp.dtype(_checked(name, str, path))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is described wrongly: there is no dtype {name!r:.60}.") from error
-    if not _is_of_numbers(dtype):
-        raise ConfigError(f"{path} is described wrongly: {name!r:.60} is no dtype of numbers.")
-    return dtype
-
-
-def _make_number(node: Any, path: str, depth: int) -> Any:
-    return _array([node["number"]], [], node.get("dtype"), path, depth)[()]
-
-
-def _make_array(node: Any, path: str, depth: int) -> Any:
-    array = _array(node["array"], node.get("shape"), node.get("dtype"), path, depth)
-    return jnp.asarray(array) if node.get("of") == "jax" else array
-
-
-def _array(numbers: Any, shape: Any, dtype: Any, path: str, depth: int) -> np.ndarray[Any, Any]:
-    shape = _checked_shape(shape, path)
-    values = _made_items(numbers, path, depth)
-    if len(values) != math.prod(shape) or not all(isinstance(value, _names.NUMBER_TYPES) for value in values):
-        raise ConfigError(f"{path} is described wrongly: {len(values)} values do not make an array of shape {shape}.")
-    dtype = _dtype(dtype, path)
-    try:
-        return np.array(values, _python_kind(dtype)).astype(dtype).reshape(shape)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is described wrongly: {error}.") from error
-
-
-def _checked_shape(shape: Any, path: str, *, unknown: bool = False) -> tuple[Any, ...]:
-    """Sizes, where `unknown` may be also None."""
-    sizes = [size if unknown and size is None else _checked(size, int, path) for size in listed(shape, path)]
-    known = [max(size, 1) for size in sizes if size is not None]
-    if any(size is not None and size < 0 for size in sizes) or math.prod(known) > _MOST_VALUES:
-        raise ConfigError(f"{path} is described wrongly: no array has the shape {shape!r:.60}.")
-    return tuple(sizes)
-
-
-def _make_function(node: Any, path: str, depth: int) -> Any:
-    function = _names.function_named(_checked(node["function"], str, path))
-    if function is None:
-        raise ConfigError(
-            f"{path} is the function {node['function']!r:.80}, which is not taken from a file.\n"
-            f"Functions of {', '.join(_names.NAMESPACES)} are, and those that you register."
-        )
-    return function
-
-
-def _make_initializer(node: Any, path: str, depth: int) -> Any:
-    factory = dict(_names.factories()).get(_checked(node["initializer"], str, path))
-    if factory is None:
-        raise ConfigError(f"{path} is made by {node['initializer']!r:.80}, which is no factory of initializers.")
-    return _called(factory, [], _made_fields(node.get("arguments", {}), path, depth), path)
-
-
-def _make_partial(node: Any, path: str, depth: int) -> Any:
-    function = from_config(node["partial"], path, depth + 1)
-    if not callable(function):
-        raise ConfigError(f"{path} is described wrongly: {function!r:.60} is no function.")
-    arguments = _made_items(node.get("arguments", []), path, depth)
-    return functools.partial(function, *arguments, **_made_fields(node.get("keywords", {}), path, depth))
-
-
-def _make_type(node: Any, path: str, depth: int) -> type:
-    number_type = _names.number_type_named(_checked(node["type"], str, path))
-    return number_type or _class(node["type"], _names.is_module_class, path)
-
-
-def _make_enum(node: Any, path: str, depth: int) -> enum.Enum:
-    kind: Any = _class(node["enum"], lambda value: issubclass(value, enum.Enum), path)
-    member = _checked(node.get("member"), str, path)
-    if member not in kind.__members__:
-        raise ConfigError(f"{path} is {member!r:.60}, which {kind.__name__} does not have.")
-    result: enum.Enum = kind.__members__[member]
-    return result
-
-
-def _make_named_tuple(node: Any, path: str, depth: int) -> Any:
-    kind = _class(node["named_tuple"], lambda value: issubclass(value, tuple) and hasattr(value, "_fields"), path)
-    return _called(kind, _made_items(node.get("fields", []), path, depth), {}, path)
-
-
-def _make_object(node: Any, path: str, depth: int) -> Any:
-    kind = _class(node["object"], dataclasses.is_dataclass, path)
-    return _called(kind, [], _made_fields(node.get("fields", {}), path, depth), path)
-
-
-def _make_made(node: Any, path: str, depth: int) -> _lazy.LazyModule:
-    constructor = node["constructor"]
-    if isinstance(constructor, str):
-        factory = _names.class_named(constructor, _names.is_module_class, path)
-    else:
-        factory = _named_function(_checked(constructor, Mapping, path), path)
-        if not _lazy.takes_rngs(factory):
-            # What makes modules takes them; anything else is not to be called with what stands in a file.
-            raise ConfigError(f"{path} is described wrongly: {constructor!r:.80} is no function of `rngs` that makes a module.")
-    arguments = _made_items(node.get("arguments", []), path, depth)
-    return _lazy.LazyModule(factory, *arguments, **_made_fields(node.get("keywords", {}), path, depth))
-
-
-def _make_custom(node: Any, path: str, depth: int) -> _lazy.LazyModule:
-    reference = _checked(node["custom"], str, path)
-    name = reference.partition(":")[2].rpartition(".")[2]
-    found = keras.saving.get_registered_object(reference) or keras.saving.get_registered_object(name)
-    if not (callable(found) and _lazy.takes_rngs(found)):
-        raise ConfigError(
-            f"{path} is of the class {name!r:.80}, and with which arguments it was made is not known.\n"
-            + _foreign.words(f"Give a function of `rngs` that makes it: `{_custom_objects(name)}`.")
-        )
-    return _lazy.LazyModule(found)
-
-
-def _make_registered(node: Any, path: str, depth: int) -> Any:
-    name = _checked(node.get("registered"), str, path)
-    found = keras.saving.get_registered_object(name)
-    if found is None:
-        raise ConfigError(
-            f"{path} is {name!r:.80}, which nobody has registered.\n"
-            "Run the code that registers it, or give it in `custom_objects`."
-        )
-    if "config" not in node:
-        return found
-    if not (isinstance(found, type) and hasattr(found, "get_config")):
-        raise ConfigError(f"{path} is described wrongly: {name!r:.80} is no class of objects that have a config.")
-    config = from_config(node["config"], path, depth + 1)
-    return found.from_config(config) if hasattr(found, "from_config") else _called(found, [], config, path)
-
-
-def _class(reference: Any, is_right: Callable[[Any], bool], path: str) -> Any:
-    return _names.class_named(_checked(reference, str, path), is_right, path)
-
-
-def _called(function: Any, arguments: list[Any], keywords: Any, path: str) -> Any:
-    try:
-        return function(*arguments, **keywords)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{path} cannot be made as it is described: {error}.") from error
-
-
-_KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any, str, int], Any]]] = {
-    "object": (("fields",), _make_object),
-    "constructor": (("arguments", "keywords"), _make_made),
-    "custom": ((), _make_custom),
-    "type": ((), _make_type),
-    "function": ((), _make_function),
-    "initializer": (("arguments",), _make_initializer),
-    "partial": (("arguments", "keywords"), _make_partial),
-    "registered": (("config",), _make_registered),
-    "list": ((), lambda node, path, depth: _made_items(node["list"], path, depth)),
-    "tuple": ((), lambda node, path, depth: tuple(_made_items(node["tuple"], path, depth))),
-    "dict": ((), _make_dict),
-    "frozen_dict": ((), _make_dict),
-    "set": ((), _make_set),
-    "frozenset": ((), _make_set),
-    "named_tuple": (("fields",), _make_named_tuple),
-    "enum": (("member",), _make_enum),
-    "dtype": ((), lambda node, path, depth: _dtype(node["dtype"], path)),
-    "partition_spec": ((), _make_partition_spec),
-    "array": (("shape", "dtype", "of"), _make_array),
-    "number": (("dtype",), _make_number),
-    "float": ((), _make_float),
-    "complex": ((), _make_complex),
-}
-
-
 # A layer's other parts --------------------------------------------------------------------------------------------------
 
 
@@ -597,11 +335,6 @@ def method_to_config(method: Any, module: Any) -> Json:
     return node
 
 
-def method_from_config(node: Json) -> Any:
-    """Make what `method_to_config` described."""
-    return node if node is None or isinstance(node, str) else _named_function(_checked(node, Mapping, "method"), "`method`")
-
-
 def _of_named_function(function: Any) -> Json:
     """A function by the name under which it has been registered, or is found in a session of R; None where it has none."""
     node = _of_registered(function, "")
@@ -611,35 +344,126 @@ def _of_named_function(function: Any) -> Json:
     return node
 
 
-def _named_function(node: Mapping[str, Any], path: str) -> Any:
-    name = node.get("session")
-    if name is None:
-        return _make_registered(node, path, 0)
-    found = keras.saving.get_registered_object(_checked(name, str, path)) or _foreign.named(name)
-    if found is None:
-        raise ConfigError(
-            f"{path} is the function {name!r:.80} of the session, which is not there.\n"
-            "Run the code that defines it first, or give it in `custom_objects`."
-        )
-    return found
+def method_from_config(node: Json) -> Any:
+    """Find what `method_to_config` described. A name is that of a method; `checked_method` says whether a module has it."""
+    if node is None or isinstance(node, str):
+        return node
+    return named_function(checked(node, Mapping, "method"), "`method`")
+
+
+def checked_method(method: Any, kind: type) -> None:
+    """Refuse the name of a method that no class below Flax's own base class has written for callers.
+
+    Raises:
+        ConfigError: It is another name.
+    """
+    if not isinstance(method, str) or method == "__call__":
+        return
+    bases = [base for base in mro(kind) if is_base(base)]
+    owner = next((base for base in mro(kind) if method in vars(base)), None)
+    if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):
+        raise ConfigError(f"`method` is described wrongly: {kind.__name__:.80} has no method {shown(method)} of its own.")
 
 
 def checked_names(names: Any, path: str) -> list[str]:
     """A list of texts, which it is refused not to be."""
-    return [_checked(name, str, path) for name in listed(names, path)]
+    return [checked(name, str, path) for name in listed(names, path)]
 
 
 def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
     """Specs by path, of pairs of a shape and a dtype."""
     result = {}
-    for name, pair in _checked(specs, Mapping, path).items():
-        if len(_checked(pair, list, path)) != 2:
-            raise ConfigError(f"{path} is described wrongly: {pair!r:.60} is no pair of a shape and a dtype.")
+    for name, pair in checked(specs, Mapping, path).items():
+        if len(checked(pair, list, path)) != 2:
+            raise ConfigError(f"{path} is described wrongly: {shown(pair)} is no pair of a shape and a dtype.")
         shape, dtype = pair
-        result[name] = checked_spec(shape, dtype, f"{path}: {name}")
+        result[checked(name, str, path)] = checked_spec(shape, dtype, f"{path}: {name:.200}")
     return result
 
 
 def checked_spec(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
     """A spec of a shape, in which sizes may be `unknown` (None), and a dtype."""
-    return Spec(_checked_shape(shape, path, unknown=unknown), str(_dtype(dtype, path)))
+    return Spec(checked_shape(shape, path, unknown=unknown), str(checked_dtype(dtype, path)))
+
+
+# Keras's own objects --------------------------------------------------------------------------------------------------
+
+_KERAS_KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
+
+
+def regularizers_from_config(node: Json, path: str) -> Callable[[], Any]:
+    """Check the description of a regularizer; what is returned makes it."""
+    return _keras_object(node, "regularizers", keras.regularizers.Regularizer, path)
+
+
+def constraints_from_config(node: Json, path: str) -> Callable[[], Any]:
+    """Check the description of a constraint; what is returned makes it."""
+    return _keras_object(node, "constraints", keras.constraints.Constraint, path)
+
+
+def policy_from_config(node: Json, path: str) -> Callable[[], Any]:
+    """Check the description of a dtype policy, in which `variable_dtype` and `compute_dtype` lie; what is returned makes it."""
+    if isinstance(node, str):
+        return lambda: node
+    return _keras_object(node, "dtype_policies", keras.dtype_policies.DTypePolicy, f"{path} (compute_dtype, variable_dtype)")
+
+
+def by_pattern(nodes: Json, path: str, check: Callable[[Json, str], Callable[[], Any]]) -> Callable[[], Any]:
+    """Check descriptions by pattern; what is returned makes a dict of them."""
+    if nodes is None or nodes == []:
+        # R has one empty list.
+        return lambda: None
+    nodes = checked(nodes, Mapping, path)
+    if sum(_paths.is_pattern(pattern) for pattern in map(str, nodes)) > _paths.MOST_PATTERNS:
+        raise ConfigError(f"{path} is described wrongly: it has more than {_paths.MOST_PATTERNS} patterns.")
+    makers = {checked(pattern, str, path): check(node, f"{path}: {pattern:.100}") for pattern, node in nodes.items()}
+    return lambda: {pattern: make() for pattern, make in makers.items()}
+
+
+def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[], Any]:
+    """One of Keras's own objects, as `keras.saving` describes it, or one that the user has registered.
+
+    It is not left to Keras, which makes whatever is described: a layer, or a function of its own.
+    """
+    if node is None:
+        return lambda: None
+    if isinstance(node, str):
+        node = {"class_name": _allowed.keras_class_name(table, node), "config": {}}
+    name = checked(checked(node, Mapping, path).get("class_name"), str, path)
+    config, registered_name = node.get("config"), node.get("registered_name")
+    if not node.keys() <= _KERAS_KEYS:
+        raise wrong(path, node)
+    if name == "function":
+        return _keras_function(registered_name, config, path)
+    config = {} if config == [] else checked({} if config is None else config, Mapping, path)
+    keys = [key for key in (registered_name, name) if isinstance(key, str)]
+    found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
+    if found is not None:
+        is_right = isinstance(found, type) and (base in mro(found) or any("__call__" in vars(each) for each in mro(found)))
+        if not is_right or keras.layers.Layer in mro(found) or found.__module__.partition(".")[0] == "kerasflax":
+            raise wrong(path, node, f" is no {base.__name__}")
+        return lambda: found.from_config(dict(config))
+    kind = _allowed.keras_class(table, name)
+    if kind is None or not isinstance(node.get("module", "keras"), str | None):
+        raise ConfigError(
+            f"{path} is of the class {shown(name)}, which is neither one of Keras's nor registered.\n"
+            + _foreign.words(f"Register it, or give it: `custom_objects={{{name!r:.80}: {name:.80}}}`.")
+        )
+    if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
+        raise wrong(path, node, " has a config of other things than numbers and texts")
+    return lambda: kind(**config)
+
+
+def _keras_function(registered_name: Json, name: Json, path: str) -> Callable[[], Any]:
+    keys = [key for key in (registered_name, name) if isinstance(key, str)]
+    found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
+    if found is None or isinstance(found, type) or not callable(found):
+        raise ConfigError(f"{path} is the function {shown(name)}, which nobody has registered.\nRegister it first.")
+    return lambda: found
+
+
+def _is_plain(value: Json) -> bool:
+    """Whether it is a number, a text or None, or a short list of such."""
+    if isinstance(value, list):
+        return len(value) <= 32 and all(item is None or isinstance(item, _SCALARS) for item in value)
+    return value is None or isinstance(value, _SCALARS)

@@ -18,6 +18,7 @@ from jax.tree_util import GetAttrKey
 
 from . import _serialise
 from ._errors import ConfigError
+from ._plan import MODULE, Plan, shown
 
 PyTree = Any
 
@@ -62,12 +63,15 @@ class Form:
         Raises:
             ConfigError: It is no such description.
         """
-        model = _serialise.from_config(config.get("model"), "The input")
+        plan = _serialise.planned(config.get("model"), "The input")
         positions = _serialise.listed(config.get("positions"), "The input's form")
+        if not _holds_alone(plan):
+            raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
+        model = plan.make()
         leaves = jax.tree.leaves(model)
         are_numbers = all(type(each) is int for each in (*leaves, *positions))
         if not are_numbers or not sorted(leaves) == sorted(positions) == list(range(len(leaves))):
-            raise ConfigError(f"The input's form is described wrongly: {config!r:.60}.")
+            raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
         return cls(model, tuple(positions))
 
     @functools.cached_property
@@ -118,6 +122,11 @@ class Formed:
     def tree_unflatten(cls, form: Form, leaves: tuple[Any, ...]) -> Formed:
         """The tree of a form with other leaves."""
         return cls(leaves, form)
+
+
+def _holds_alone(plan: Plan) -> bool:
+    """Whether a form has no modules in it."""
+    return plan.tag != MODULE and all(map(_holds_alone, plan.items))
 
 
 def simplify(tree: PyTree) -> tuple[PyTree, Form]:
