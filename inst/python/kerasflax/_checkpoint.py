@@ -87,7 +87,8 @@ def read_variables(
         raise FileError(f"{str(path)!r} nests deeper than Python goes here.") from error
     targets = targets_of(named, rename_path)
     if expected is not None:
-        targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
+        shorter = _variables.unboxed([new for new in targets.values() if new is not None], expected)
+        targets = {old: None if new is None else shorter[new] for old, new in targets.items()}
     moved = {new: named[old] for old, new in targets.items() if new is not None}
     if report:
         report(Report.of(targets, moved if expected is None else expected))

@@ -244,7 +244,8 @@ def fitted_by_path(
 
     Without `place` NumPy's arrays stay NumPy's, and share their memory.
     """
-    arrays = {without_box(path, expected): value for path, value in arrays.items()}
+    shorter = unboxed(arrays, expected)
+    arrays = {shorter[path]: value for path, value in arrays.items()}
     others = dict(others or {})
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
     deleted = [path for path, value in arrays.items() if _is_deleted(value)]
@@ -296,6 +297,17 @@ def without_box(path: str, expected: Container[str]) -> str:
     while short not in expected and short.endswith(f"{SEPARATOR}value"):
         short = short.removesuffix(f"{SEPARATOR}value")
     return short if short in expected else path
+
+
+def unboxed(paths: Collection[str], expected: Container[str]) -> dict[str, str]:
+    """Of each path the one without a box (see `without_box`), unless another weight has that path."""
+    result: dict[str, str] = {}
+    taken = set(paths)
+    for path in paths:
+        short = without_box(path, expected)
+        result[path] = path if short in taken else short
+        taken.add(result[path])
+    return result
 
 
 def plain(tree: PyTree) -> PyTree:
