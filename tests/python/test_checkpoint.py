@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -710,8 +711,8 @@ def test_no_bytes_make_reading_fail_in_another_way(data):
             read_variables(path)
 
 
-def many_values(count):
-    return b"\x81\xa1a\xdd" + struct.pack(">I", count) + b"\x80" * count
+def many_values(count, value=b"\x80"):
+    return b"\x81\xa1a\xdd" + struct.pack(">I", count) + value * count
 
 
 def test_more_values_than_any_tree_has_are_refused(tmp_path):
@@ -870,3 +871,343 @@ def test_reading_takes_the_memory_of_the_arrays_and_no_more(tmp_path):
         check=True,
     )
     assert all(int(line) < 1.1 * size for line in output.stdout.split()), output.stdout
+
+
+# Names that a format joins, or takes for something else -------------------------------------------------------------------
+
+
+def leaves_of(tree, above=()):
+    if not isinstance(tree, dict):
+        return {above: tree}
+    return {names: leaf for name, below in tree.items() for names, leaf in leaves_of(below, (*above, name)).items()}
+
+
+NASTY = st.sampled_from(
+    ["", ".", "..", "/", "/etc", "a/b", "a", "b", "a.b", "%2E", "%", "%0", "\0", "a\0", "A", "é", "é", "1", "value", "flax"]
+    + ["format", "__metadata__", "__msgpack_chunked_array__", "index.json", "\ud800", "x" * 255, " ", "\n", "'", "\\", "None"]
+)
+NASTY_TREES = trees(st.integers(0, 255).map(lambda i: np.full(2, i, np.uint8)), NASTY)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_any_names_come_back_or_are_refused_before_anything_is_written(suffix):
+    @settings(deadline=None, max_examples=25 if suffix == ".orbax" else 300)
+    @given(NASTY_TREES)
+    def check(tree):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"w{suffix}")
+            try:
+                write_variables(tree, path)
+            except (VariablesError, StateError):
+                assert not os.listdir(folder)
+                return
+            expected = leaves_of(tree)
+            assert_same(tree, read_variables(path))
+            if suffix == ".msgpack":
+                assert_same(tree, flax.serialization.msgpack_restore(path.read_bytes()))
+            if suffix == ".safetensors":
+                named = {"/".join(names): leaf for names, leaf in expected.items()}
+                assert_same(named, safetensors.numpy.load_file(path))
+            # By path, as with `like`.
+            assert_same(tree, read_variables(path, like=tree))
+            moved = {f"moved{i}": leaf for i, leaf in enumerate(expected.values())}
+            targets = {"/".join(names): f"moved{i}" for i, names in enumerate(expected)}
+            assert_same(moved, read_variables(path, rename=lambda path: targets[path], like=moved))
+
+    check()
+
+
+REFUSED = {
+    "joined": ({"a.b": ARRAY, "a": {"b": ARRAY}}, ".orbax", r"would keep one of two weights:\n  'a.b' and 'a/b'"),
+    "joined with nothing": ({".b": ARRAY, "": {"b": ARRAY}}, ".orbax", "would keep one of two weights"),
+    "joined deeper": ({"x": {"a.b": {"c": ARRAY}, "a": {"b.c": ARRAY}}}, ".orbax", r"'x/a.b/c' and 'x/a/b.c'"),
+    "a separator": ({"a/b": ARRAY}, ".safetensors", r"have a '/' in a name:\n  'a/b'\n"),
+    "a root": ({"/etc": ARRAY}, ".safetensors", r"\n  '/etc'\n"),
+    "a mark": ({"p": {"__msgpack_chunked_array__": ARRAY}}, ".msgpack", r"array in pieces .*:\n  p/__msgpack_chunked_array__"),
+    "a mark that is not the first": ({"a": ARRAY, "__msgpack_chunked_array__": ARRAY}, ".msgpack", "array in pieces"),
+    "an integer too large": ({2**64: ARRAY}, ".msgpack", "integer of more than 64 bits"),
+    "a name too long": ({"x" * (2**16 + 1): ARRAY}, ".msgpack", "more than 65536 bytes"),
+    **{f"a surrogate{s}": ({"p": {"\ud800": ARRAY}}, s, r"  p: the name '\\ud800' is no text of Unicode") for s in SUFFIXES},
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_name_that_would_be_lost_is_named_and_the_old_file_kept(case, tmp_path):
+    tree, suffix, message = REFUSED[case]
+    path = tmp_path / f"w{suffix}"
+    write_variables(TREE, path)
+    with pytest.raises(VariablesError, match=message) as error:
+        write_variables(tree, path)
+    str(error.value).encode()
+    assert_same(TREE, read_variables(path))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_checkpoint_in_which_two_weights_have_one_array_is_refused(tmp_path):
+    with orbax.checkpoint.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "c", {"a.b": np.ones(2), "a": {"b": np.zeros(2)}})
+    with pytest.raises(FileError, match=r"one array for two weights: .*'a[./]b' and 'a[./]b'"):
+        read_variables(tmp_path / "c")
+
+
+def test_a_text_in_the_metadata_is_a_text(tmp_path):
+    path = tmp_path / "w.safetensors"
+    tree = {"flax": ARRAY, "pt": ARRAY + 1, "params": {"w": ARRAY + 2}}
+    write_variables(tree, path, metadata={"note": "params/w", "format2": "flax"})
+    assert_same(tree, read_variables(path))
+    with pytest.raises(ArgumentError, match=r"the path of a weight makes its name a tied weight(.|\n)*note: params/w"):
+        write_variables(tree, path, metadata={"note": "params/w", "format": "pt"})
+    assert_same(tree, read_variables(path))
+    # A file of PyTorch that says what it is.
+    safetensors.numpy.save_file({"pt": ARRAY}, path, {"format": "pt"})
+    assert_same({"pt": ARRAY}, read_variables(path))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_tree_is_as_deep_as_can_be_read_or_refused(suffix, tmp_path):
+    def deep(levels):
+        tree = ARRAY
+        for _ in range(levels):
+            tree = {"n": tree}
+        return tree
+
+    write_variables(deep(256), tmp_path / f"w{suffix}")
+    assert_same(deep(256), read_variables(tmp_path / f"w{suffix}"))
+    for levels in (257, 10_000):
+        with pytest.raises(VariablesError, match="nests deeper than 256 levels"):
+            write_variables(deep(levels), tmp_path / f"d{suffix}")
+        with pytest.raises(VariablesError, match="nests deeper than 256 levels"):
+            read_variables(tmp_path / f"w{suffix}", like=deep(levels))
+    cyclic = {"a": ARRAY}
+    cyclic["b"] = cyclic
+    with pytest.raises(VariablesError, match="nests deeper than 256 levels"):
+        write_variables(cyclic, tmp_path / f"d{suffix}")
+    assert os.listdir(tmp_path) == [f"w{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_field_of_a_box_and_a_weight_beside_it_are_two(suffix, tmp_path):
+    safetensors.numpy.save_file({"a": ARRAY, "a/value": ARRAY + 1}, tmp_path / "w.safetensors")
+    if suffix != ".safetensors":
+        write_variables({"a": ARRAY, "b": {"value": ARRAY + 1}}, tmp_path / f"w{suffix}")
+    rename = {"b/value": "a/value"}
+    with pytest.raises(VariablesError, match="a/value: not in the module"):
+        read_variables(tmp_path / f"w{suffix}", rename=rename, like={"a": ARRAY})
+
+
+def test_weights_of_a_file_that_have_one_path_are_an_error_of_the_file(tmp_path):
+    (tmp_path / "w.msgpack").write_bytes(flax.serialization.msgpack_serialize({"a/b": ARRAY, "a": {"b": ARRAY}}))
+    with pytest.raises(FileError, match="cannot be told apart"):
+        read_variables(tmp_path / "w.msgpack", rename={"x": "y"})
+
+
+# Disks, pipes and names of files ------------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from kerasflax import FileError, write_variables
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+for path in sys.argv[2:]:
+    try:
+        write_variables({"params": {"w": np.random.default_rng(0).random(2**18)}}, path)
+    except FileError as error:
+        assert repr(path) in str(error) and "cannot be written" in str(error), error
+        print("refused")
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 2**20])
+def test_a_file_that_is_too_large_for_the_system_is_an_error_that_names_it(limit, tmp_path):
+    pytest.importorskip("resource")
+    paths = [tmp_path / f"w{suffix}" for suffix in SUFFIXES]
+    for path in paths:
+        write_variables(TREE, path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "inst/python")}
+    arguments = [sys.executable, "-c", LIMITED, str(limit), *map(str, paths)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["refused"] * 3, done.stderr
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in paths)
+    for path in paths:
+        assert_same(TREE, read_variables(path))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has file systems in memory")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_costs_no_file(suffix, small_disk):
+    path = small_disk / f"w{suffix}"
+    write_variables(TREE, path)
+    with pytest.raises(FileError, match=r"w\..*cannot be written"):
+        write_variables({"a": np.random.default_rng(0).random(2**18)}, path)
+    assert os.listdir(small_disk) == [path.name]
+    assert_same(TREE, read_variables(path))
+
+
+@pytest.mark.parametrize("path", ["\ud800.msgpack", "\ud800.safetensors", "\ud800"])
+def test_a_name_that_the_system_does_not_have_is_an_error_that_names_it(path, tmp_path):
+    for use in (read_variables, lambda path: write_variables(TREE, path)):
+        with pytest.raises(FileError, match=r"\\ud800.* is no name that a file can have here"):
+            use(f"{tmp_path}/{path}")
+
+
+def test_a_file_that_becomes_another_one_while_it_is_read_is_checked_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    write_variables({"a": ARRAY, "b": ARRAY + 1}, path)
+    whole = path.read_bytes()
+    overlapping = whole.replace(b"[24,48]", b"[00,24]").replace(b"[00,24]", b"[0,24] ")
+    assert overlapping != whole
+    safe_open = safetensors.safe_open
+
+    def replaced(*arguments, **options):
+        result = safe_open(*arguments, **options)
+        path.write_bytes(overlapping)
+        return result
+
+    monkeypatch.setattr(safetensors, "safe_open", replaced)
+    with pytest.raises(FileError, match=r"w\.safetensors"):
+        read_variables(path)
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "w.msgpack"
+    write_variables(TREE, path)
+    data = path.read_bytes()
+    with pytest.raises(FileError, match="has been changed while it was read"):
+        read_variables(path, progress=lambda *_: path.write_bytes(data + b"\0"))
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    write_variables({"a": ARRAY, "b": ARRAY}, path)
+    metadata = orbax.checkpoint.PyTreeCheckpointer.metadata
+    replaced = []
+
+    def once(*arguments):
+        result = metadata(*arguments)
+        if not replaced:
+            replaced.append(True)
+            write_variables({"a": ARRAY + 1, "b": ARRAY + 1}, path)
+        return result
+
+    monkeypatch.setattr(orbax.checkpoint.PyTreeCheckpointer, "metadata", once)
+    assert_same({"a": ARRAY + 1, "b": ARRAY + 1}, read_variables(path))
+
+
+PIPED = """
+import sys
+from kerasflax import FileError, import_model, read_variables
+for path in sys.argv[1:]:
+    try:
+        read_variables(path) if not path.endswith("hlo") else import_model(path)
+    except FileError:
+        print("refused")
+"""
+
+
+def test_a_pipe_is_not_waited_for_wherever_it_is(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    os.mkfifo(outside / "0.0")
+    paths = []
+    for i, where in enumerate(["params.Dense_0.kernel", "d", "ocdbt.process_0"]):
+        paths.append(tmp_path / f"c{i}")
+        in_plain_files(paths[-1]) if i == 0 else write_variables(TREE, paths[-1])
+        shutil.rmtree(paths[-1] / where, ignore_errors=True)
+        (paths[-1] / where).symlink_to(outside)
+    paths.append(tmp_path / "linked")
+    in_plain_files(paths[-1])
+    shutil.copy(paths[-1] / "params.Dense_0.kernel/.zarray", outside)
+    shutil.rmtree(paths[-1] / "params.Dense_0.kernel")
+    (paths[-1] / "params.Dense_0.kernel").symlink_to("../outside")
+    for name in ("p.msgpack", "p.safetensors", "p", "p.hlo"):
+        os.mkfifo(tmp_path / name)
+        paths.append(tmp_path / name)
+    paths.append(tmp_path / "mark")
+    paths[-1].mkdir()
+    os.mkfifo(paths[-1] / "_METADATA")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "inst/python")}
+    arguments = [sys.executable, "-c", PIPED, *map(str, paths)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == ["refused"] * len(paths), done.stderr
+
+
+def test_a_checkpoint_of_links_to_files_is_read_as_caches_hold_it(tmp_path):
+    write_variables(TREE, tmp_path / "c")
+    for i, file in enumerate(each for each in sorted((tmp_path / "c").rglob("*")) if each.is_file()):
+        file.rename(tmp_path / f"blob{i}")
+        file.symlink_to(tmp_path / f"blob{i}")
+    assert_same(TREE, read_variables(tmp_path / "c"))
+
+
+# What a file may cost -----------------------------------------------------------------------------------------------------
+
+COSTLY = {
+    "a path of 60,000 names": (".safetensors", lambda: tensors({"a/" * 60_000: entry()})),
+    "many paths of 256 names": (".safetensors", lambda: many_tensors("a/" * 255, 2000)),
+    "dicts 100,000 deep": (".msgpack", lambda: b"\x81\xa1a" * 100_000),
+    "a million values": (".msgpack", lambda: many_values(2**20 - 10)),
+    "a million values 200 deep": (".msgpack", lambda: b"\x81\xa1a" * 200 + many_values(2**20 - 300)),
+    "long names above many values": (
+        ".msgpack",
+        lambda: (b"\x81\xda\xff\xff" + b"x" * 0xFFFF) * 20 + many_values(2**20 - 100, b"\x01"),
+    ),
+    "a metadata of 100,000 ties": (".safetensors", lambda: many_ties(100_000)),
+}
+
+
+def many_tensors(prefix, count):
+    header = {f"{prefix}{i}": entry(offsets=(8 * i, 8 * i + 8)) for i in range(count)}
+    return tensors(header, b"\0" * 8 * count)
+
+
+def many_ties(count):
+    return tensors({"__metadata__": {f"t{i}": "a" for i in range(count)}, "a": entry()})
+
+
+COST = """
+import resource, sys, time
+import numpy as np
+from kerasflax import KerasFlaxError, read_variables
+for path in sys.argv[1:]:
+    for options in ({}, {"rename": {"nothing": "x"}}, {"like": {"w": np.ones(2)}}):
+        start = time.process_time()
+        try:
+            read_variables(path, **options)
+        except KerasFlaxError:
+            pass
+        print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("case", COSTLY)
+def test_a_file_costs_no_more_than_seconds_and_its_size(case, tmp_path):
+    pytest.importorskip("resource")
+    suffix, make = COSTLY[case]
+    paths = [tmp_path / f"small{suffix}", tmp_path / f"w{suffix}"]
+    write_variables(TREE, paths[0])
+    paths[1].write_bytes(make())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "inst/python")}
+    arguments = [sys.executable, "-c", COST, *map(str, paths)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    costs = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    assert len(costs) == 6, done.stderr
+    assert all(seconds < 10 for seconds, _ in costs), costs
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (costs[-1][1] - costs[2][1]) * unit < 2**29 + 20 * paths[1].stat().st_size, costs
+
+
+def test_a_dtype_that_is_no_name_is_no_syntax(tmp_path):
+    for dtype in ("(1,", "f4,", "[", "(2,)float32", "float32 ", "=f4"):
+        (tmp_path / "w.msgpack").write_bytes(packed(dtype=dtype))
+        with pytest.raises(FileError, match="is no dtype of numbers"):
+            read_variables(tmp_path / "w.msgpack")

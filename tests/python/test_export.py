@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import keras
 import numpy as np
 import pytest
@@ -79,6 +81,42 @@ def test_what_is_no_model_or_no_file_is_said(tmp_path):
         Path(tmp_path, "m").write_bytes(data)
         with pytest.raises(FileError, match="no file that"):
             import_model(tmp_path / "m")
+
+
+def test_damage_in_any_byte_is_found_before_jax_sees_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "m"
+    export_model(keras.Sequential([keras.Input((2,)), FlaxLayer(nn.Dense(1))]), path, platforms=["cpu"])
+    whole = path.read_bytes()
+    monkeypatch.setattr(jax.export, "deserialize", lambda _: pytest.fail("JAX has seen a damaged file"))
+    for i in range(len(whole)):
+        for data in (whole[:i], whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :]):
+            path.write_bytes(data)
+            with pytest.raises(FileError, match=r"is damaged: its bytes|ends without a checksum"):
+                import_model(path)
+    for data in (whole + b"\0", whole + whole, whole[1:], whole.replace(b"kerasflax-sha256-1", b"kerasflax-sha256-2")):
+        path.write_bytes(data)
+        with pytest.raises(FileError, match=r"is damaged: its bytes|ends without a checksum"):
+            import_model(path)
+
+
+def test_a_file_of_jax_is_read_where_that_is_asked_for(tmp_path):
+    function = jax.export.export(jax.jit(lambda x: 2 * x))(jax.ShapeDtypeStruct((3,), "float32"))
+    (tmp_path / "m").write_bytes(function.serialize())
+    with pytest.raises(FileError, match="`checked=False`, if you trust it"):
+        import_model(tmp_path / "m")
+    np.testing.assert_array_equal(import_model(tmp_path / "m", checked=False)(np.ones(3)), 2 * np.ones(3))
+
+
+def test_a_pipe_or_a_name_that_no_file_has_is_said(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    model = keras.Sequential([keras.Input((2,)), FlaxLayer(nn.Dense(1))])
+    with pytest.raises(FileError, match="is no regular file"):
+        import_model(tmp_path / "pipe")
+    with pytest.raises(FileError, match="no file that another could replace"):
+        export_model(model, tmp_path / "pipe", platforms=["cpu"])
+    for use in (import_model, lambda path: export_model(model, path, platforms=["cpu"])):
+        with pytest.raises(FileError, match=r"\\ud800.* is no name that a file can have"):
+            use(str(tmp_path / "\ud800"))
 
 
 def test_flatbuffers_is_asked_for_by_name(tmp_path, monkeypatch):

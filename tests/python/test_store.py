@@ -1,5 +1,8 @@
 import json
+import os
 import tempfile
+import time
+import tracemalloc
 from pathlib import Path
 
 import any_tree
@@ -12,9 +15,11 @@ import pytest
 from conformance import LINEN
 from flax import linen as nn
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras.src.saving.saving_lib import H5IOStore
 from modules import ConvNet
 
-from kerasflax import FlaxLayer, NotBuiltError, VariablesError
+from kerasflax import FileError, FlaxLayer, NotBuiltError, VariablesError, _store
 from kerasflax._variables import named_leaves
 
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
@@ -188,3 +193,182 @@ def test_a_foreign_or_damaged_file_says_what_it_is(store, message):
 def test_a_layer_without_variables_says_so():
     with pytest.raises(NotBuiltError):
         FlaxLayer(nn.Dense(3)).load_own_variables({})
+
+
+# Names, damage and costs --------------------------------------------------------------------------------------------------
+
+
+class Value:
+    """What a store knows of a Keras variable."""
+
+    def __init__(self, value):
+        self.value = np.asarray(value)
+        self.shape, self.dtype = self.value.shape, str(self.value.dtype)
+
+    def assign(self, value):
+        self.value = np.asarray(value)
+
+
+NASTY = ["", ".", "..", "%2E", "%", "%0", "%1", "\0", "a", "A", "a.b", "index.json", "é", "\ud800", "x" * 2000, "vars", " ", "\n"]
+PATHS = st.lists(st.sampled_from(NASTY), min_size=1, max_size=4).map("/".join)
+
+
+def saved(variables, path):
+    store = H5IOStore(path, mode="w")
+    try:
+        _store.save(variables, store.make("layers/net"))
+    finally:
+        store.close()
+
+
+def loaded(variables, path):
+    store = H5IOStore(path, mode="r")
+    try:
+        _store.load(variables, store.get("layers/net"), "net")
+    finally:
+        store.close()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(PATHS, st.integers(0, 255), min_size=1, max_size=8))
+def test_weights_of_any_names_come_back(values):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.weights.h5")
+        saved({name: Value(np.full(2, value, np.uint8)) for name, value in values.items()}, path)
+        variables = {name: Value(np.zeros(2, np.uint8)) for name in values}
+        loaded(variables, path)
+    assert {name: variable.value.tolist() for name, variable in variables.items()} == {
+        name: [value] * 2 for name, value in values.items()
+    }
+
+
+def test_names_that_hdf5_has_are_what_version_1_makes_of_them(tmp_path):
+    saved({"a": Value([1.0]), "a/b": Value([2.0]), "c/.": Value([3.0])}, tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5") as file:
+        names = []
+        file["layers/net/vars"].visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
+        index = json.loads(file["layers/net/vars/index.json"][()].tobytes())
+    assert sorted(names) == ["a/%", "a/b", "c/%2E", "index.json"]
+    assert index.keys() == {"format_version", "dtypes"}
+
+
+def test_a_tree_that_is_too_deep_is_not_saved(tmp_path):
+    with pytest.raises(VariablesError, match="nests deeper than 256 levels"):
+        saved({"a/" * 300: Value([1.0])}, tmp_path / "m.h5")
+
+
+def tampered(tmp_path, change, shape=(3,)):
+    """A file of two weights, of which one has been changed, loaded."""
+    saved({"w": Value(np.ones(shape, np.float32)), "v": Value(np.ones(3, np.float32))}, tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "a") as file:
+        group = file["layers/net/vars"]
+        del group["w"]
+        change(group)
+    variables = {"w": Value(np.zeros(3, np.float32)), "v": Value(np.zeros(3, np.float32))}
+    try:
+        loaded(variables, tmp_path / "m.h5")
+    finally:
+        assert variables["v"].value.tolist() == [0] * 3, "nothing is set"
+
+
+def external(group):
+    with h5py.File(group.file.filename + ".other", "w") as other:
+        other["w"] = np.ones(3, np.float32)
+    group["w"] = h5py.ExternalLink(group.file.filename + ".other", "w")
+
+
+def fifo(group):
+    os.mkfifo(group.file.filename + ".pipe")
+    group["w"] = h5py.ExternalLink(group.file.filename + ".pipe", "w")
+
+
+DAMAGE = {
+    "strings": lambda group: group.create_dataset("w", data=["a", "b", "c"]),
+    "bytes": lambda group: group.create_dataset("w", data=np.array([b"a", b"b", b"c"])),
+    "bytes without an end": lambda group: group.create_dataset("w", (3,), dtype="S1000000"),
+    "a compound": lambda group: group.create_dataset("w", data=np.zeros(3, "f4,i4")),
+    "references": lambda group: group.create_dataset("w", data=[group.ref] * 3, dtype=h5py.ref_dtype),
+    "nothing": lambda group: group.create_dataset("w", data=h5py.Empty("f4")),
+    "arrays in an array": lambda group: group.create_dataset("w", (3,), dtype="(2,)f4"),
+    "opaque": lambda group: group.create_dataset("w", data=np.zeros(3, "V7")),
+    "a group": lambda group: group.create_group("w"),
+    "a datatype": lambda group: group.__setitem__("w", np.dtype("f4")),
+    "a soft link": lambda group: group.__setitem__("w", h5py.SoftLink("/layers/net/vars/v")),
+    "a link to itself": lambda group: group.__setitem__("w", h5py.SoftLink("w")),
+    "another file": external,
+    "a pipe": fifo,
+    "numbers elsewhere": lambda group: group.create_dataset("w", (3,), "f4", external=[("/etc/passwd", 0, 12)]),
+    "a chunk of 4 GB": lambda group: group.create_dataset(
+        "w", (3,), "f4", chunks=(2**29,), maxshape=(None,), compression="gzip", fillvalue=1
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_is_no_array_of_numbers_is_an_error_that_names_the_weight(case, tmp_path):
+    with pytest.raises(FileError, match=r"The file is damaged: the layer 'net' (has|lists) w, which") as error:
+        tampered(tmp_path, DAMAGE[case])
+    assert isinstance(error.value, VariablesError)
+
+
+@pytest.mark.parametrize("shape", [(2**30,), (2**40,), (2**30, 2**30)])
+def test_a_weight_of_another_shape_is_not_read(shape, tmp_path):
+    def change(group):
+        group.create_dataset("w", shape, "f4", chunks=(2**20,) * len(shape[:1]) + (1,) * len(shape[1:]), compression="gzip")
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(VariablesError, match="w: expected float32\\(3\\), got shape"):
+            tampered(tmp_path, change)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def with_index(tmp_path, text, **options):
+    saved({"w": Value([1.0])}, tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "a") as file:
+        group = file["layers/net/vars"]
+        del group["index.json"]
+        group.create_dataset("index.json", data=np.frombuffer(text, np.uint8), **options)
+    loaded({"w": Value([0.0])}, tmp_path / "m.h5")
+
+
+def an_index(paths):
+    return json.dumps({"format_version": 1, "dtypes": dict.fromkeys(paths, "float32")}).encode()
+
+
+@pytest.mark.parametrize(
+    "paths", [["a/" * 15_000], ["a/" * 255 + str(i) for i in range(2000)], ["w" + "/value" * 200] * 1, [f"w{i}" for i in range(50_000)]]
+)
+def test_an_index_costs_what_its_size_is(paths, tmp_path):
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises((FileError, VariablesError)):
+            with_index(tmp_path, an_index(paths))
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - start < 8
+
+
+def test_an_index_that_unpacks_to_more_than_it_is_is_not_read(tmp_path):
+    with pytest.raises(FileError, match=r"bytes do not hold a text of 268435456 bytes"):
+        with_index(tmp_path, b" " * 2**28, compression="gzip")
+
+
+def test_an_index_that_has_been_compressed_is_read(tmp_path):
+    with_index(tmp_path, json.dumps({"format_version": 1, "dtypes": {"w": "float64"}}).encode(), compression="gzip")
+
+
+@pytest.mark.parametrize("dtype", ["(1,", "f4,", "object", "str", "(2,)f4", 3, None, ["f4"], "datetime64[s]"])
+def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
+    with pytest.raises(FileError, match="is no dtype of numbers"):
+        _store.load({"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net")
+
+
+@pytest.mark.parametrize("names", [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}])
+def test_a_name_that_the_index_makes_up_is_refused(names):
+    with pytest.raises(FileError, match="cannot be read"):
+        _store.load({"params/kernel": Value([1.0])}, index(names=names), "net")

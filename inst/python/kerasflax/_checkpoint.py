@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _files, _models, _msgpack, _orbax, _safetensors, _variables
-from ._errors import ArgumentError, FileError, KerasFlaxError, VariablesError
-from ._files import Progress
+from . import _files, _limits, _models, _msgpack, _orbax, _replacing, _safetensors, _variables
+from ._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
+from ._files import Progress, Source
 from ._paths import SEPARATOR
 from ._rename import Rename, Report, renaming, shown, targets_of
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
 
-_FILE_READERS: Mapping[str, Callable[[Path, Progress | None], Any]] = {
+_FILE_READERS: Mapping[str, Callable[[Source], Any]] = {
     ".msgpack": _msgpack.read,
     ".safetensors": _safetensors.read,
 }
@@ -71,22 +71,24 @@ def read_variables(
         PackageError: safetensors or Orbax is needed, and not installed.
         VariablesError: What was read does not fit `like`; it lists every place by path.
     """
-    path = _expanded(path)
+    path = _files.named(path)
     rename_path = renaming(rename)
     template, expected = (None, None) if like is None else _expected(_tree_of(like, "like"))
     try:
-        read = _reader(path)
-        tree = read(path, progress)
+        tree = _read(path, progress)
+        if template is None and rename is None:
+            return tree
+        named = _named(tree, path)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
-    if template is None and rename is None:
-        return _variables.nested(tree) if read is _safetensors.read else tree
-    named = _variables.named_leaves(tree)
+    except RecursionError as error:
+        raise FileError(f"{str(path)!r} nests deeper than Python goes here.") from error
     targets = targets_of(named, rename_path)
     if expected is not None:
-        targets = {old: new and _variables.without_box(new, expected) for old, new in targets.items()}
+        shorter = _variables.unboxed([new for new in targets.values() if new is not None], expected)
+        targets = {old: None if new is None else shorter[new] for old, new in targets.items()}
     moved = {new: named[old] for old, new in targets.items() if new is not None}
     if report:
         report(Report.of(targets, moved if expected is None else expected))
@@ -130,16 +132,18 @@ def write_variables(
         StateError: Two weights have the same path.
         VariablesError: Something is no array of numbers, or not of a dtype that the format has; nothing has been written.
     """
-    path = _expanded(path)
+    path = _files.named(path)
     try:
         # Not `resolve()`, which ends at a link to itself.
         path = Path(os.path.realpath(path))
         write = _writer(path, metadata)
-        tree, arrays = _written(_variables.plain(_tree_of(variables, "variables")))
-        with _files.replacing(path) as new:
+        tree, arrays = _written(_plain(_tree_of(variables, "variables"), "variables"))
+        with _replacing.replacing(path) as new:
             write(tree, arrays, new)
     except KerasFlaxError:
         raise
+    except RecursionError as error:
+        raise VariablesError("`variables` nest deeper than Python goes here.") from error
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
@@ -147,31 +151,39 @@ def write_variables(
 # Where -----------------------------------------------------------------------------------------------------------------
 
 
-def _expanded(path: Any) -> Path:
-    try:
-        path = os.fsdecode(path)
-    except TypeError:
-        path = ""
-    if not path or "\0" in path:
-        raise ArgumentError("`path` must be the name of a file.")
-    return Path(os.path.expanduser(path))
-
-
-def _reader(path: Path) -> Callable[[Path, Progress | None], Any]:
-    """What reads such a path; it is refused when something else is there."""
+def _read(path: Path, progress: Progress | None) -> PyTree:
+    """What a file or folder holds; it is refused if something else is there than its name says."""
     suffix = path.suffix.lower()
+    if not os.path.lexists(path):
+        # A writer may have been stopped in the middle of replacing a folder.
+        _replacing.finish(Path(os.path.realpath(path)))
     if not path.exists():
         raise FileError(f"There is no file {str(path)!r}.")
-    if suffix in _FILE_READERS and path.is_dir():
-        raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\n{_READABLE}")
-    if not (path.is_dir() or path.is_file()):
+    if path.is_dir():
+        if suffix in _FILE_READERS:
+            raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\n{_READABLE}")
+        return _orbax.read(path, progress)
+    if not path.is_file():
         raise FileError(f"{str(path)!r} is neither a file nor a directory.")
-    if path.is_file():
-        kind = _files.kind_of(path)
+    with _files.opened(path, progress) as source:
+        kind = _files.kind_of(source)
         named = _files.SAFETENSORS if suffix == ".safetensors" else None
         if suffix not in _FILE_READERS or kind not in (None, named):
             raise FileError(f"{str(path)!r} is {kind or 'a file of unknown kind'}.\n{_READABLE}")
-    return _FILE_READERS.get(suffix, _orbax.read)
+        read = _FILE_READERS[suffix]
+        tree = read(source)
+    return _variables.nested(tree) if read is _safetensors.read else tree
+
+
+def _named(tree: PyTree, path: Path) -> dict[str, Any]:
+    """What a file holds, by path."""
+    problem = _limits.problem_of_tree(tree)
+    if problem:
+        raise FileError(f"{str(path)!r} is too large: {problem}.")
+    try:
+        return _variables.named_leaves(tree)
+    except StateError as error:
+        raise FileError(f"{str(path)!r} has weights that cannot be told apart: {_limits.printable(str(error))}") from error
 
 
 def _writer(path: Path, metadata: Mapping[str, str] | None) -> Callable[[PyTree, Mapping[str, Array], Path], None]:
@@ -196,7 +208,7 @@ def _writer(path: Path, metadata: Mapping[str, str] | None) -> Callable[[PyTree,
     if suffix == ".msgpack":
         return lambda tree, _, new: _msgpack.write(tree, new)
     if suffix == ".safetensors":
-        return lambda _, arrays, new: _safetensors.write(arrays, new, metadata or {})
+        return lambda tree, arrays, new: _safetensors.write(_unsplit(tree, arrays), new, metadata or {})
     return _orbax.write
 
 
@@ -211,9 +223,16 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
     return value
 
 
+def _plain(tree: PyTree, argument: str) -> PyTree:
+    problem = _limits.problem_of_tree(tree)
+    if problem:
+        raise VariablesError(f"`{argument}` holds more than files do: {problem}.")
+    return _variables.plain(tree)
+
+
 def _expected(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
     """The template of a tree, and by path what has the shape and dtype to be expected."""
-    template, arrays = _variables.Template.of(_variables.plain(tree))
+    template, arrays = _variables.Template.of(_plain(tree, "like"))
     return template, {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in arrays.items()}
 
 
@@ -236,6 +255,8 @@ def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
             problems.append(
                 f"  {path or 'the whole'}: a dict by {', '.join(map(repr, tree))}; names are all texts, or all integers"
             )
+        wrong = {key: _limits.problem_of_name(key) for key in tree if type(key) in (str, int)}
+        problems += [f"  {_limits.printable(path) or 'the whole'}: {problem}" for problem in wrong.values() if problem]
         prefix = path and path + SEPARATOR
         return {key: _opened(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()}
     # One level: JAX knows what is in it, and how it is named.
@@ -247,6 +268,26 @@ def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
     except (TypeError, RuntimeError) as error:
         problems.append(f"  {path}: {error}")
         return None
+
+
+def _unsplit(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The arrays, once it is clear that names with a separator in them are not lost where paths are names.
+
+    Raises:
+        VariablesError: A weight would come back under other names.
+    """
+    held = [names for names in _limits.names_of_leaves(tree) if any(SEPARATOR in name for name in names)]
+    if held:
+        kept = set(_limits.names_of_leaves(_variables.nested(arrays)))
+        # Of a box the file has no name for the field in it.
+        lost = [names for names in held if not kept & {names[:end] for end in range(1, len(names) + 1)}]
+        if lost:
+            raise VariablesError(
+                f"A `.safetensors` file has paths as names, and these weights have a {SEPARATOR!r} in a name:\n"
+                + "\n".join(f"  {' > '.join(map(repr, names))}" for names in lost)
+                + "\nWrite `.msgpack`."
+            )
+    return arrays
 
 
 def _number(leaf: Any) -> Any:

@@ -1,7 +1,13 @@
-"""Models as StableHLO: one file that JAX runs without Keras, without Flax and without the code of any module."""
+"""Models as StableHLO: one file that JAX runs without Keras, without Flax and without the code of any module.
+
+The file is what `jax.export` serializes, and after it a mark and the SHA-256 of all before the digest. `jax.export` reads no
+further than what it has written, so that it reads the file as it is. JAX trusts what it reads: a changed byte can end the
+process, or give other numbers.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _files
+from . import _files, _limits, _replacing
 from ._errors import ArgumentError, FileError
 
 PyTree = Any
@@ -20,12 +26,14 @@ PyTree = Any
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
 _PURPOSE = "A file of StableHLO"
+# Its last character is the version of what follows.
+_MARK = b"\nkerasflax-sha256-1\n"
 
 
 def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms: Sequence[str] = _PLATFORMS) -> None:
     """Write what a model computes at inference, its weights included, as `jax.export` serializes it.
 
-    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it. Sizes of the input that the model leaves open, the
+    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it, and does not look at the checksum at its end. Sizes of the input that the model leaves open, the
     batch's above all, stay open.
 
     Args:
@@ -50,36 +58,65 @@ def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms:
         return model.stateless_call(trainable, others, inputs, training=False)[0]
 
     exported = jax.export.export(jax.jit(infer), platforms=tuple(platforms))(_specs(inputs))
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.realpath(_files.named(path)))
+    data = exported.serialize()
+    digest = hashlib.sha256(data)
+    digest.update(_MARK)
     try:
-        with _files.replacing(path) as new:
-            new.write_bytes(exported.serialize())
+        if path.exists() and not path.is_file():
+            raise FileError(f"{str(path)!r} is no file that another could replace.\nGive another name.")
+        with _replacing.replacing(path) as new:
+            with open(new, "wb") as file:
+                file.writelines([data, _MARK, digest.digest()])
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
-def import_model(path: str | os.PathLike[str]) -> Callable[[PyTree], PyTree]:
+def import_model(path: str | os.PathLike[str], *, checked: bool = True) -> Callable[[PyTree], PyTree]:
     """Read what `export_model` wrote: a function from the model's inputs to its outputs.
 
-    The computation in the file is compiled and run as JAX finds it. Take files from those whom you trust.
+    A checksum finds a file that has been damaged. It does not say who wrote the file: **a file of StableHLO is a program**, which
+    is compiled and run as JAX finds it. Take such files only from those whose code you would run.
+
+    Args:
+        path: The file.
+        checked: Whether to refuse a file without a checksum. Other programs write none, and neither did kerasflax before its
+            first release. JAX checks little of what it reads: in an unchecked file one changed byte can end the process, or
+            change the results.
 
     Raises:
-        FileError: There is no such file, or it is another kind of file.
+        FileError: There is no such file; it is damaged; it is of another kind.
         PackageError: flatbuffers is needed, and not installed.
     """
     _files.needed("flatbuffers", "flatbuffers", _PURPOSE)
-    path = Path(path).expanduser()
+    path = _files.named(path)
     try:
-        data = path.read_bytes()
+        with _files.opened(path) as source:
+            kind = _files.kind_of(source)
+            data = np.empty(source.size, np.uint8)
+            source.fill(data)
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    problem = f"is {kind}, and" if kind else "is"
+    if checked:
+        body, digest = np.split(data, [max(0, len(data) - hashlib.sha256().digest_size)])
+        if body[-len(_MARK) :].tobytes() != _MARK:
+            raise FileError(
+                f"{str(path)!r} {problem} no file that kerasflax has written, or has been cut short: it ends without a checksum.\n"
+                "Read a file of another program by `checked=False`, if you trust it as you trust code."
+            )
+        if hashlib.sha256(body).digest() != digest.tobytes():
+            raise FileError(f"{str(path)!r} is damaged: its bytes are not those of its checksum.")
     try:
         exported = jax.export.deserialize(bytearray(data))
     except Exception as error:
         # flatbuffers raises whatever the bytes lead it to.
-        kind = _files.kind_of(path)
-        problem = f"is {kind}, and" if kind else "is"
-        raise FileError(f"{str(path)!r} {problem} no file that `jax.export` has written: {error}") from error
+        text = _limits.printable(str(error))
+        raise FileError(f"{str(path)!r} {problem} no file that `jax.export` has written: {text}") from error
     call = jax.jit(exported.call)
 
     def run(inputs: PyTree) -> PyTree:

@@ -1,12 +1,11 @@
-"""Files that are read in pieces and written whole or not at all, and what files of other programs look like."""
+"""Files that are read in pieces, and what files of other programs look like."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import FileError, PackageError
+from ._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
 
@@ -39,6 +38,10 @@ class Source:
         self._file = file
         self._progress = progress
         self._shown = -1
+
+    def head(self) -> bytes:
+        """The first bytes of a file of which nothing has been read; they stay to be read."""
+        return self._file.peek(32)[:32]
 
     def take(self, number: int) -> bytes:
         """The next bytes."""
@@ -83,37 +86,42 @@ class Source:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write a file or directory under, which takes the path's place when nothing went wrong.
+def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
+    """Open a file to read all of it through one descriptor, so that what has been checked is what is read.
 
-    Until then what is there stays as it is. A directory is moved aside before its successor takes its place.
+    Raises:
+        FileError: It is no regular file, or has been changed meanwhile.
     """
-    # Short, since a name has an end.
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:32]}.", dir=path.parent))
-    new, old = folder / "new", folder / "old"
-    try:
-        yield new
-        if new.is_dir():
-            _replace_directory(path, new, old)
-        else:
-            with open(new, "rb+") as file:
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, new)
-            os.replace(new, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # A pipe would wait for somebody to write into it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise FileError(f"{str(path)!r} is no regular file.")
+        yield Source(file, path, progress)
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise FileError(f"{str(path)!r} has been changed while it was read.\nRead it again.")
 
 
-def _replace_directory(path: Path, new: Path, old: Path) -> None:
-    if path.exists():
-        os.rename(path, old)
+def named(path: Any) -> Path:
+    """The path that a user has named.
+
+    Raises:
+        ArgumentError: It is no name of a file.
+        FileError: The system cannot have such a name.
+    """
     try:
-        os.rename(new, path)
-    except OSError:
-        if old.exists():
-            os.rename(old, path)
-        raise
+        path = os.fsdecode(path)
+    except TypeError:
+        path = ""
+    if not path or "\0" in path:
+        raise ArgumentError("`path` must be the name of a file.")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise FileError(f"{path!r} is no name that a file can have here: {error.reason}.") from error
+    return Path(os.path.expanduser(path))
 
 
 def needed(module: str, package: str, purpose: str) -> ModuleType:
@@ -142,14 +150,13 @@ _MAGIC = {
 } | {bytes([0x80, protocol]): "a pickle of Python, which can run any code when it is read" for protocol in range(2, 6)}
 
 
-def kind_of(path: Path) -> str | None:
+def kind_of(source: Source) -> str | None:
     """What a file is by its first bytes, None where they do not tell."""
-    with open(path, "rb") as file:
-        head = file.read(32)
+    head = source.head()
     if not head:
         return "empty"
     # A header's length, then the header.
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= source.size:
         return SAFETENSORS
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 

@@ -20,8 +20,10 @@ import flax.serialization
 import msgpack
 import numpy as np
 
-from ._errors import FileError
-from ._files import Progress, Source
+from . import _dtypes, _limits
+from ._errors import FileError, VariablesError
+from ._files import Source
+from ._paths import SEPARATOR
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
@@ -29,10 +31,6 @@ Array = np.ndarray[Any, Any]
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 
-# No tree of variables comes near these. Without them a file could grow to a hundred times its size in memory.
-_DEEPEST = 100
-_MOST_NODES = 2**20
-_LONGEST_TEXT = 2**16
 # As NumPy has it.
 _MOST_DIMENSIONS = 64
 
@@ -54,9 +52,27 @@ _CONSTANTS: dict[int, tuple[str, Any]] = {
 
 
 def write(tree: PyTree, path: Path) -> None:
-    """Write nested dicts of arrays and numbers: the bytes are those of `flax.serialization.msgpack_serialize`."""
+    """Write nested dicts of arrays and numbers: the bytes are those of `flax.serialization.msgpack_serialize`.
+
+    Raises:
+        VariablesError: A name means something else in such a file.
+    """
+    marks = [f"  {_limits.printable(found)}" for found in _marks(tree, "")]
+    if marks:
+        raise VariablesError(
+            "A dict with this name is an array in pieces to Flax:\n" + "\n".join(marks) + "\nGive the weight another name."
+        )
     with open(path, "wb") as file:
         file.writelines(_pieces(tree))
+
+
+def _marks(tree: PyTree, prefix: str) -> Iterator[str]:
+    """Paths of names that Flax takes for the mark of an array in chunks."""
+    if isinstance(tree, Mapping):
+        for name, subtree in tree.items():
+            if name == _CHUNKED:
+                yield f"{prefix}{name}"
+            yield from _marks(subtree, f"{prefix}{name}{SEPARATOR}")
 
 
 def _pieces(tree: PyTree) -> Iterator[bytes]:
@@ -70,23 +86,21 @@ def _pieces(tree: PyTree) -> Iterator[bytes]:
         yield flax.serialization.msgpack_serialize(tree)
 
 
-def read(path: Path, progress: Progress | None = None) -> dict[Any, PyTree]:
+def read(source: Source) -> dict[Any, PyTree]:
     """Read nested dicts of arrays; numbers become arrays without dimensions.
 
     Raises:
         FileError: The file is truncated, or none that Flax has written.
     """
-    with open(path, "rb") as file:
-        source = Source(file, path, progress)
-        try:
-            tree = _Reader(source).tree()
-        except (TypeError, ValueError) as error:
-            # What is there is of another type, or number, than what belongs there.
-            raise source.damaged(str(error)) from error
-        if source.position < source.size:
-            raise source.damaged(f"{source.size - source.position} bytes follow after its end")
+    try:
+        tree = _Reader(source).tree()
+    except (TypeError, ValueError, OverflowError) as error:
+        # What is there is of another type, or number, than what belongs there.
+        raise source.damaged(str(error)) from error
+    if source.position < source.size:
+        raise source.damaged(f"{source.size - source.position} bytes follow after its end")
     if not isinstance(tree, dict):
-        raise FileError(f"{str(path)!r} holds no dict of variables, but one {type(tree).__name__}.")
+        raise FileError(f"{str(source.path)!r} holds no dict of variables, but one {type(tree).__name__}.")
     return tree
 
 
@@ -98,8 +112,10 @@ class _Reader:
     def tree(self, depth: int = 0) -> PyTree:
         """The next value, whatever it is."""
         self._nodes += 1
-        if depth > _DEEPEST or self._nodes > _MOST_NODES:
-            raise self._source.damaged(f"it nests deeper than {_DEEPEST} levels, or holds more than {_MOST_NODES} values")
+        if depth > _limits.DEEPEST or self._nodes > _limits.MOST_VALUES:
+            raise self._source.damaged(
+                f"it nests deeper than {_limits.DEEPEST} levels, or holds more than {_limits.MOST_VALUES} values"
+            )
         kind, number = self._header()
         if kind == "map":
             return self._map(number, depth)
@@ -140,7 +156,7 @@ class _Reader:
         return number
 
     def _text(self, length: int) -> str:
-        if length > _LONGEST_TEXT:
+        if length > _limits.LONGEST_NAME:
             raise self._source.damaged(f"a name has {length} bytes")
         return self._source.take(length).decode()
 
@@ -149,7 +165,9 @@ class _Reader:
         for _ in range(number):
             kind, key = self._header()
             key = self._text(key) if kind == "text" else key
-            if key == _CHUNKED and not result:
+            if key == _CHUNKED:
+                if result:
+                    raise self._source.damaged("an array in chunks has other parts before its mark")
                 return self._chunked(number)
             if kind not in ("text", "value") or type(key) not in (str, int) or key in result:
                 raise self._source.damaged(f"the name {key!r} in a dict is no text or integer, or is there twice")
@@ -180,10 +198,7 @@ class _Reader:
         if self._expect("list") != 3:
             raise self._source.damaged("an array has other parts than shape, dtype and bytes")
         shape = self._sizes([self._expect("value") for _ in range(self._expect("list"))])
-        name = self._text(self._expect("text"))
-        dtype = np.dtype(name)
-        if dtype.name != name or dtype.kind not in "biufcV" or dtype.fields or not dtype.itemsize:
-            raise self._source.damaged(f"{name[:60]!r} is no dtype of numbers")
+        dtype = _dtypes.named(self._text(self._expect("text")))
         length = self._expect("bytes")
         if math.prod(shape) * dtype.itemsize != length:
             raise self._source.damaged(f"an array of {dtype} and shape {shape} cannot have {length} bytes")

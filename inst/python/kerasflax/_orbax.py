@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from . import _limits, _replacing
 from ._errors import FileError, VariablesError
 from ._files import Progress, needed
+from ._paths import SEPARATOR
 
 PyTree = Any
 
 _MARK = "_METADATA"
+# What Orbax makes one name of the names above an array with.
+_JOINT = "."
 _PURPOSE = "An Orbax checkpoint, which is what a path without `.msgpack` or `.safetensors` stands for,"
 
 # Orbax reads what it is asked for at once, and needs twice its size meanwhile. Asking costs some 40 ms.
@@ -23,10 +29,17 @@ _BATCH = 2**25
 _CHUNK = 2**25
 # A compressor makes at most so much of a byte; a checkpoint that claims more lies.
 _MOST_COMPRESSION = 2**16
+# How often a checkpoint is read that others replace while it is read.
+_MOST_TRIES = 10
 
 
 def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
-    """Write nested dicts of arrays; by path, too, what they hold."""
+    """Write nested dicts of arrays; by path, too, what they hold.
+
+    Raises:
+        OSError: Orbax cannot write the folder.
+        VariablesError: The format has no place for a name or array.
+    """
     orbax = needed("orbax.checkpoint", "orbax-checkpoint", _PURPOSE)
     tensorstore = needed("tensorstore", "tensorstore", _PURPOSE)
     problems = []
@@ -41,17 +54,75 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
         raise VariablesError(
             "Orbax does not store such arrays:\n" + "\n".join(problems or ["  none at all"]) + "\nWrite `.msgpack`."
         )
-    with orbax.StandardCheckpointer() as checkpointer:
-        in_chunks = jax.tree.map(lambda _: orbax.SaveArgs(chunk_byte_size=_CHUNK), tree)
-        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree), save_args=in_chunks)
+    twins = _twins(_limits.names_of_leaves(tree))
+    if twins:
+        raise VariablesError(
+            f"Orbax joins names by {_JOINT!r}, and would keep one of two weights:\n"
+            + "\n".join(f"  {' and '.join(map(repr, pair))}" for pair in twins)
+            + "\nWrite `.msgpack`."
+        )
+    try:
+        with orbax.StandardCheckpointer() as checkpointer:
+            in_chunks = jax.tree.map(lambda _: orbax.SaveArgs(chunk_byte_size=_CHUNK), tree)
+            checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree), save_args=in_chunks)
+    except OSError:
+        raise
+    except Exception as error:
+        # Orbax and TensorStore have errors of any class, if the disk is full.
+        raise OSError(_first_line(error)) from error
+
+
+def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Pairs of weights, by path, that Orbax keeps under one name."""
+    first: dict[str, str] = {}
+    twins = []
+    for names in leaves:
+        path = SEPARATOR.join(names)
+        other = first.setdefault(_JOINT.join(names), path)
+        if other is not path:
+            twins.append((other, path))
+    return twins
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
     """Read nested dicts of arrays, without being told what to expect.
 
+    A checkpoint that has been replaced meanwhile is read again, so that what is returned is of one of them.
+
     Raises:
         FileError: The directory holds no checkpoint, or a damaged one.
     """
+    for _ in range(_MOST_TRIES):
+        _replacing.finish(Path(os.path.realpath(path)))
+        before = _identity(path)
+        try:
+            tree = _read_once(path, progress)
+        except FileError:
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return tree
+    raise FileError(f"{str(path)!r} is replaced again and again while it is read.")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What no two checkpoints at a path have in common."""
+    try:
+        return tuple(n for each in (path, path / _MARK) for n in _identity_of(os.stat(each)))
+    except OSError:
+        return ()
+
+
+def _identity_of(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
     if not is_checkpoint(path):
         inside = sorted(str(mark.parent) for mark in _marks(path))
         hint = (
@@ -66,7 +137,9 @@ def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
     except (FileError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise FileError(f"{str(path)!r} is damaged, or an Orbax checkpoint of another kind: {error}") from error
+        raise FileError(
+            f"{str(path)!r} is damaged, or an Orbax checkpoint of another kind: {_limits.printable(str(error))}"
+        ) from error
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -86,7 +159,13 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise FileError(f"{str(path)!r} is damaged: a file in it is missing, or cannot be read.")
+        problem = _limits.problem_of_tree(metadata.tree)
+        if problem:
+            raise FileError(f"{str(path)!r} is damaged: {problem}.")
         known, treedef = jax.tree.flatten(metadata.tree)
+        twins = _twins(_limits.names_of_leaves(metadata.tree))
+        if twins:
+            raise FileError(f"{str(path)!r} has one array for two weights: {' and '.join(map(repr, twins[0]))}.")
         sizes = [_bytes(entry) for entry in known]
         if sum(sizes) > _MOST_COMPRESSION * present:
             raise FileError(f"{str(path)!r} is damaged: {present} bytes cannot hold arrays of {sum(sizes)} bytes.")
@@ -107,11 +186,30 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
 
 def _present(path: Path) -> int:
     """The bytes that are there, once nothing is there that has no end."""
-    files = [file for file in path.rglob("*") if not file.is_dir()]
-    for file in files:
-        if not file.is_file():
-            raise FileError(f"{str(path)!r} is damaged: {str(file.relative_to(path))!r} in it is no file.")
-    return sum(file.stat().st_size for file in files)
+    total = 0
+    folders = [path]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                    continue
+                # A link to a file may be: caches of downloads consist of them. One to a folder may lead anywhere.
+                size = _size_of(entry)
+                if size is None:
+                    inside = os.path.relpath(entry.path, path)
+                    raise FileError(f"{str(path)!r} is damaged: {inside!r} in it is no file.")
+                total += size
+    return total
+
+
+def _size_of(entry: os.DirEntry[str]) -> int | None:
+    """The size of a regular file, None for anything else."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _is_overfilled(entry: Any) -> bool:

@@ -89,7 +89,7 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
         new = targets[old] = rename(old)
         if new is None:
             continue
-        if not isinstance(new, str) or not new:
+        if not isinstance(new, str) or not (new or new == old):
             raise ArgumentError(f"`rename` must give a path, or None to leave a weight out; for {old!r} it gave {new!r}.")
         if new in sources:
             raise ArgumentError(f"`rename` sends two weights to {new!r}: {sources[new]!r} and {old!r}.")

@@ -1,11 +1,14 @@
 """Files of safetensors: the package checks a file's header and writes files; the arrays are read here.
 
 The package's own reading maps the file into memory and copies it, which counts twice, and it knows no 8-bit floats in NumPy.
+It opens the file by its name: what it has checked may be another file than the one that is read, so that all of the header is
+checked here as well.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ._errors import FileError, VariablesError
-from ._files import Progress, Source, needed
+from . import _limits
+from ._errors import ArgumentError, FileError, VariablesError
+from ._files import Source, needed
 
 Array = np.ndarray[Any, Any]
 
@@ -30,11 +34,24 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
         "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     }.items()
 }
+# As the package has it.
+_LONGEST_HEADER = 10**8
+# Whose files name tied weights in their metadata: those of PyTorch, which need not say so.
+_NAMING_TIES = ("pt", None)
+_FORMAT = "format"
+_Entry = tuple[str, list[int], tuple[int, int]]
 
 
 def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write arrays by path."""
+    """Write arrays by path.
+
+    Raises:
+        ArgumentError: A text in the metadata would be taken for something else.
+        OSError: The package cannot write the file.
+        VariablesError: The format has no place for a name or dtype.
+    """
     package = needed("safetensors.numpy", "safetensors", "A `.safetensors` file")
+    errors = needed("safetensors", "safetensors", "A `.safetensors` file")
     unknown = [f"  {path}: {array.dtype}" for path, array in arrays.items() if array.dtype not in _DTYPES.values()]
     if unknown or _METADATA in arrays:
         raise VariablesError(
@@ -42,45 +59,109 @@ def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) 
             if unknown
             else f"A `.safetensors` file has another use for the name {_METADATA!r}.\nWrite `.msgpack`."
         )
+    # "flax", since some readers ask by what the file was written.
+    metadata = {_FORMAT: "flax", **metadata}
+    ties = _ties(metadata, arrays)
+    if ties:
+        raise ArgumentError(
+            "In `metadata` a text that is the path of a weight makes its name a tied weight, in a file of PyTorch:\n"
+            + "\n".join(f"  {name}: {kept}" for name, kept in ties.items())
+            + "\nGive another text, or leave `format` out."
+        )
     # Newer versions of the package make files that their owner alone can read.
     path.touch()
     mode = path.stat().st_mode
     # The package writes memory as it lies, whatever its order.
     rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    # "flax", since some readers ask by what the file was written.
-    package.save_file(rows, path, {"format": "flax", **metadata})
+    try:
+        package.save_file(rows, path, metadata)
+    except errors.SafetensorError as error:
+        # The package has no other error, if the disk is full.
+        raise OSError(str(error)) from error
     path.chmod(mode)
 
 
-def read(path: Path, progress: Progress | None = None) -> dict[str, Array]:
+def read(source: Source) -> dict[str, Array]:
     """Read arrays by the names that they have in the file.
 
-    Of tied weights a file may hold one, and name the others in its metadata: they become the same array.
+    Of tied weights a file of PyTorch may hold one, and name the others in its metadata: they become the same array.
 
     Raises:
         FileError: The file is damaged, or no safetensors file.
     """
     package = needed("safetensors", "safetensors", "A `.safetensors` file")
+    path = source.path
     try:
         with package.safe_open(path, framework="np"):
             pass
     except package.SafetensorError as error:
         raise FileError(f"{str(path)!r} is damaged, or no safetensors file: {error}.") from error
-    with open(path, "rb") as file:
-        source = Source(file, path, progress)
-        length = int.from_bytes(source.take(8), "little")
-        header = json.loads(source.take(length))
-        metadata = header.pop(_METADATA, None) or {}
-        unknown = [f"  {name}: {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in _DTYPES]
-        if unknown:
-            raise FileError(f"{str(path)!r} holds weights of dtypes that NumPy does not have:\n" + "\n".join(unknown))
-        arrays = {}
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            source.skip_to(8 + length + entry["data_offsets"][0])
-            try:
-                arrays[name] = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
-            except ValueError as error:
-                raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
-            source.fill(arrays[name])
-    tied = {name: arrays[kept] for name, kept in metadata.items() if kept in arrays and name not in arrays}
+    header, metadata = _header(source)
+    unknown = [f"  {name}: {dtype}" for name, (dtype, _, _) in header.items() if dtype not in _DTYPES]
+    if unknown:
+        raise FileError(f"{str(path)!r} holds weights of dtypes that NumPy does not have:\n" + "\n".join(unknown))
+    start, end, arrays = source.position, 0, {}
+    for name, (dtype, shape, offsets) in sorted(header.items(), key=lambda item: item[1][2]):
+        size = math.prod(shape) * _DTYPES[dtype].itemsize
+        if offsets != (end, end + size):
+            raise source.damaged(f"{name!r} lies at the bytes {list(offsets)}, where {[end, end + size]} are expected")
+        end += size
+        source.check(start + end - source.position)
+        try:
+            arrays[name] = np.empty(shape, _DTYPES[dtype])
+        except ValueError as error:
+            raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
+        source.fill(arrays[name])
+    if source.position != source.size:
+        raise source.damaged(f"{source.size - source.position} bytes follow after its end")
+    tied = {name: arrays[kept] for name, kept in _ties(metadata, arrays).items()}
     return {name: arrays[name] for name in header} | tied
+
+
+def _ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict[str, str]:
+    """Of each weight that a file names in its metadata alone, the weight that it is."""
+    if metadata.get(_FORMAT) not in _NAMING_TIES:
+        return {}
+    named = {name: kept for name, kept in metadata.items() if name != _FORMAT and name not in arrays}
+    return {name: kept for name, kept in named.items() if kept in arrays}
+
+
+def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Dtype, shape and place of each array, and the metadata; the arrays come next."""
+    length = int.from_bytes(source.take(8), "little")
+    if length > _LONGEST_HEADER:
+        raise source.damaged(f"its header has {length} bytes")
+    text = source.take(length)
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        metadata = header.pop(_METADATA, None) or {}
+        if not (isinstance(metadata, dict) and all(isinstance(part, str) for item in metadata.items() for part in item)):
+            raise ValueError("its metadata are no texts")
+        entries = {name: _entry(name, entry) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise source.damaged(f"its header cannot be read: {error}") from error
+    problem = _limits.problem_of_paths([*entries, *metadata])
+    if problem:
+        raise source.damaged(problem)
+    return entries, metadata
+
+
+def _entry(name: str, entry: Any) -> _Entry:
+    # Lone surrogates, which JSON can write, are in no name that others read.
+    name.encode()
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets]
+    if not (isinstance(dtype, str) and len(offsets) == 2 and all(type(n) is int and 0 <= n < 2**63 for n in numbers)):
+        raise ValueError(f"{name!r} has no dtype, shape and offsets")
+    return dtype, list(shape), (offsets[0], offsets[1])
+
+
+def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) < len(items):
+        raise ValueError("a name is there twice")
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")

@@ -8,6 +8,7 @@ the structure that went in. Every array has a name, its path: `params/Dense_0/ke
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -43,20 +44,29 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     paths = _paths([keys for keys, _ in flat])
     named = dict(zip(paths, [leaf for _, leaf in flat], strict=True))
     if len(named) < len(flat):
-        twice = next(path for path in paths if paths.count(path) > 1)
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise StateError(f"Two variables have the path {twice}: a name in the module has a {SEPARATOR!r} in it. Rename one.")
     return named
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
     """Nested dicts of leaves by path. Where a path lies below that of a leaf, the rest of it is one name."""
+    # Name by name, since joining the names above each one takes the square of a path's length.
+    above: dict[str, Any] = {}
+    for path in leaves:
+        node = above
+        for name in path.split(SEPARATOR):
+            node = node.setdefault(name, {})
+        # No name has a separator in it.
+        node[SEPARATOR] = True
     result: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
         names = path.split(SEPARATOR)
-        node, depth = result, 0
-        while depth < len(names) - 1 and SEPARATOR.join(names[: depth + 1]) not in leaves:
+        node, known, depth = result, above[names[0]], 0
+        while depth < len(names) - 1 and SEPARATOR not in known:
             node = node.setdefault(names[depth], {})
             depth += 1
+            known = known[names[depth]]
         node[SEPARATOR.join(names[depth:])] = leaf
     return result
 
@@ -242,7 +252,8 @@ def fitted_by_path(
 
     Without `place` NumPy's arrays stay NumPy's, and share their memory.
     """
-    arrays = {without_box(path, expected): value for path, value in arrays.items()}
+    shorter = unboxed(arrays, expected)
+    arrays = {shorter[path]: value for path, value in arrays.items()}
     others = dict(others or {})
     problems = [f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()]
     deleted = [path for path, value in arrays.items() if _is_deleted(value)]
@@ -252,6 +263,9 @@ def fitted_by_path(
         missing = (path for path in expected if path not in arrays and path not in others)
         problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in missing]
     collections = {collection_of(path) for path in expected}
+    # Of a file that does not fit; where all is as expected nothing is asked of it.
+    surplus = any(path not in expected for path in arrays)
+    above = {path[:end] for path in expected for end, part in enumerate(path) if part == SEPARATOR} if surplus else set()
     result = {}
     for path, value in arrays.items():
         if path in others:
@@ -259,8 +273,7 @@ def fitted_by_path(
         if path not in expected:
             collection = collection_of(path)
             if partial or collection in collections or collection == path or fixed_shape(path):
-                is_above = any(other.startswith(f"{path}{SEPARATOR}") for other in expected)
-                what_is_there = "has weights below it" if is_above else "not in the module"
+                what_is_there = "has weights below it" if path in above else "not in the module"
                 problems.append(f"{path}: {what_is_there}, got {_shown(np.asarray(value))}")
             else:
                 result[path], problem = _moved(path, value, False, place)
@@ -292,6 +305,17 @@ def without_box(path: str, expected: Container[str]) -> str:
     while short not in expected and short.endswith(f"{SEPARATOR}value"):
         short = short.removesuffix(f"{SEPARATOR}value")
     return short if short in expected else path
+
+
+def unboxed(paths: Collection[str], expected: Container[str]) -> dict[str, str]:
+    """Of each path the one without a box (see `without_box`), unless another weight has that path."""
+    result: dict[str, str] = {}
+    taken = set(paths)
+    for path in paths:
+        short = without_box(path, expected)
+        result[path] = path if short in taken else short
+        taken.add(result[path])
+    return result
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -1,0 +1,35 @@
+"""Dtypes by name, looked up and not parsed: NumPy reads more into a text than a name, and fails in ways of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+def _known() -> Mapping[str, np.dtype[Any]]:
+    signed = [np.int8, np.int16, np.int32, np.int64]
+    unsigned = [np.uint8, np.uint16, np.uint32, np.uint64]
+    floats = [np.float16, np.float32, np.float64, np.longdouble]
+    # Among them the functions `finfo` and `iinfo`.
+    small = [dtype for dtype in vars(ml_dtypes).values() if isinstance(dtype, type) and issubclass(dtype, np.generic)]
+    kinds = [np.bool_, *signed, *unsigned, *floats, np.complex64, np.complex128, np.clongdouble, *small]
+    return {np.dtype(kind).name: np.dtype(kind) for kind in kinds}
+
+
+_DTYPES = _known()
+
+
+def named(name: object) -> np.dtype[Any]:
+    """The dtype of numbers that has a name, which may come from a file.
+
+    Raises:
+        ValueError: No dtype of numbers has it.
+    """
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        text = repr(name)
+        raise ValueError(f"{text if len(text) <= 60 else text[:57] + '...'} is no dtype of numbers")
+    return dtype

@@ -1,0 +1,204 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kerasflax import _replacing, read_variables, write_variables
+
+OLD, NEW = {"a": np.zeros(3, np.float32)}, {"a": np.ones(3, np.float32)}
+SOURCE = Path(__file__).parents[2] / "inst/python"
+
+
+@pytest.fixture
+def quick_folder():
+    """In memory where the system has such a place, since a thousand writers wait for the disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def run(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+
+
+def without_exchange(monkeypatch):
+    monkeypatch.setattr(_replacing, "_exchange", lambda: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a writer is killed in a process of its own")
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+@pytest.mark.parametrize("kind", ["file", "folder", "journal"])
+def test_a_writer_that_is_stopped_at_any_call_leaves_the_old_or_the_new_one_whole(kind, how, quick_folder):
+    name = "w.msgpack" if kind == "file" else "w"
+    for which, tree in (("old", OLD), ("new", NEW)):
+        (quick_folder / which).mkdir()
+        write_variables(tree, quick_folder / which / name)
+    done = run(Path(__file__).with_name("stops.py"), kind, how, quick_folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["old"] > 50
+    assert result["new"] > 10
+    assert (result["missing"] > 0) == (kind == "journal" and how == "kill")
+    for state in result["states"]:
+        value = read_variables(Path(state, name))["a"]
+        assert value.tolist() in ([0] * 3, [1] * 3), state
+
+
+STRACED = """
+import os, signal, sys
+import numpy as np
+from kerasflax import write_variables
+write_variables({"a": np.ones(3, np.float32)}, sys.argv[2])
+for number in range(1, 1000):
+    process = os.fork()
+    if not process:
+        signal.raise_signal(signal.SIGSTOP)
+        write_variables({"a": np.ones(3, np.float32)}, sys.argv[1])
+        os._exit(0)
+    os.waitpid(process, os.WUNTRACED)
+    inject = f"inject=%file,%desc:signal=KILL:when={number}"
+    tracer = os.posix_spawn("/usr/bin/env", ["env", "strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(process)], os.environ)
+    while "TracerPid:\\t0" in open(f"/proc/{process}/status").read():
+        assert os.waitpid(tracer, os.WNOHANG) == (0, 0), "strace cannot trace"
+    os.kill(process, signal.SIGCONT)
+    _, status = os.waitpid(process, 0)
+    os.waitpid(tracer, 0)
+    print(number, status, flush=True)
+    sys.stdin.readline()
+    if os.WIFEXITED(status):
+        break
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_file_whole(quick_folder):
+    path, other = quick_folder / "w.msgpack", quick_folder / "other.msgpack"
+    write_variables(OLD, path)
+    old = path.read_bytes()
+    write_variables(NEW, other)
+    new = other.read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    found = []
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", STRACED, path, other],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            assert path.read_bytes() in (old, new), line
+            found.append(path.read_bytes() == new)
+            path.write_bytes(old)
+            process.stdin.write("\n")
+            process.stdin.flush()
+        error = process.stderr.read()
+    if "strace" in error:
+        pytest.skip("strace cannot trace here")
+    assert process.returncode == 0, error
+    assert found == sorted(found)
+    assert found[-1]
+    assert sum(not each for each in found) > 10
+    write_variables(NEW, path)
+    assert sorted(os.listdir(quick_folder)) == ["other.msgpack", "w.msgpack"]
+
+
+@pytest.mark.parametrize("name", ["w.msgpack", "w"])
+def test_a_writer_that_lives_keeps_what_it_has_written(name, tmp_path):
+    write_variables(OLD, tmp_path / name)
+    code = """
+import sys
+from pathlib import Path
+from kerasflax import _replacing
+with _replacing.replacing(Path(sys.argv[1])) as new:
+    print(new, flush=True)
+    sys.stdin.readline()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / name], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        staged = Path(process.stdout.readline().strip())
+        write_variables(OLD, staged)
+        write_variables(NEW, tmp_path / name)
+        np.testing.assert_array_equal(read_variables(staged)["a"] if name == "w" else OLD["a"], OLD["a"])
+        assert staged.exists()
+        process.kill()
+    write_variables(NEW, tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(has_exchange, tmp_path, monkeypatch):
+    if not has_exchange:
+        without_exchange(monkeypatch)
+    path = tmp_path / "w"
+    write_variables(OLD, path)
+    shutil.copytree(path, tmp_path / "new")
+    seen = []
+    rename, exchanged = os.rename, _replacing._exchanged
+
+    def look(*arguments, call):
+        result = call(*arguments)
+        if path.name in (Path(arguments[0]).name, Path(arguments[1]).name):
+            seen.append(read_variables(path)["a"].tolist())
+        return result
+
+    monkeypatch.setattr(os, "rename", lambda *arguments: look(*arguments, call=rename))
+    monkeypatch.setattr(_replacing, "_exchanged", lambda *arguments: look(*arguments, call=exchanged))
+    write_variables(NEW, path)
+    assert seen
+    assert all(value in ([0] * 3, [1] * 3) for value in seen)
+    assert seen[-1] == [1] * 3
+    assert sorted(os.listdir(tmp_path)) == ["new", "w"]
+
+
+def test_a_folder_that_cannot_be_moved_into_place_brings_the_old_one_back(tmp_path, monkeypatch):
+    without_exchange(monkeypatch)
+    path = tmp_path / "w"
+    write_variables(OLD, path)
+    rename = os.rename
+
+    def fail(source, target):
+        if Path(source).name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="cannot be written"):
+        write_variables(NEW, path)
+    assert os.listdir(tmp_path) == ["w"]
+    assert read_variables(path)["a"].tolist() == [0] * 3
+
+
+def test_a_file_system_without_locks_loses_nothing(tmp_path, monkeypatch):
+    if _replacing.fcntl is None:
+        pytest.skip("there are no locks anyway")
+
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    left_over = Path(tempfile.mkdtemp(prefix=_replacing._prefix(tmp_path / "w.msgpack"), dir=tmp_path))
+    monkeypatch.setattr(_replacing.fcntl, "flock", refuse)
+    write_variables(NEW, tmp_path / "w.msgpack")
+    # Nobody can tell whether its writer lives.
+    assert sorted(os.listdir(tmp_path)) == sorted([left_over.name, "w.msgpack"])
+    monkeypatch.undo()
+    write_variables(NEW, tmp_path / "w.msgpack")
+    assert os.listdir(tmp_path) == ["w.msgpack"]
+
+
+def test_a_system_without_locks_takes_an_open_file_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(_replacing, "fcntl", None)
+    left_over = Path(tempfile.mkdtemp(prefix=_replacing._prefix(tmp_path / "w.msgpack"), dir=tmp_path))
+    (left_over / "lock").touch()
+    write_variables(NEW, tmp_path / "w.msgpack")
+    assert os.listdir(tmp_path) == ["w.msgpack"]
