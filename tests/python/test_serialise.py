@@ -1319,6 +1319,39 @@ def test_a_hostile_form_is_refused():
             Form.from_config({"model": [model, 0], "positions": [0]})
 
 
+@pytest.mark.parametrize(
+    "model", [{"dict": [[1, 0], ["a", 1]]}, {"set": [0, 1]}, {"tuple": [0, 0.5]}, 3, [0, {"dict": {"a": "b"}}]]
+)
+def test_a_form_of_what_jax_cannot_take_apart_is_refused(model):
+    for config in (
+        {"model": model, "positions": [0, 1]},
+        [model],
+        "text",
+        {"model": model},
+        {"model": [0, 1], "positions": ["a", 1]},
+    ):
+        with pytest.raises(ConfigError, match="form"):
+            Form.from_config(config)
+
+
+def test_a_config_that_is_none_is_refused():
+    for config in (None, [], "text", [["module", 1]]):
+        with pytest.raises(ConfigError):
+            FlaxLayer.from_config(config)
+        with pytest.raises(ConfigError):
+            FlaxLayer(nn.Dense(1)).build_from_config(config)
+
+
+def test_many_modules_of_one_class_are_read_in_time():
+    class Small(nn.Module):
+        value: int = 0
+
+    nodes = [{"object": f"{__name__}:{Small.__qualname__}", "fields": {"value": i}} for i in range(3000)]
+    begin = time.perf_counter()
+    assert [module.value for module in from_config(nodes, "it")] == list(range(3000))
+    assert time.perf_counter() - begin < 10
+
+
 def test_errors_are_short_whatever_the_file_says():
     long = "x" * 10**6
     nodes = [

@@ -19,7 +19,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from . import _arguments, _lazy, _paths, _plan, _rng, _serialise, _store, _variables
+from . import _arguments, _paths, _plan, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
 from ._errors import (
     ArgumentError,
@@ -536,7 +536,7 @@ class FlaxLayer(keras.layers.Layer):
         Raises:
             ConfigError: It is no such description, or of a later version, or names a class that is not there.
         """
-        config = dict(config)
+        config = dict(_serialise.checked(config, Mapping, "The layer"))
         version = config.pop("format_version", None)
         if type(version) is not int or version != _FORMAT_VERSION:
             raise ConfigError(
@@ -572,7 +572,7 @@ class FlaxLayer(keras.layers.Layer):
         module = plan.make()
         if not is_module(module):
             raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
-        _serialise.checked_method(method, _lazy.class_of(module) if _lazy.is_made(module) else type(module))
+        _serialise.checked_method(method, module)
         layer = cls(module, method, **config, **{name: make() for name, make in makers.items()})
         layer._memory.method_config = method_config
         layer._memory.frozen, layer._memory.given_specs = frozen, given
@@ -587,7 +587,7 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for such an input."""
-        config = dict(config)
+        config = _serialise.checked(config, Mapping, "The input")
         spec = _serialise.checked_spec(config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True)
         self._memory.input_dtypes = spec.dtype
         self.build(spec.shape)

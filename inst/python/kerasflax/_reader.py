@@ -103,16 +103,13 @@ def listed(nodes: Any, place: Any) -> list[Any]:
 
 def checked_dtype(name: Any, place: Any) -> np.dtype[Any]:
     """The dtype of a name."""
-    found = None
-    if isinstance(name, str) and name.isidentifier():
-        try:
-            found = jnp.dtype(name)
-        except TypeError:
-            # No dtype has that name.
-            found = None
-    if found is None or found.name != name or not is_of_numbers(found):
-        raise wrong(place, name, " is no dtype of numbers")
-    return found
+    if isinstance(name, str):
+        for reference in (f"jax.numpy:{name}", *(f"numpy:{each}" for each in _allowed.NUMBER_TYPES["numpy"].split())):
+            scalar = _names.number_type_named(reference) or _names.function_named(reference)
+            dtype = None if scalar is None else getattr(scalar, "dtype", scalar)
+            if isinstance(dtype, (np.dtype, type)) and np.dtype(dtype).name == name:
+                return np.dtype(dtype)
+    raise wrong(place, name, " is no dtype of numbers")
 
 
 def is_of_numbers(dtype: Any) -> bool:
@@ -182,6 +179,8 @@ def named_function(node: Mapping[str, Any], place: Any) -> Any:
             f"{place} is the function {shown(name)} of the session, which is not there.\n"
             "Run the code that defines it first, or give it in `custom_objects`."
         )
+    if isinstance(found, type) or not callable(found):
+        raise wrong(place, node, " is no function")
     return found
 
 
@@ -369,7 +368,7 @@ class _Reader:
                     raise wrong(place, plan.node, " is no data, and a function of the list takes nothing else from a file")
         elif function.tag == CLASS and "type" in function.node:
             kind = function.make()
-            found = _names.Found(kind)
+            found = self._names.of(kind)
             if is_dataclass(kind):
                 names = [field.name for field in dataclasses.fields(kind) if field.init and not field.kw_only]
                 if len(arguments) > len(names):
@@ -386,7 +385,7 @@ class _Reader:
         found = self._class(node["object"], is_dataclass, place)
         fields = self._fields(node.get("fields", {}), place, depth)
         self._check_fields(found, fields, place)
-        tag = MODULE if _names.is_module_class(found.kind) else TRUSTED if found.is_given else HOLDER
+        tag = MODULE if found.is_module else TRUSTED if found.is_given else HOLDER
         return Plan(node, found.kind, tag, _call(found.kind, [], fields, place), [*fields.values()])
 
     def read_named_tuple(self, node: Any, place: Place, depth: int) -> Plan:
@@ -433,7 +432,7 @@ class _Reader:
 
     def _check_fields(self, found: _names.Found, fields: Mapping[str, Plan], place: Place, *, is_partial: bool = False) -> None:
         """Check the fields of a dataclass by their names, roles and declared types."""
-        kind, is_module = found.kind, _names.is_module_class(found.kind)
+        kind, is_module = found.kind, found.is_module
         known: Mapping[str, dataclasses.Field[Any]] = kind.__dataclass_fields__  # type: ignore[attr-defined]
         declared = self._types_of(kind)
         parts: frozenset[str] = frozenset() if found.owner is None else frozenset(_fields_of(found.owner))
@@ -485,7 +484,7 @@ class _Reader:
         if not parameters:
             return
         declared = of_arguments(factory, parameters)
-        owner = _names.Found(factory).owner if isinstance(factory, type) else None
+        owner = self._names.of(factory).owner if isinstance(factory, type) else None
         has_roles = owner is not None and factory.__init__ is owner.__init__  # type: ignore[misc]
         by_kind = {parameter.kind: name for name, parameter in parameters.items()}
         positional = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

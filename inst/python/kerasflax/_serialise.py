@@ -62,7 +62,7 @@ from ._reader import (
 )
 from ._trace import Spec
 
-__all__ = ["from_config", "listed", "planned"]
+__all__ = ["checked", "from_config", "listed", "planned"]
 
 Json = Any
 
@@ -351,7 +351,7 @@ def method_from_config(node: Json) -> Any:
     return named_function(checked(node, Mapping, "method"), "`method`")
 
 
-def checked_method(method: Any, kind: type) -> None:
+def checked_method(method: Any, module: Any) -> None:
     """Refuse the name of a method that no class below Flax's own base class has written for callers.
 
     Raises:
@@ -359,6 +359,7 @@ def checked_method(method: Any, kind: type) -> None:
     """
     if not isinstance(method, str) or method == "__call__":
         return
+    kind = _lazy.class_of(module) if _lazy.is_made(module) else type(module)
     bases = [base for base in mro(kind) if is_base(base)]
     owner = next((base for base in mro(kind) if method in vars(base)), None)
     if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):
