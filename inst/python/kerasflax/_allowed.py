@@ -194,7 +194,11 @@ DATA = "data"
 @functools.cache
 def _found(names: str, namespace: str) -> Mapping[str, Any]:
     """The objects of names in a namespace, of those that are there. Read as it is, a namespace imports nothing else."""
-    held = vars(importlib.import_module(namespace))
+    try:
+        held = vars(importlib.import_module(namespace))
+    except ImportError:
+        # Other versions have it elsewhere.
+        held = {}
     return MappingProxyType({name: held[name] for name in names.split() if name in held})
 
 

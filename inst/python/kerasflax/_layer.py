@@ -287,9 +287,10 @@ class FlaxLayer(keras.layers.Layer):
         return dict(zip(sorted(expected), arrays, strict=True))
 
     def _apply_by_pattern(self, attribute: str, values: Mapping[str, Any]) -> None:
+        variables, paths = self.variables_by_path, self.trainable_paths
         for pattern, value in values.items():
-            for path in _paths.matched(pattern, self.trainable_paths):
-                setattr(self.variables_by_path[path], attribute, value)
+            for path in _paths.matched(pattern, paths):
+                setattr(variables[path], attribute, value)
 
     def _path_is_trainable(self, path: str) -> bool:
         return self._adapter.trainable(_variables.collection_of(path))
@@ -555,8 +556,8 @@ class FlaxLayer(keras.layers.Layer):
             raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
         method_config = config.pop("method", None)
         method = _serialise.method_from_config(method_config)
-        for name, kind in (("autocast", bool), ("trainable", bool), ("name", str)):
-            if config.get(name) is not None and not isinstance(config[name], kind):
+        for name, kind in (("autocast", bool), ("trainable", bool), ("name", str | None)):
+            if name in config and not isinstance(config[name], kind):
                 raise ConfigError(f"`{name}` is described wrongly: {_plan.shown(config[name])}.")
         frozen = tuple(_serialise.checked_names(config.pop("frozen", []), "frozen"))
         given = _serialise.checked_specs(config.pop("given", {}), "given")

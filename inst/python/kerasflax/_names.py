@@ -269,6 +269,7 @@ def _there(namespace: str, name: str) -> Any:
 def _where_it_was(namespace: str, name: str) -> str:
     """Of a class that is not found, where it was defined, and the line to type."""
     short = name.rpartition(".")[2][:80]
+    short = short if short.isidentifier() else "Name"
     give = f"give the class: `custom_objects={{{short!r}: {short}}}`."
     if namespace in _SESSIONS:
         return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"

@@ -138,7 +138,8 @@ def checked_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any
 
 def custom_objects(name: str) -> str:
     """What to type, to give a function that makes a module."""
-    return f"custom_objects={{{name!r:.80}: make_{name.lower():.80}}}"
+    shown_name = name[:80] if name.isidentifier() else "module"
+    return f"custom_objects={{{shown_name!r}: make_{shown_name.lower()}}}"
 
 
 # Functions of the session, and registered ones --------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class _Reader:
 
     def _fields(self, nodes: Any, place: Place, depth: int) -> dict[str, Plan]:
         fields = checked(nodes, Mapping, place).items()
-        return {checked(name, str, place): self.plan(node, place + f".{name:.60}", depth + 1) for name, node in fields}
+        return {checked(name, str, place): self.plan(node, place + _part(name), depth + 1) for name, node in fields}
 
     # Values
 
@@ -354,7 +355,7 @@ class _Reader:
             if key not in parameters:
                 raise ConfigError(f"{place} cannot be made as it is described: {name} has no argument {shown(key)}.")
             if not (plays(plan, _allowed.FUNCTION) if key == "fn" else plan.is_data):
-                raise wrong(place + f".{key}", plan.node)
+                raise wrong(place + _part(key), plan.node)
         return Plan(node, types.FunctionType, FUNCTION, _call(factory, [], arguments, place))
 
     def read_partial(self, node: Any, place: Place, depth: int) -> Plan:
@@ -376,7 +377,7 @@ class _Reader:
                 self._check_fields(found, dict(zip(names, arguments, strict=False)) | keywords, place, is_partial=True)
             else:
                 self._check_arguments(kind, arguments, keywords, place)
-        elif function.tag != TRUSTED or not callable(function.make()):
+        elif function.tag != TRUSTED or "config" in function.node or not callable(function.value):
             raise wrong(place, function.node, " is no function of which a part may be given")
         tag = {CLASS: CLASS, TRUSTED: TRUSTED}.get(function.tag, FUNCTION)
         return Plan(node, functools.partial, tag, _call(functools.partial, [function, *arguments], keywords, place), arguments)
@@ -438,7 +439,7 @@ class _Reader:
         parts: frozenset[str] = frozenset() if found.owner is None else frozenset(_fields_of(found.owner))
         has_own_constructor = not _names.is_written_constructor(kind)
         for name, plan in fields.items():
-            here = place + f".{name:.60}"
+            here = place + _part(name)
             if name not in known or not known[name].init or name.startswith("__"):
                 if has_own_constructor and name not in known and not name.startswith("_"):
                     continue
@@ -495,7 +496,7 @@ class _Reader:
             if name is None:
                 maker = f"{getattr(factory, '__name__', 'what makes it')!s:.80}"
                 raise ConfigError(f"{place} cannot be made as it is described: {maker} has no such argument.")
-            here = place + f".{name:.60}"
+            here = place + _part(name)
             if name == _lazy.RNGS and plan.node is not None:
                 raise wrong(here, plan.node)
             if has_roles:
@@ -503,6 +504,11 @@ class _Reader:
             default = parameters[name].default
             if not (plan.kind is types.NoneType and default is None):
                 _check_type(plan, declared.get(name, ()), here)
+
+
+def _part(name: Any) -> str:
+    """A field in a place; what could not be one is quoted."""
+    return f".{name:.60}" if isinstance(name, str) and name.isidentifier() else f"[{shown(name)}]"
 
 
 def _fields_of(owner: type) -> Sequence[str]:
