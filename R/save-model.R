@@ -10,8 +10,8 @@
 #' # What is in the file
 #' Of each Flax module its class and its fields, in JSON that a person can read, and its weights by path. There is no code in it
 #' and nothing that could be run. A module's fields may hold numbers, strings, `NULL`, arrays, dtypes, lists, tuples and dicts,
-#' modules, classes of modules, functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, initializers, and the dataclasses and
-#' enums that the declared type of a field names.
+#' modules, classes of modules, functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, initializers, and the
+#' dataclasses and enums that the declared type of a field names.
 #'
 #' # What has to be there to load it
 #' The class of the module. A module made of parts of `flax$linen` needs nothing. Of a Python package, import it first. Where

@@ -1114,7 +1114,12 @@ def test_nothing_is_made_of_a_description_that_ends_wrongly():
     assert "module" in made
     assert "registered" in made
     made.clear()
-    for wrong in ({"function": "os:system"}, {"set": [right[1]]}, {"dict": [[right[1], 1]]}, {"partial": right[0]}):
+    for wrong in (
+        {"function": "os:system"},
+        {"set": [right[1]]},
+        {"dict": [[right[1], 1]]},
+        *({"partial": node} for node in right),
+    ):
         with pytest.raises(ConfigError):
             from_config([*right, wrong], "it")
     config = FlaxLayer(nn.Dense(1)).get_config() | {"module": right[0]}
@@ -1317,6 +1322,64 @@ def test_a_hostile_form_is_refused():
     ):
         with pytest.raises(ConfigError):
             Form.from_config({"model": [model, 0], "positions": [0]})
+
+
+@pytest.mark.parametrize(
+    "model", [{"dict": [[1, 0], ["a", 1]]}, {"set": [0, 1]}, {"tuple": [0, 0.5]}, 3, [0, {"dict": {"a": "b"}}]]
+)
+def test_a_form_of_what_jax_cannot_take_apart_is_refused(model):
+    for config in (
+        {"model": model, "positions": [0, 1]},
+        [model],
+        "text",
+        {"model": model},
+        {"model": [0, 1], "positions": ["a", 1]},
+    ):
+        with pytest.raises(ConfigError, match="form"):
+            Form.from_config(config)
+
+
+def test_patterns_from_a_file_are_few_and_short():
+    config = FlaxLayer(nn.Dense(1)).get_config()
+    node = keras_object("L2", {"l2": 0.1})
+    for patterns in ({f"**/{i}*": node for i in range(300)}, {"**/" * 10_000: node}):
+        for key in ("regularizers", "constraints"):
+            with pytest.raises(ConfigError, match="too many patterns, or too long"):
+                FlaxLayer.from_config(config | {key: patterns})
+    paths = {f"params/kernel{i}": node for i in range(1000)}
+    assert len(FlaxLayer.from_config(config | {"regularizers": paths}).regularizers) == 1000
+
+
+def test_errors_quote_what_a_terminal_would_take_for_a_command():
+    evil = "\x1b]0;x\x07\ud800\n"
+    for node in (
+        {"object": f"{evil}:{evil}"},
+        {"object": "flax.linen:Dense", "fields": {evil: [{"function": evil}]}},
+        {"custom": f"a:{evil}"},
+        {"constructor": "flax.nnx:Linear", "keywords": {evil: {"dtype": evil}}},
+        {"initializer": "jax.nn.initializers:normal", "arguments": {evil: 1}},
+    ):
+        with pytest.raises(ConfigError) as error:
+            from_config(node, "it")
+        assert not {"\x1b", "\ud800"} & set(str(error.value))
+
+
+def test_a_config_that_is_none_is_refused():
+    for config in (None, [], "text", [["module", 1]]):
+        with pytest.raises(ConfigError):
+            FlaxLayer.from_config(config)
+        with pytest.raises(ConfigError):
+            FlaxLayer(nn.Dense(1)).build_from_config(config)
+
+
+def test_many_modules_of_one_class_are_read_in_time():
+    class Small(nn.Module):
+        value: int = 0
+
+    nodes = [{"object": f"{__name__}:{Small.__qualname__}", "fields": {"value": i}} for i in range(3000)]
+    begin = time.perf_counter()
+    assert [module.value for module in from_config(nodes, "it")] == list(range(3000))
+    assert time.perf_counter() - begin < 10
 
 
 def test_errors_are_short_whatever_the_file_says():

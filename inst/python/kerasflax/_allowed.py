@@ -194,7 +194,11 @@ DATA = "data"
 @functools.cache
 def _found(names: str, namespace: str) -> Mapping[str, Any]:
     """The objects of names in a namespace, of those that are there. Read as it is, a namespace imports nothing else."""
-    held = vars(importlib.import_module(namespace))
+    try:
+        held = vars(importlib.import_module(namespace))
+    except ImportError:
+        # Other versions have it elsewhere.
+        held = {}
     return MappingProxyType({name: held[name] for name in names.split() if name in held})
 
 
@@ -204,17 +208,25 @@ def named(table: Mapping[str, str], reference: str) -> Any:
     return _found(table[namespace], namespace).get(name) if namespace in table else None
 
 
-def entries(table: Mapping[str, str], *, loaded: bool = False) -> Iterator[tuple[str, Any]]:
-    """References and objects of a table; `loaded` leaves out what is of namespaces that nobody has imported."""
+def entries(table: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """References and objects of a table."""
     for namespace, names in table.items():
-        if not loaded or namespace in sys.modules:
-            for name, value in _found(names, namespace).items():
-                yield f"{namespace}:{name}", value
+        for name, value in _found(names, namespace).items():
+            yield f"{namespace}:{name}", value
 
 
 def reference(table: Mapping[str, str], value: Any) -> str | None:
-    """The reference of an object in a table, the first where it has several; None where it is not there."""
-    return next((reference for reference, found in entries(table, loaded=True) if found is value), None)
+    """The reference of an object in a table, the first where it has several; None where it is not there.
+
+    Namespaces that nobody has imported are left out: no object is of one of them.
+    """
+    return _references(tuple(item for item in table.items() if item[0] in sys.modules)).get(id(value))
+
+
+@functools.cache
+def _references(table: tuple[tuple[str, str], ...]) -> Mapping[int, str]:
+    """References by the identity of objects, which `_found` keeps."""
+    return MappingProxyType({id(value): name for name, value in reversed([*entries(dict(table))])})
 
 
 def keras_class(table: str, name: str) -> Any:

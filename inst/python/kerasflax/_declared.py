@@ -79,7 +79,8 @@ def resolved(annotation: Any, scope: Scope) -> Type:
     """A type as a person has written it, or as text of it, in alternatives."""
     try:
         return _resolved(annotation, scope)
-    except RecursionError:
+    except Exception:
+        # Whatever a foreign type may raise, it says nothing then.
         return ANYTHING
 
 
@@ -163,7 +164,11 @@ def _looked_up(node: ast.expr, scope: Scope) -> Any:
 
 
 def _annotations(kind: type) -> Mapping[str, Any]:
-    return inspect.get_annotations(kind) if kind is not object else {}
+    try:
+        return inspect.get_annotations(kind) if kind is not object else {}
+    except Exception:
+        # Newer versions of Python evaluate them.
+        return {}
 
 
 def _scope_of(kind: type, field: str | None = None) -> Scope:

@@ -20,7 +20,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from . import _arguments, _lazy, _paths, _plan, _rng, _serialise, _store, _variables
+from . import _arguments, _paths, _plan, _rng, _serialise, _store, _variables
 from ._adapter import Method, adapt, is_module
 from ._call import Call, call_of, current
 from ._errors import (
@@ -576,7 +576,7 @@ class FlaxLayer(keras.layers.Layer):
         Raises:
             ConfigError: It is no such description, or of a later version, or names a class that is not there.
         """
-        config = dict(config)
+        config = dict(_serialise.checked(config, Mapping, "The layer"))
         version = config.pop("format_version", None)
         if type(version) is not int or version != _FORMAT_VERSION:
             raise ConfigError(
@@ -595,8 +595,8 @@ class FlaxLayer(keras.layers.Layer):
             raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
         method_config = config.pop("method", None)
         method = _serialise.method_from_config(method_config)
-        for name, kind in (("autocast", bool), ("trainable", bool), ("name", str)):
-            if config.get(name) is not None and not isinstance(config[name], kind):
+        for name, kind in (("autocast", bool), ("trainable", bool), ("name", str | None)):
+            if name in config and not isinstance(config[name], kind):
                 raise ConfigError(f"`{name}` is described wrongly: {_plan.shown(config[name])}.")
         frozen = tuple(_serialise.checked_names(config.pop("frozen", []), "frozen"))
         given = _serialise.checked_specs(config.pop("given", {}), "given")
@@ -612,7 +612,7 @@ class FlaxLayer(keras.layers.Layer):
         module = plan.make()
         if not is_module(module):
             raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
-        _serialise.checked_method(method, _lazy.class_of(module) if _lazy.is_made(module) else type(module))
+        _serialise.checked_method(method, module)
         layer = cls(module, method, **config, **{name: make() for name, make in makers.items()})
         layer._memory.method_config = method_config
         layer._memory.frozen, layer._memory.given_specs = frozen, given
@@ -627,7 +627,7 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for such an input."""
-        config = dict(config)
+        config = _serialise.checked(config, Mapping, "The input")
         spec = _serialise.checked_spec(config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True)
         with contextlib.ExitStack() as stack:
             stack.callback(current.set, current.get())

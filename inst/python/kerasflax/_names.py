@@ -87,20 +87,23 @@ class Found:
     Attributes:
         kind: The class.
         is_given: Whether the user has registered it, or given it as a custom object.
+        is_module: Whether it is a class of modules.
         owner: The module class of Flax's own list that it is, or derives from, if any.
+        is_wrapper: Whether it makes a module of another module system, or of whatever it is given instead.
     """
 
     kind: type
-    is_given: bool = False
+    is_given: bool
+    is_module: bool
+    owner: type | None
+    is_wrapper: bool
 
-    @property
-    def owner(self) -> type | None:
-        return next((base for base in mro(self.kind) if _allowed.reference(_allowed.MODULES, base)), None)
-
-    @property
-    def is_wrapper(self) -> bool:
-        """Whether it makes a module of another module system, or of whatever it is given instead."""
-        return self.owner is not None and _allowed.reference(_allowed.WRAPPERS, self.owner) is not None
+    @classmethod
+    def of(cls, kind: type, *, is_given: bool = False) -> Found:
+        """Find out about a class."""
+        owner = next((base for base in mro(kind) if _allowed.reference(_allowed.MODULES, base)), None)
+        is_wrapper = owner is not None and _allowed.reference(_allowed.WRAPPERS, owner) is not None
+        return cls(kind, is_given, is_module_class(kind), owner, is_wrapper)
 
 
 class Names:
@@ -108,6 +111,13 @@ class Names:
 
     def __init__(self) -> None:
         self._declared: list[type] | None = None
+        self._found: dict[Any, Found] = {}
+
+    def of(self, kind: type) -> Found:
+        """What there is to know about a class."""
+        if kind not in self._found:
+            self._found[kind] = Found.of(kind)
+        return self._found[kind]
 
     def class_named(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
         """The class of a name.
@@ -115,11 +125,17 @@ class Names:
         Raises:
             ConfigError: There is none that may be taken, or it is of another kind, or would run code of its own.
         """
+        # A file may name one class many times.
+        if (reference, is_right) not in self._found:
+            self._found[reference, is_right] = self._class_named(reference, is_right, path)
+        return self._found[reference, is_right]
+
+    def _class_named(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
         namespace, _, name = reference.partition(":")
         given = [keras.saving.get_registered_object(key) for key in (reference, name, name.rpartition(".")[2])]
         for found in given:
             if isinstance(found, type) and is_right(found):
-                return Found(found, is_given=True)
+                return Found.of(found, is_given=True)
         listed = next(filter(None, (_allowed.named(table, reference) for table in _CLASSES)), None)
         if listed is None:
             listed = self._defined(reference, path) or self._held(reference, is_right, path)
@@ -137,7 +153,7 @@ class Names:
             )
         if not is_right(listed):
             raise ConfigError(f"{path} is described wrongly: {reference!r:.80} is another kind of thing.")
-        return Found(listed)
+        return Found.of(listed)
 
     def _defined(self, reference: str, path: Any) -> type | None:
         """The module class of a name, of those that this process has defined."""
@@ -253,6 +269,7 @@ def _there(namespace: str, name: str) -> Any:
 def _where_it_was(namespace: str, name: str) -> str:
     """Of a class that is not found, where it was defined, and the line to type."""
     short = name.rpartition(".")[2][:80]
+    short = short if short.isidentifier() else "Name"
     give = f"give the class: `custom_objects={{{short!r}: {short}}}`."
     if namespace in _SESSIONS:
         return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"

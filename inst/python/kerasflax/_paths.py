@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from ._errors import ArgumentError
 
 SEPARATOR = "/"
-# A layer that is read from a file has no more; names without wildcards are not counted.
-MOST_PATTERNS = 1000
+# A layer that is read from a file has no more, and no longer ones; names without wildcards are not counted.
+MOST_PATTERNS, LONGEST = 256, 10_000
 _ANY = "**"
 # How much of a pattern, and how many paths, an error looks at.
 _SHOWN, _NEAR = 200, 1000
@@ -101,12 +101,12 @@ def _is_one(character: str, token: _Token) -> bool:
 
 def _tokens(part: str) -> list[_Token]:
     tokens: list[_Token] = []
-    at = 0
+    at, last = 0, part.rfind("]")
     while at < len(part):
         # The first character of a set is one of it, if it is the bracket that ends others.
-        end = part.find("]", at + 2 + (part[at + 1 : at + 2] == "!")) if part[at] == "[" else -1
+        end = part.find("]", at + 2 + (part[at + 1 : at + 2] == "!")) if part[at] == "[" and at < last else -1
         if end > 0:
-            tokens.append(functools.partial(_is_of_set, part[at + 1 : end]))
+            tokens.append(functools.cache(functools.partial(_is_of_set, part[at + 1 : end])))
             at = end
         elif part[at] != "*":
             tokens.append(_is_any if part[at] == "?" else part[at])

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import _allowed
 from ._declared import Alternative, Type, mro
+from ._lazy import LazyModule
 
 # What a plan makes, as far as it matters where it may stand.
 DATA, DTYPE, HOLDER = "data", "dtype", "holder"
@@ -111,7 +112,7 @@ def plays(plan: Plan, role: str) -> bool:
 # Declared types ---------------------------------------------------------------------------------------------------------
 
 _NUMBERS = {
-    bool: (bool,),
+    bool: (bool, int),
     int: (bool, int),
     float: (bool, int, float),
     complex: (bool, int, float, complex),
@@ -128,19 +129,26 @@ _METACLASSES = (type, abc.ABCMeta, enum.EnumMeta)
 
 def fits(plan: Plan, declared: Type) -> bool:
     """Whether a value is of a declared type, as leniently as Flax takes numbers and lists."""
-    return not declared or plan.tag == TRUSTED or any(_fits(plan, alternative) for alternative in declared)
+    # None is of every type, as it is in R.
+    return (
+        not declared
+        or plan.tag == TRUSTED
+        or plan.kind is types.NoneType
+        or any(_fits(plan, alternative) for alternative in declared)
+    )
 
 
 def _fits(plan: Plan, declared: Alternative) -> bool:
     origin, arguments = declared.origin, declared.arguments
-    if origin is types.NoneType:
-        return plan.kind is types.NoneType
     if origin is typing.Literal:
         return any(type(value) is plan.kind and value == plan.value for value in arguments)
     if origin is collections.abc.Callable:
         return plan.tag in (FUNCTION, CLASS, MODULE, DTYPE)
     if origin is type:
         return plan.tag in (CLASS, DTYPE)
+    if (origin in _NUMBERS or origin is str) and plan.kind is tuple:
+        # A field of R that is declared by a vector.
+        return bool(plan.items) and all(_fits(item, declared) for item in plan.items)
     if origin in _NUMBERS:
         return _is_number(plan, origin)
     if origin in _MAPPINGS:
@@ -155,7 +163,9 @@ def _fits(plan: Plan, declared: Alternative) -> bool:
         )
     if origin is str:
         return str in mro(plan.kind)
-    return origin in mro(plan.kind) or _may_be_more(origin)
+    # What a function of the user's makes is known when it has been made.
+    is_open = plan.tag == MODULE and plan.kind is LazyModule
+    return is_open or origin in mro(plan.kind) or _may_be_more(origin)
 
 
 def _is_number(plan: Plan, kind: type) -> bool:

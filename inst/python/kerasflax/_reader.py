@@ -103,16 +103,13 @@ def listed(nodes: Any, place: Any) -> list[Any]:
 
 def checked_dtype(name: Any, place: Any) -> np.dtype[Any]:
     """The dtype of a name."""
-    found = None
-    if isinstance(name, str) and name.isidentifier():
-        try:
-            found = jnp.dtype(name)
-        except TypeError:
-            # No dtype has that name.
-            found = None
-    if found is None or found.name != name or not is_of_numbers(found):
-        raise wrong(place, name, " is no dtype of numbers")
-    return found
+    if isinstance(name, str):
+        for reference in (f"jax.numpy:{name}", *(f"numpy:{each}" for each in _allowed.NUMBER_TYPES["numpy"].split())):
+            scalar = _names.number_type_named(reference) or _names.function_named(reference)
+            dtype = None if scalar is None else getattr(scalar, "dtype", scalar)
+            if isinstance(dtype, (np.dtype, type)) and np.dtype(dtype).name == name:
+                return np.dtype(dtype)
+    raise wrong(place, name, " is no dtype of numbers")
 
 
 def is_of_numbers(dtype: Any) -> bool:
@@ -141,7 +138,8 @@ def checked_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any
 
 def custom_objects(name: str) -> str:
     """What to type, to give a function that makes a module."""
-    return f"custom_objects={{{name!r:.80}: make_{name.lower():.80}}}"
+    shown_name = name[:80] if name.isidentifier() else "module"
+    return f"custom_objects={{{shown_name!r}: make_{shown_name.lower()}}}"
 
 
 # Functions of the session, and registered ones --------------------------------------------------------------------------
@@ -182,6 +180,8 @@ def named_function(node: Mapping[str, Any], place: Any) -> Any:
             f"{place} is the function {shown(name)} of the session, which is not there.\n"
             "Run the code that defines it first, or give it in `custom_objects`."
         )
+    if isinstance(found, type) or not callable(found):
+        raise wrong(place, node, " is no function")
     return found
 
 
@@ -215,7 +215,7 @@ class _Reader:
 
     def _fields(self, nodes: Any, place: Place, depth: int) -> dict[str, Plan]:
         fields = checked(nodes, Mapping, place).items()
-        return {checked(name, str, place): self.plan(node, place + f".{name:.60}", depth + 1) for name, node in fields}
+        return {checked(name, str, place): self.plan(node, place + _part(name), depth + 1) for name, node in fields}
 
     # Values
 
@@ -355,7 +355,7 @@ class _Reader:
             if key not in parameters:
                 raise ConfigError(f"{place} cannot be made as it is described: {name} has no argument {shown(key)}.")
             if not (plays(plan, _allowed.FUNCTION) if key == "fn" else plan.is_data):
-                raise wrong(place + f".{key}", plan.node)
+                raise wrong(place + _part(key), plan.node)
         return Plan(node, types.FunctionType, FUNCTION, _call(factory, [], arguments, place))
 
     def read_partial(self, node: Any, place: Place, depth: int) -> Plan:
@@ -369,7 +369,7 @@ class _Reader:
                     raise wrong(place, plan.node, " is no data, and a function of the list takes nothing else from a file")
         elif function.tag == CLASS and "type" in function.node:
             kind = function.make()
-            found = _names.Found(kind)
+            found = self._names.of(kind)
             if is_dataclass(kind):
                 names = [field.name for field in dataclasses.fields(kind) if field.init and not field.kw_only]
                 if len(arguments) > len(names):
@@ -377,7 +377,7 @@ class _Reader:
                 self._check_fields(found, dict(zip(names, arguments, strict=False)) | keywords, place, is_partial=True)
             else:
                 self._check_arguments(kind, arguments, keywords, place)
-        elif function.tag != TRUSTED or not callable(function.make()):
+        elif function.tag != TRUSTED or "config" in function.node or not callable(function.value):
             raise wrong(place, function.node, " is no function of which a part may be given")
         tag = {CLASS: CLASS, TRUSTED: TRUSTED}.get(function.tag, FUNCTION)
         return Plan(node, functools.partial, tag, _call(functools.partial, [function, *arguments], keywords, place), arguments)
@@ -386,7 +386,7 @@ class _Reader:
         found = self._class(node["object"], is_dataclass, place)
         fields = self._fields(node.get("fields", {}), place, depth)
         self._check_fields(found, fields, place)
-        tag = MODULE if _names.is_module_class(found.kind) else TRUSTED if found.is_given else HOLDER
+        tag = MODULE if found.is_module else TRUSTED if found.is_given else HOLDER
         return Plan(node, found.kind, tag, _call(found.kind, [], fields, place), [*fields.values()])
 
     def read_named_tuple(self, node: Any, place: Place, depth: int) -> Plan:
@@ -433,13 +433,13 @@ class _Reader:
 
     def _check_fields(self, found: _names.Found, fields: Mapping[str, Plan], place: Place, *, is_partial: bool = False) -> None:
         """Check the fields of a dataclass by their names, roles and declared types."""
-        kind, is_module = found.kind, _names.is_module_class(found.kind)
+        kind, is_module = found.kind, found.is_module
         known: Mapping[str, dataclasses.Field[Any]] = kind.__dataclass_fields__  # type: ignore[attr-defined]
         declared = self._types_of(kind)
         parts: frozenset[str] = frozenset() if found.owner is None else frozenset(_fields_of(found.owner))
         has_own_constructor = not _names.is_written_constructor(kind)
         for name, plan in fields.items():
-            here = place + f".{name:.60}"
+            here = place + _part(name)
             if name not in known or not known[name].init or name.startswith("__"):
                 if has_own_constructor and name not in known and not name.startswith("_"):
                     continue
@@ -485,7 +485,7 @@ class _Reader:
         if not parameters:
             return
         declared = of_arguments(factory, parameters)
-        owner = _names.Found(factory).owner if isinstance(factory, type) else None
+        owner = self._names.of(factory).owner if isinstance(factory, type) else None
         has_roles = owner is not None and factory.__init__ is owner.__init__  # type: ignore[misc]
         by_kind = {parameter.kind: name for name, parameter in parameters.items()}
         positional = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -496,7 +496,7 @@ class _Reader:
             if name is None:
                 maker = f"{getattr(factory, '__name__', 'what makes it')!s:.80}"
                 raise ConfigError(f"{place} cannot be made as it is described: {maker} has no such argument.")
-            here = place + f".{name:.60}"
+            here = place + _part(name)
             if name == _lazy.RNGS and plan.node is not None:
                 raise wrong(here, plan.node)
             if has_roles:
@@ -504,6 +504,11 @@ class _Reader:
             default = parameters[name].default
             if not (plan.kind is types.NoneType and default is None):
                 _check_type(plan, declared.get(name, ()), here)
+
+
+def _part(name: Any) -> str:
+    """A field in a place; what could not be one is quoted."""
+    return f".{name:.60}" if isinstance(name, str) and name.isidentifier() else f"[{shown(name)}]"
 
 
 def _fields_of(owner: type) -> Sequence[str]:

@@ -62,7 +62,7 @@ from ._reader import (
 )
 from ._trace import Spec
 
-__all__ = ["from_config", "listed", "planned"]
+__all__ = ["checked", "from_config", "listed", "planned"]
 
 Json = Any
 
@@ -351,7 +351,7 @@ def method_from_config(node: Json) -> Any:
     return named_function(checked(node, Mapping, "method"), "`method`")
 
 
-def checked_method(method: Any, kind: type) -> None:
+def checked_method(method: Any, module: Any) -> None:
     """Refuse the name of a method that no class below Flax's own base class has written for callers.
 
     Raises:
@@ -359,6 +359,7 @@ def checked_method(method: Any, kind: type) -> None:
     """
     if not isinstance(method, str) or method == "__call__":
         return
+    kind = _lazy.class_of(module) if _lazy.is_made(module) else type(module)
     bases = [base for base in mro(kind) if is_base(base)]
     owner = next((base for base in mro(kind) if method in vars(base)), None)
     if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):
@@ -377,7 +378,7 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
         if len(checked(pair, list, path)) != 2:
             raise ConfigError(f"{path} is described wrongly: {shown(pair)} is no pair of a shape and a dtype.")
         shape, dtype = pair
-        result[checked(name, str, path)] = checked_spec(shape, dtype, f"{path}: {name:.200}")
+        result[checked(name, str, path)] = checked_spec(shape, dtype, f"{path}: {shown(name)}")
     return result
 
 
@@ -414,9 +415,10 @@ def by_pattern(nodes: Json, path: str, check: Callable[[Json, str], Callable[[],
         # R has one empty list.
         return lambda: None
     nodes = checked(nodes, Mapping, path)
-    if sum(_paths.is_pattern(pattern) for pattern in map(str, nodes)) > _paths.MOST_PATTERNS:
-        raise ConfigError(f"{path} is described wrongly: it has more than {_paths.MOST_PATTERNS} patterns.")
-    makers = {checked(pattern, str, path): check(node, f"{path}: {pattern:.100}") for pattern, node in nodes.items()}
+    patterns = [checked(pattern, str, path) for pattern in nodes]
+    if sum(map(_paths.is_pattern, patterns)) > _paths.MOST_PATTERNS or max(map(len, patterns), default=0) > _paths.LONGEST:
+        raise ConfigError(f"{path} is described wrongly: it has too many patterns, or too long ones.")
+    makers = {pattern: check(node, f"{path}: {shown(pattern)}") for pattern, node in nodes.items()}
     return lambda: {pattern: make() for pattern, make in makers.items()}
 
 
@@ -445,9 +447,10 @@ def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[],
         return lambda: found.from_config(dict(config))
     kind = _allowed.keras_class(table, name)
     if kind is None or not isinstance(node.get("module", "keras"), str | None):
+        given = name[:80] if name.isidentifier() else "Name"
         raise ConfigError(
             f"{path} is of the class {shown(name)}, which is neither one of Keras's nor registered.\n"
-            + _foreign.words(f"Register it, or give it: `custom_objects={{{name!r:.80}: {name:.80}}}`.")
+            + _foreign.words(f"Register it, or give it: `custom_objects={{{given!r}: {given}}}`.")
         )
     if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
         raise wrong(path, node, " has a config of other things than numbers and texts")

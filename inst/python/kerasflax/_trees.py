@@ -63,16 +63,20 @@ class Form:
         Raises:
             ConfigError: It is no such description.
         """
+        config = _serialise.checked(config, Mapping, "The input's form")
         plan = _serialise.planned(config.get("model"), "The input")
         positions = _serialise.listed(config.get("positions"), "The input's form")
-        if not _holds_alone(plan):
-            raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
-        model = plan.make()
-        leaves = jax.tree.leaves(model)
-        are_numbers = all(type(each) is int for each in (*leaves, *positions))
-        if not are_numbers or not sorted(leaves) == sorted(positions) == list(range(len(leaves))):
-            raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
-        return cls(model, tuple(positions))
+        try:
+            if _holds_alone(plan) and all(type(each) is int for each in positions):
+                model = plan.make()
+                leaves = jax.tree.leaves(model)
+                are_numbers = all(type(each) is int for each in leaves)
+                if are_numbers and sorted(leaves) == sorted(positions) == list(range(len(leaves))):
+                    return cls(model, tuple(positions))
+        except (TypeError, ValueError) as error:
+            # JAX sorts the keys of dicts.
+            raise ConfigError(f"The input's form is described wrongly: {error!s:.200}.") from error
+        raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
 
     @functools.cached_property
     def _simplified(self) -> PyTree:
