@@ -1,3 +1,5 @@
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,14 @@ def test_a_constant_of_the_code_is_copied():
     traced = trace(lambda x: (constant, constant), Spec((2,), "float32"))
     first, second = traced.evaluate([True, True], np.ones(2, np.float32))
     assert len({array.unsafe_buffer_pointer() for array in (constant, first, second)}) == 3
+
+
+def test_traces_with_unknown_sizes_leave_nothing_in_jaxs_caches():
+    def count_after(number):
+        for _ in range(number):
+            trace(lambda x: jnp.tanh(jnp.add(x, 1.0)) * jnp.subtract(x, 2.0), Spec((None, 3), "float32"))
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = count_after(3)
+    assert count_after(10) - before < 50

@@ -262,6 +262,16 @@ def test_an_initializer_that_fails_fails_the_build_and_no_more(api, error):
     assert len(layer.weights) == 2
 
 
+def test_a_second_build_is_refused_and_leaves_the_weights():
+    layer = CASES["initial values"]()
+    layer(X)
+    before, values = everything(layer), values_of(layer)
+    with pytest.raises(ValueError, match="cannot add new elements of state"):
+        layer.build((2, 3))
+    assert everything(layer) == before
+    np.testing.assert_equal(values_of(layer), values)
+
+
 def test_a_fit_whose_deferred_build_was_broken_off_can_be_begun_again():
     y = np.ones((2, 2), np.float32)
 

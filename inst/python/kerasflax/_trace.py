@@ -239,10 +239,16 @@ def _sized(arguments: PyTree, size_of: Callable[[int], Any]) -> PyTree:
 def _symbols(arguments: PyTree) -> Callable[[int], Any]:
     """One symbol per axis number: unknown sizes of several inputs on one axis (their batch) are the same."""
     axes = sorted({axis for spec in jax.tree.leaves(arguments) for axis in _unknown_axes(spec)})
+    return _symbols_of(tuple(axes)).__getitem__
+
+
+@functools.cache
+def _symbols_of(axes: tuple[int, ...]) -> dict[int, Any]:
+    """The symbols of axes, the same ones for every trace: JAX keeps what it has traced, once for each symbol."""
     names = [f"d{axis}" for axis in axes]
     # JAX takes a size of at least two to be neither broadcast nor squeezed.
     sizes = export.symbolic_shape(", ".join(names), constraints=[f"{name} >= 2" for name in names])
-    return dict(zip(axes, sizes, strict=True)).__getitem__
+    return dict(zip(axes, sizes, strict=True))
 
 
 def _stand_in(size: int, batch: int, axis: int) -> int:
