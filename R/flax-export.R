@@ -10,8 +10,8 @@
 #' Both need the Python package flatbuffers.
 #'
 #' # Files of others
-#' A file of StableHLO is a program: `flax_import()` compiles and runs what it finds, as JAX does. Take such files only from those
-#' whose code you would run. A checksum at the file's end finds damage; it does not tell who wrote the file.
+#' A file of StableHLO is a program: `flax_import()` compiles and runs what it finds, as JAX does. Take such files only from
+#' those whose code you would run. A checksum at the file's end finds damage; it does not tell who wrote the file.
 #'
 #' @param model A model that knows its inputs: one made by [keras3::keras_model()], or a sequential one that has been built.
 #' @param path The file's name.

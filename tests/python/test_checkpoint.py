@@ -920,6 +920,7 @@ REFUSED = {
     "joined": ({"a.b": ARRAY, "a": {"b": ARRAY}}, ".orbax", r"would keep one of two weights:\n  'a.b' and 'a/b'"),
     "joined with nothing": ({".b": ARRAY, "": {"b": ARRAY}}, ".orbax", "would keep one of two weights"),
     "joined deeper": ({"x": {"a.b": {"c": ARRAY}, "a": {"b.c": ARRAY}}}, ".orbax", r"'x/a.b/c' and 'x/a/b.c'"),
+    "ends that are left out": ({"": ARRAY, "/": ARRAY + 1}, ".orbax", "would keep one of two weights"),
     "a separator": ({"a/b": ARRAY}, ".safetensors", r"have a '/' in a name:\n  'a/b'\n"),
     "a root": ({"/etc": ARRAY}, ".safetensors", r"\n  '/etc'\n"),
     "a mark": ({"p": {"__msgpack_chunked_array__": ARRAY}}, ".msgpack", r"array in pieces .*:\n  p/__msgpack_chunked_array__"),
