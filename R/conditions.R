@@ -96,6 +96,7 @@ in_r_words <- function(text) {
     "Install it: pip install ([\\w.-]+)" = "Install it: reticulate::py_require(\"\\1\") before Python is used, or py_install()",
     "`import ([\\w.]+)`" = "`reticulate::import(\"\\1\")`",
     "custom_objects=[{]'(\\w+)': (\\w+)[}]" = "custom_objects = list(\\1 = \\2)",
+    "`checked=False`" = "`checked = FALSE`",
     "\\bNone\\b" = "NULL"
   )
   for (python in names(words)) {

@@ -21,7 +21,8 @@
 #' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.
 #'
 #' # Writing
-#' A file is written under a temporary name and takes its place when it is whole: an older file of that name is lost only then.
+#' A file or folder is written under a temporary name and takes its place when it is whole. Until then an older one of that name
+#' stays, even if R is interrupted or killed. Names that a format cannot keep apart are an error before anything is written.
 #' Doubles of R are written in single precision, as Flax computes; arrays with whole numbers beyond 2^24, or with numbers beyond
 #' that precision's range, in double precision. Of random keys the data are written.
 #'

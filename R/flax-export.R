@@ -10,10 +10,13 @@
 #' Both need the Python package flatbuffers.
 #'
 #' # Files of others
-#' `flax_import()` compiles and runs the computation that it finds, as JAX does. Take files from those whom you trust.
+#' A file of StableHLO is a program: `flax_import()` compiles and runs what it finds, as JAX does. Take such files only from
+#' those whose code you would run. A checksum at the file's end finds damage; it does not tell who wrote the file.
 #'
 #' @param model A model that knows its inputs: one made by [keras3::keras_model()], or a sequential one that has been built.
 #' @param path The file's name.
+#' @param checked Whether to refuse a file without a checksum, such as one that another program has written. In such a file JAX
+#'   does not find damage, which can end R or change results.
 #' @param platforms Where it shall run, as JAX names it.
 #'
 #' @returns `flax_export()`: `model`, invisibly. `flax_import()`: a function of an array, or of a (nested, named) list of arrays
@@ -45,9 +48,10 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 
 #' @rdname flax_export
 #' @export
-flax_import <- function(path) {
+flax_import <- function(path, checked = TRUE) {
   check_file_path(path)
-  run <- with_r_conditions(unconverted_core()$import_model(path))
+  check_layer_argument(list(checked = checked), "checked", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  run <- with_r_conditions(unconverted_core()$import_model(path, checked = checked))
   function(inputs) {
     check_inputs(inputs)
     as_r_arrays(with_r_conditions(run(inputs)))

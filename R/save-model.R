@@ -1,8 +1,9 @@
 #' Save a model
 #'
 #' @description
-#' This is [keras3::save_model()], which it takes the place of, with one difference: a Flax module that cannot be saved ends in
-#' an error before the file is opened, so that the file that was there stays what it was.
+#' This function masks [keras3::save_model()]. Two things differ: a Flax module that cannot be saved is an error before anything
+#' is written, and the file is written under a temporary name and takes its place when it is whole. Until then the file that was
+#' there stays what it was, even if R is interrupted or killed.
 #'
 #' A saved model is loaded by [keras3::load_model()], in any session that has loaded kerasflax, with the same weights, state,
 #' random numbers and frozen weights: the next training step is the one that would have come.
@@ -39,5 +40,28 @@ save_model <- function(model, filepath = NULL, overwrite = FALSE, zipped = NULL,
   if (is_keras_layer(model)) {
     with_r_conditions(the$core$`_models`$check_savable(model))
   }
-  keras3::save_model(model, filepath, overwrite = overwrite, zipped = zipped, ...)
+  if (is.null(filepath) || !is_keras_layer(model)) {
+    return(keras3::save_model(model, filepath, overwrite = overwrite, zipped = zipped, ...))
+  }
+  check_file_path(filepath)
+  check_overwrite(filepath, overwrite)
+  with_r_conditions(the$core$save_model(model, filepath, zipped = zipped))
+  invisible(model)
+}
+
+# As keras3 asks, or stops.
+check_overwrite <- function(filepath, overwrite, call = caller_env()) {
+  if (isTRUE(overwrite) || !file.exists(filepath)) {
+    return()
+  }
+  if (rlang::is_interactive()) {
+    overwrite <- utils::askYesNo(sprintf("File '%s' already exists - overwrite?", filepath), default = FALSE)
+  }
+  if (!isTRUE(overwrite)) {
+    abort_kerasflax(
+      c("File {.val {filepath}} already exists.", i = "Pass {.code overwrite = TRUE} to replace it."),
+      cause = "file",
+      call = call
+    )
+  }
 }

@@ -2,10 +2,12 @@
 
     python stops.py KIND HOW FOLDER
 
-KIND is `file`, `folder` (which exchanges names where the system can) or `journal` (a folder, without an exchange). HOW is `kill` or
-`interrupt`. For each n a writer is stopped at its n-th call. Then the old or the new one must be there, whole, and the next
-writer must leave nothing but what it has written. Prints JSON: how often the old and the new one were found, and folders with
-copies of the states, one of each kind, for the public readers.
+KIND is `file`, `folder` (which exchanges names where the system can) or `journal` (a folder, without an exchange).
+HOW is `kill` or `interrupt`. For each n a writer is stopped at its n-th call. Then the old or the new one must be there, whole,
+and the next writer must leave nothing but what it has written.
+
+Prints JSON: how often the old and the new one were found, and folders with copies of the states, one of each kind, for the
+public readers.
 """
 
 import filecmp

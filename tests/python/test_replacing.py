@@ -64,7 +64,8 @@ for number in range(1, 1000):
         os._exit(0)
     os.waitpid(process, os.WUNTRACED)
     inject = f"inject=%file,%desc:signal=KILL:when={number}"
-    tracer = os.posix_spawn("/usr/bin/env", ["env", "strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(process)], os.environ)
+    command = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(process)]
+    tracer = os.posix_spawnp("strace", command, os.environ)
     while "TracerPid:\\t0" in open(f"/proc/{process}/status").read():
         assert os.waitpid(tracer, os.WNOHANG) == (0, 0), "strace cannot trace"
     os.kill(process, signal.SIGCONT)

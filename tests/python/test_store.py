@@ -209,7 +209,26 @@ class Value:
         self.value = np.asarray(value)
 
 
-NASTY = ["", ".", "..", "%2E", "%", "%0", "%1", "\0", "a", "A", "a.b", "index.json", "é", "\ud800", "x" * 2000, "vars", " ", "\n"]
+NASTY = [
+    "",
+    ".",
+    "..",
+    "%2E",
+    "%",
+    "%0",
+    "%1",
+    "\0",
+    "a",
+    "A",
+    "a.b",
+    "index.json",
+    "é",
+    "\ud800",
+    "x" * 2000,
+    "vars",
+    " ",
+    "\n",
+]
 PATHS = st.lists(st.sampled_from(NASTY), min_size=1, max_size=4).map("/".join)
 
 
@@ -339,7 +358,8 @@ def an_index(paths):
 
 
 @pytest.mark.parametrize(
-    "paths", [["a/" * 15_000], ["a/" * 255 + str(i) for i in range(2000)], ["w" + "/value" * 200] * 1, [f"w{i}" for i in range(50_000)]]
+    "paths",
+    [["a/" * 15_000], ["a/" * 255 + str(i) for i in range(2000)], ["w" + "/value" * 200] * 1, [f"w{i}" for i in range(50_000)]],
 )
 def test_an_index_costs_what_its_size_is(paths, tmp_path):
     tracemalloc.start()
@@ -368,7 +388,9 @@ def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
         _store.load({"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net")
 
 
-@pytest.mark.parametrize("names", [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}])
+@pytest.mark.parametrize(
+    "names", [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}]
+)
 def test_a_name_that_the_index_makes_up_is_refused(names):
     with pytest.raises(FileError, match="cannot be read"):
         _store.load({"params/kernel": Value([1.0])}, index(names=names), "net")

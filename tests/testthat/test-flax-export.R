@@ -54,5 +54,8 @@ test_that("wrong arguments and files are refused", {
   expect_error(flax_export(model, path, platforms = 1), class = "kerasflax_error_argument")
   expect_identical(readLines(path), "something else")
   expect_error(flax_import(path), class = "kerasflax_error_file")
+  expect_error(flax_import(path), "`checked = FALSE`", fixed = TRUE)
+  expect_error(flax_import(path, checked = FALSE), "`jax.export` has written", class = "kerasflax_error_file")
+  expect_error(flax_import(path, checked = NA), class = "kerasflax_error_argument")
   expect_error(flax_import(tempfile()), class = "kerasflax_error_file")
 })

@@ -212,3 +212,52 @@ test_that("files of every version are read", {
     expect_identical(unlist(get_layer(model, "net")$frozen), frozen)
   }
 })
+
+# Signals an interrupt while Python writes: the next call for the system's disk is not made.
+interrupted <- function(expr) {
+  reticulate::py_run_string("import os\n_fsync = os.fsync\ndef _stop(_): raise KeyboardInterrupt\nos.fsync = _stop")
+  withr::defer(reticulate::py_run_string("os.fsync = _fsync"))
+  tryCatch({
+    expr
+    "done"
+  }, interrupt = function(condition) "interrupted", error = function(condition) "interrupted")
+}
+
+test_that("an interrupt while R writes leaves the old file, and nothing beside it", {
+  skip_without_flax()
+  nn <- flax_linen()
+  folder <- withr::local_tempdir()
+  models <- lapply(1:2, \(seed) keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), seed = seed))
+  writers <- list(
+    "m.keras" = \(model, path) save_model(model, path, overwrite = TRUE),
+    "folder" = \(model, path) save_model(model, path, overwrite = TRUE, zipped = FALSE),
+    "w.msgpack" = \(model, path) flax_write(model, path)
+  )
+  if (reticulate::py_module_available("flatbuffers")) {
+    writers[["m.stablehlo"]] <- \(model, path) flax_export(model, path, platforms = "cpu")
+  }
+  if (reticulate::py_module_available("orbax.checkpoint")) {
+    writers[["w"]] <- \(model, path) flax_write(model, path)
+  }
+  for (name in names(writers)) {
+    path <- file.path(folder, name)
+    writers[[name]](models[[1]], path)
+    files <- if (dir.exists(path)) list.files(path, recursive = TRUE, full.names = TRUE) else path
+    before <- tools::md5sum(files)
+    expect_identical(interrupted(writers[[name]](models[[2]], path)), "interrupted", label = name)
+    expect_identical(tools::md5sum(files), before, label = name)
+  }
+  expect_setequal(list.files(folder, all.files = TRUE, no.. = TRUE), names(writers))
+})
+
+test_that("a file that is there is replaced only if that is wanted", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras", lines = "precious")
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
+  expect_error(save_model(model, path), "already exists", class = "kerasflax_error_file")
+  expect_identical(readLines(path), "precious")
+  expect_error(save_model(model, 3), class = "kerasflax_error_argument")
+  expect_error(save_model(model, file.path(path, "m.keras")), class = "kerasflax_error_file")
+  save_model(model, path, overwrite = TRUE)
+  expect_identical(readBin(path, "raw", 2), charToRaw("PK"))
+})

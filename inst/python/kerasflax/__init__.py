@@ -21,6 +21,7 @@ from ._layer import FlaxLayer
 from ._lazy import LazyModule
 from ._models import freeze, parameters, unfreeze
 from ._rename import Report
+from ._saving import save_model
 
 __all__ = [
     "ArgumentError",
@@ -44,6 +45,7 @@ __all__ = [
     "import_model",
     "parameters",
     "read_variables",
+    "save_model",
     "unfreeze",
     "write_variables",
 ]

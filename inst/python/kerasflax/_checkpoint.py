@@ -259,10 +259,11 @@ def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
         problems += [f"  {_limits.printable(path) or 'the whole'}: {problem}" for problem in wrong.values() if problem]
         prefix = path and path + SEPARATOR
         return {key: _opened(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()}
-    # One level: JAX knows what is in it, and how it is named.
-    children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
-    if [keys for keys, _ in children] != [()]:
-        return _opened({jax.tree_util.keystr(keys, simple=True): child for keys, child in children}, path, problems)
+    if not isinstance(tree, (np.ndarray, jax.Array)):
+        # One level: JAX knows what is in it, and how it is named.
+        children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
+        if [keys for keys, _ in children] != [()]:
+            return _opened({jax.tree_util.keystr(keys, simple=True): child for keys, child in children}, path, problems)
     try:
         return _number(tree)
     except (TypeError, RuntimeError) as error:
@@ -276,8 +277,8 @@ def _unsplit(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     Raises:
         VariablesError: A weight would come back under other names.
     """
-    held = [names for names in _limits.names_of_leaves(tree) if any(SEPARATOR in name for name in names)]
-    if held:
+    if _limits.has_separator(tree):
+        held = [names for names in _limits.names_of_leaves(tree) if any(SEPARATOR in name for name in names)]
         kept = set(_limits.names_of_leaves(_variables.nested(arrays)))
         # Of a box the file has no name for the field in it.
         lost = [names for names in held if not kept & {names[:end] for end in range(1, len(names) + 1)}]
@@ -295,7 +296,8 @@ def _number(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.number)):
+    is_number = array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.number)
+    if not is_number:
         raise TypeError(f"{type(leaf).__name__} is no array of numbers")
     if isinstance(leaf, (bool, int, float, complex, np.generic)):
         return leaf

@@ -10,12 +10,12 @@ import numpy as np
 
 
 def _known() -> Mapping[str, np.dtype[Any]]:
-    signed = [np.int8, np.int16, np.int32, np.int64]
-    unsigned = [np.uint8, np.uint16, np.uint32, np.uint64]
-    floats = [np.float16, np.float32, np.float64, np.longdouble]
+    signed: list[type[np.generic]] = [np.int8, np.int16, np.int32, np.int64]
+    unsigned: list[type[np.generic]] = [np.uint8, np.uint16, np.uint32, np.uint64]
+    floats: list[type[np.generic]] = [np.float16, np.float32, np.float64, np.longdouble]
     # Among them the functions `finfo` and `iinfo`.
     small = [dtype for dtype in vars(ml_dtypes).values() if isinstance(dtype, type) and issubclass(dtype, np.generic)]
-    kinds = [np.bool_, *signed, *unsigned, *floats, np.complex64, np.complex128, np.clongdouble, *small]
+    kinds: list[type[np.generic]] = [np.bool_, *signed, *unsigned, *floats, np.complex64, np.complex128, np.clongdouble, *small]
     return {np.dtype(kind).name: np.dtype(kind) for kind in kinds}
 
 

@@ -5,14 +5,15 @@
     ├── BackendError     (RuntimeError)  Keras runs on another backend than JAX
     ├── ConfigError      (ValueError)    a module that cannot be described in a saved model, or made from its description
     ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
-    ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written
+    ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written; damaged
+    │                                    weights in a Keras file are a VariablesError as well
     ├── MethodError      (TypeError)     a method that is not there, or whose arguments cannot be filled
     ├── ModuleError      (TypeError)     something that is no Flax module instance
     ├── NotBuiltError    (RuntimeError)  variables were asked of a layer that has none yet
     ├── PackageError     (ImportError)   an optional Python package that is not installed
     ├── ShapeError       (ValueError)    an input shape that leaves the shape of a variable open
     ├── StateError       (ValueError)    a call changed the structure of the state
-    └── VariablesError   (ValueError)    variables that do not fit the module
+    └── VariablesError   (ValueError)    variables that do not fit the module, or that a file cannot hold
 
 Every message says what is wrong and what was got, then one thing to do. `cause` is the short name under which R knows it: an
 exception with cause "module" arrives there as a condition of class `kerasflax_error_module`.
@@ -96,6 +97,6 @@ class StateError(KerasFlaxError, ValueError):
 
 
 class VariablesError(KerasFlaxError, ValueError):
-    """Variables that do not fit the module."""
+    """Variables that do not fit the module, or that a file cannot hold."""
 
     cause = "variables"

@@ -33,8 +33,8 @@ _MARK = b"\nkerasflax-sha256-1\n"
 def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms: Sequence[str] = _PLATFORMS) -> None:
     """Write what a model computes at inference, its weights included, as `jax.export` serializes it.
 
-    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it, and does not look at the checksum at its end. Sizes of the input that the model leaves open, the
-    batch's above all, stay open.
+    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it, and does not look at the checksum at its end. Sizes
+    of the input that the model leaves open, the batch's above all, stay open.
 
     Args:
         model: A model that knows its inputs: a functional one, or a Sequential one that has been built.
@@ -65,9 +65,8 @@ def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms:
     try:
         if path.exists() and not path.is_file():
             raise FileError(f"{str(path)!r} is no file that another could replace.\nGive another name.")
-        with _replacing.replacing(path) as new:
-            with open(new, "wb") as file:
-                file.writelines([data, _MARK, digest.digest()])
+        with _replacing.replacing(path) as new, open(new, "wb") as file:
+            file.writelines([data, _MARK, digest.digest()])
     except FileError:
         raise
     except OSError as error:
@@ -77,8 +76,8 @@ def export_model(model: keras.Model, path: str | os.PathLike[str], *, platforms:
 def import_model(path: str | os.PathLike[str], *, checked: bool = True) -> Callable[[PyTree], PyTree]:
     """Read what `export_model` wrote: a function from the model's inputs to its outputs.
 
-    A checksum finds a file that has been damaged. It does not say who wrote the file: **a file of StableHLO is a program**, which
-    is compiled and run as JAX finds it. Take such files only from those whose code you would run.
+    A checksum finds a file that has been damaged. It does not say who wrote it: **a file of StableHLO is a program**, which is
+    compiled and run as JAX finds it. Take such files only from those whose code you would run.
 
     Args:
         path: The file.
@@ -106,10 +105,10 @@ def import_model(path: str | os.PathLike[str], *, checked: bool = True) -> Calla
         body, digest = np.split(data, [max(0, len(data) - hashlib.sha256().digest_size)])
         if body[-len(_MARK) :].tobytes() != _MARK:
             raise FileError(
-                f"{str(path)!r} {problem} no file that kerasflax has written, or has been cut short: it ends without a checksum.\n"
+                f"{str(path)!r} {problem} no file that kerasflax has written, or damaged: it ends without a checksum.\n"
                 "Read a file of another program by `checked=False`, if you trust it as you trust code."
             )
-        if hashlib.sha256(body).digest() != digest.tobytes():
+        if hashlib.sha256(body.data).digest() != digest.tobytes():
             raise FileError(f"{str(path)!r} is damaged: its bytes are not those of its checksum.")
     try:
         exported = jax.export.deserialize(bytearray(data))

@@ -52,10 +52,14 @@ class Source:
 
     def fill(self, array: np.ndarray[Any, Any]) -> None:
         """Read an array's bytes into its memory."""
-        self.check(array.nbytes)
+        size = array.nbytes
+        self.check(size)
         # As bytes, since not every dtype of `ml_dtypes` can be seen as a buffer.
         data = array.reshape(-1).view(np.uint8).data
-        for start in range(0, len(data), _PIECE):
+        if size <= _PIECE:
+            self._advance(self._file.readinto(data), size)
+            return
+        for start in range(0, size, _PIECE):
             piece = data[start : start + _PIECE]
             self._advance(self._file.readinto(piece), len(piece))
 

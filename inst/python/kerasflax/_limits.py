@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from ._paths import SEPARATOR
 
 DEEPEST = 256
@@ -29,7 +31,9 @@ def problem_of_tree(tree: Any) -> str | None:
         values += 1
         if depth > DEEPEST or values > MOST_VALUES:
             return f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
-        if isinstance(value, Mapping):
+        if isinstance(value, np.ndarray):
+            length += above
+        elif isinstance(value, (dict, Mapping)):
             for name, child in value.items():
                 size = len(name) if isinstance(name, str) else 0
                 stack.append((child, depth + 1, above + size + _AROUND_NAME))
@@ -37,19 +41,18 @@ def problem_of_tree(tree: Any) -> str | None:
             stack.extend((child, depth + 1, above + _AROUND_NAME) for child in value)
         else:
             length += above
-            if length > _LONGEST_PATHS:
-                return f"its paths have more than {_LONGEST_PATHS} characters"
+        if length > _LONGEST_PATHS:
+            return f"its paths have more than {_LONGEST_PATHS} characters"
     return None
 
 
 def problem_of_paths(paths: Iterable[str]) -> str | None:
     """What makes a tree too large that has weights at such paths, None if nothing does."""
-    values, length = 0, 0
-    for path in paths:
+    length = 0
+    for values, path in enumerate(paths):
         depth = path.count(SEPARATOR) + 1
-        values += 1
         length += len(path) + _AROUND_NAME * depth
-        if depth > DEEPEST or values > MOST_VALUES:
+        if depth > DEEPEST or values >= MOST_VALUES:
             return f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
         if length > _LONGEST_PATHS:
             return f"its paths have more than {_LONGEST_PATHS} characters"
@@ -60,6 +63,8 @@ def problem_of_name(name: str | int) -> str | None:
     """Why no file can have a name in it, None if it can."""
     if isinstance(name, int):
         return None if -(2**63) <= name < 2**64 else "the name is an integer of more than 64 bits"
+    if name.isascii() and len(name) <= LONGEST_NAME:
+        return None
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -74,6 +79,18 @@ def names_of_leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield from names_of_leaves(subtree, (*above, str(name)))
     elif tree is not None:
         yield above
+
+
+def has_separator(tree: Any) -> bool:
+    """Whether a name in nested dicts has a separator in it."""
+    dicts = [tree]
+    while dicts:
+        for name, below in dicts.pop().items():
+            if isinstance(name, str) and SEPARATOR in name:
+                return True
+            if isinstance(below, dict):
+                dicts.append(below)
+    return False
 
 
 def printable(path: str) -> str:

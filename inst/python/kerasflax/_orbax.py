@@ -57,7 +57,7 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
     twins = _twins(_limits.names_of_leaves(tree))
     if twins:
         raise VariablesError(
-            f"Orbax joins names by {_JOINT!r}, and would keep one of two weights:\n"
+            f"Orbax joins names by {_JOINT!r} and would keep one of two weights:\n"
             + "\n".join(f"  {' and '.join(map(repr, pair))}" for pair in twins)
             + "\nWrite `.msgpack`."
         )
@@ -78,7 +78,9 @@ def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     twins = []
     for names in leaves:
         path = SEPARATOR.join(names)
-        other = first.setdefault(_JOINT.join(names), path)
+        # TensorStore leaves out separators at an end of a name, and those that follow another.
+        joined = SEPARATOR.join(part for part in _JOINT.join(names).split(SEPARATOR) if part)
+        other = first.setdefault(joined, path)
         if other is not path:
             twins.append((other, path))
     return twins

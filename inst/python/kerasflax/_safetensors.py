@@ -100,20 +100,20 @@ def read(source: Source) -> dict[str, Array]:
     unknown = [f"  {name}: {dtype}" for name, (dtype, _, _) in header.items() if dtype not in _DTYPES]
     if unknown:
         raise FileError(f"{str(path)!r} holds weights of dtypes that NumPy does not have:\n" + "\n".join(unknown))
-    start, end, arrays = source.position, 0, {}
-    for name, (dtype, shape, offsets) in sorted(header.items(), key=lambda item: item[1][2]):
-        size = math.prod(shape) * _DTYPES[dtype].itemsize
-        if offsets != (end, end + size):
-            raise source.damaged(f"{name!r} lies at the bytes {list(offsets)}, where {[end, end + size]} are expected")
-        end += size
-        source.check(start + end - source.position)
+    end, arrays = 0, {}
+    ordered = sorted(header.items(), key=lambda item: item[1][2])
+    for name, (dtype, shape, offsets) in ordered:
+        begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
+        if offsets != (begin, end):
+            raise source.damaged(f"{name!r} lies at the bytes {list(offsets)}, where {[begin, end]} are expected")
+    if end != source.size - source.position:
+        raise source.damaged(f"{source.size - source.position} bytes follow, where {end} are announced")
+    for name, (dtype, shape, _) in ordered:
         try:
             arrays[name] = np.empty(shape, _DTYPES[dtype])
         except ValueError as error:
             raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
         source.fill(arrays[name])
-    if source.position != source.size:
-        raise source.damaged(f"{source.size - source.position} bytes follow after its end")
     tied = {name: arrays[kept] for name, kept in _ties(metadata, arrays).items()}
     return {name: arrays[name] for name in header} | tied
 
@@ -133,7 +133,7 @@ def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
         raise source.damaged(f"its header has {length} bytes")
     text = source.take(length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        header = json.loads(text.decode(), parse_constant=_no_constant)
         metadata = header.pop(_METADATA, None) or {}
         if not (isinstance(metadata, dict) and all(isinstance(part, str) for item in metadata.items() for part in item)):
             raise ValueError("its metadata are no texts")
@@ -147,20 +147,15 @@ def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
 
 
 def _entry(name: str, entry: Any) -> _Entry:
-    # Lone surrogates, which JSON can write, are in no name that others read.
-    name.encode()
+    if not name.isascii():
+        # Lone surrogates, which JSON can write, are in no name that others read.
+        name.encode()
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [*shape, *offsets]
-    if not (isinstance(dtype, str) and len(offsets) == 2 and all(type(n) is int and 0 <= n < 2**63 for n in numbers)):
+    are_sizes = set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) < 2**63
+    if not (are_sizes and len(offsets) == 2 and isinstance(dtype, str)):
         raise ValueError(f"{name!r} has no dtype, shape and offsets")
     return dtype, list(shape), (offsets[0], offsets[1])
-
-
-def _without_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) < len(items):
-        raise ValueError("a name is there twice")
-    return result
 
 
 def _no_constant(text: str) -> Any:

@@ -198,8 +198,8 @@ def _read_index(store: Mapping[str, Any], layer_name: str) -> tuple[dict[str, np
     texts: list[bytes] = []
     try:
         _visit(store, [_INDEX], lambda _, found: texts.append(_text(found)))
-        index = json.loads(texts[0]) if texts else None
-        version = index["format_version"] if texts else None
+        index: Any = json.loads(texts[0]) if texts else {"format_version": None}
+        version = index["format_version"]
         if version == _FORMAT_VERSION:
             return _listed(index)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError, RuntimeError) as error:

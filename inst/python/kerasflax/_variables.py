@@ -51,6 +51,21 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
     """Nested dicts of leaves by path. Where a path lies below that of a leaf, the rest of it is one name."""
+    result: dict[str, PyTree] = {}
+    for path, leaf in leaves.items():
+        *scopes, name = path.split(SEPARATOR)
+        node = result
+        for scope in scopes:
+            node = node.setdefault(scope, {})
+            if not isinstance(node, dict):
+                return _nested_below_leaves(leaves)
+        if name in node:
+            return _nested_below_leaves(leaves)
+        node[name] = leaf
+    return result
+
+
+def _nested_below_leaves(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
     # Name by name, since joining the names above each one takes the square of a path's length.
     above: dict[str, Any] = {}
     for path in leaves:
