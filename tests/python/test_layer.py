@@ -31,6 +31,16 @@ def mse(outputs, targets):
     return jnp.mean((outputs - targets) ** 2)
 
 
+def test_a_variable_where_the_seed_is_kept_is_refused():
+    class Module(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return inputs + self.variable("seed_generator", "seed_generator_state", lambda: jnp.zeros(2)).value
+
+    with pytest.raises(kerasflax.StateError, match="has a variable seed_generator/seed_generator_state"):
+        FlaxLayer(Module())(np.ones((1, 2), np.float32))
+
+
 # Parity with plain Flax
 
 

@@ -224,6 +224,8 @@ class FlaxLayer(keras.layers.Layer):
             trainable=self._path_is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
+        if _SEED_PATH in variables:
+            raise StateError(f"{self._adapter.name} has a variable {_SEED_PATH}, where the layer keeps its seed.\nRename it.")
         trainable = [path for path in variables if self._path_is_trainable(path)]
         unknown = set(memory.frozen) - set(trainable)
         if unknown:
