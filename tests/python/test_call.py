@@ -103,6 +103,14 @@ def test_each_call_returns_what_it_would_return_alone(kind):
     in_threads(calls)
 
 
+def refusal(run):
+    """What a function is refused with, if it is."""
+    try:
+        run()
+    except ValueError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_several_first_calls_build_once(kind):
     expected = LAYERS[kind]()
@@ -116,8 +124,12 @@ def test_several_first_calls_build_once(kind):
         for output in outputs:
             assert_same(output, expected(X))
         layer = LAYERS[kind]()
-        in_threads(lambda number, layer=layer: layer.build((2, 3)))
+        refused = [*filter(None, in_threads(lambda _, layer=layer: refusal(lambda: layer.build((2, 3)))))]
+        assert len(refused) == THREADS - 1
+        assert all("cannot add new elements of state" in error for error in refused)
         assert len(layer.weights) == 2
+        for path, variable in layer.variables_by_path.items():
+            np.testing.assert_array_equal(variable, expected.variables_by_path[path])
         assert gc.isenabled()
 
 

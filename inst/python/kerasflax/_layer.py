@@ -190,14 +190,12 @@ class FlaxLayer(keras.layers.Layer):
         return outputs if call.output_form is None else call.output_form.restore(outputs)
 
     def _once(self, build: Callable[..., None]) -> Callable[..., None]:
-        """Make a build all or nothing, and one of several threads that begin it at once the one that does it."""
+        """Make a build all or nothing, and let one thread at a time build. Keras refuses a second build."""
 
         @functools.wraps(build)
         def build_once(*args: Any, **kwargs: Any) -> None:
-            was_built = self.built
             with self._memory.lock, all_or_nothing(self, self._memory, self._adapter):
-                if was_built or not self.built:
-                    build(*args, **kwargs)
+                build(*args, **kwargs)
 
         return build_once
 
