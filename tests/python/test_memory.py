@@ -300,7 +300,7 @@ def in_by_weights(kind, folder):
 def in_by_a_saved_model(kind, folder):
     giver = model_of(FlaxLayer(MODULES[kind](), seed=3))
     train(giver)
-    giver.save(folder / "m.keras")
+    kerasflax.save_model(giver, folder / "m.keras")
     return held(giver.layers[-1]), keras.saving.load_model(folder / "m.keras")
 
 
