@@ -5,9 +5,14 @@ os.environ["KERAS_BACKEND"] = "jax"
 # Most programs here run once, and XLA takes longer to optimize one than to run it. Subprocesses inherit the setting.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import hypothesis
 import jax
 import keras
 import pytest
+
+# The same examples in each run, however slow the machine: new ones are the fuzzers' to find.
+hypothesis.settings.register_profile("kerasflax", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("kerasflax")
 
 
 @pytest.fixture(autouse=True)
