@@ -27,7 +27,7 @@ import keras
 from keras.src.backend.common.global_state import get_global_attribute
 
 from . import _allowed, _foreign, _lazy
-from ._adapter import module_classes
+from ._adapter import is_base, module_classes
 from ._declared import classes, is_dataclass, is_named_tuple, mro, of_arguments, of_fields
 from ._errors import ConfigError
 
@@ -229,15 +229,17 @@ def _classes() -> Iterator[type]:
 
     Keras's layers are modules too in its NNX mode, and some of them run code.
     """
-    for kind in module_classes():
-        is_flaxs = kind.__module__.partition(".")[0] == "flax" and _there(kind.__module__, kind.__qualname__) is kind
-        if keras.layers.Layer not in mro(kind) and (not is_flaxs or _allowed.reference(_allowed.MODULES, kind) is not None):
-            yield kind
+    return filter(_may_be_taken, module_classes())
+
+
+def _may_be_taken(kind: type) -> bool:
+    is_flaxs = kind.__module__.partition(".")[0] == "flax" and _there(kind.__module__, kind.__qualname__) is kind
+    return keras.layers.Layer not in mro(kind) and (not is_flaxs or _allowed.reference(_allowed.MODULES, kind) is not None)
 
 
 def is_module_class(value: type) -> bool:
     """Whether it is a class of Flax modules that may be taken from a file."""
-    return any(value is kind for kind in _classes())
+    return any(is_base(kind) for kind in mro(value)) and _may_be_taken(value)
 
 
 def _same_module(name: str, other: str) -> bool:
