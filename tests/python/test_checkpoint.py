@@ -112,6 +112,15 @@ def test_any_tree_comes_back_from_safetensors_to_the_bit(tree):
         assert_same(tree, read_variables(path))
 
 
+@pytest.mark.parametrize("name", ["", "/", "//"])
+def test_an_orbax_checkpoint_holds_no_weight_without_a_name(name, tmp_path):
+    with pytest.raises(VariablesError, match="no name"):
+        write_variables({name: np.ones(2), "a": {name: np.ones(2)}}, tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+    write_variables({"a": {name: np.ones(2)}}, tmp_path / "new")
+    np.testing.assert_array_equal(read_variables(tmp_path / "new")["a"][name], np.ones(2))
+
+
 @settings(deadline=None, max_examples=15)
 @given(trees(arrays(MOST, min_side=1), NAMES))
 def test_any_tree_comes_back_from_orbax_to_the_bit(tree):

@@ -50,11 +50,14 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
             problems.append(f"  {name}: {array.dtype}")
         if not array.size:
             problems.append(f"  {name}: no elements, shape {array.shape}")
+    leaves = list(_limits.names_of_leaves(tree))
+    # Some versions of Orbax lose such a weight.
+    problems += [f"  {SEPARATOR.join(names)!r}: no name" for names in leaves if not _joined(names)]
     if problems or not named:
         raise VariablesError(
             "Orbax does not store such arrays:\n" + "\n".join(problems or ["  none at all"]) + "\nWrite `.msgpack`."
         )
-    twins = _twins(_limits.names_of_leaves(tree))
+    twins = _twins(leaves)
     if twins:
         raise VariablesError(
             f"Orbax joins names by {_JOINT!r} and would keep one of two weights:\n"
@@ -78,12 +81,15 @@ def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     twins = []
     for names in leaves:
         path = SEPARATOR.join(names)
-        # TensorStore leaves out separators at an end of a name, and those that follow another.
-        joined = SEPARATOR.join(part for part in _JOINT.join(names).split(SEPARATOR) if part)
-        other = first.setdefault(joined, path)
+        other = first.setdefault(_joined(names), path)
         if other is not path:
             twins.append((other, path))
     return twins
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The one name of a weight: TensorStore leaves out separators at an end of it, and those that follow another."""
+    return SEPARATOR.join(part for part in _JOINT.join(names).split(SEPARATOR) if part)
 
 
 def _first_line(error: BaseException) -> str:
