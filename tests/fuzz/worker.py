@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -32,7 +33,8 @@ def _ring(*_: Any) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # In kilobytes, and on macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _failure(target: targets.Target, generator: random.Random) -> tuple[str | None, Any]:

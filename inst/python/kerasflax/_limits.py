@@ -20,6 +20,8 @@ LONGEST_NAME = 2**16
 # Of all paths together, in characters; what surrounds a name in memory counts as some characters more.
 _LONGEST_PATHS = 2**28
 _AROUND_NAME = 8
+TOO_MANY = f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
+_TOO_LONG = f"its paths have more than {_LONGEST_PATHS} characters"
 
 
 def problem_of_tree(tree: Any) -> str | None:
@@ -30,7 +32,7 @@ def problem_of_tree(tree: Any) -> str | None:
         value, depth, above = stack.pop()
         values += 1
         if depth > DEEPEST or values > MOST_VALUES:
-            return f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
+            return TOO_MANY
         if isinstance(value, np.ndarray):
             length += above
         elif isinstance(value, (dict, Mapping)):
@@ -42,7 +44,7 @@ def problem_of_tree(tree: Any) -> str | None:
         else:
             length += above
         if length > _LONGEST_PATHS:
-            return f"its paths have more than {_LONGEST_PATHS} characters"
+            return _TOO_LONG
     return None
 
 
@@ -53,9 +55,9 @@ def problem_of_paths(paths: Iterable[str]) -> str | None:
         depth = path.count(SEPARATOR) + 1
         length += len(path) + _AROUND_NAME * depth
         if depth > DEEPEST or values >= MOST_VALUES:
-            return f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
+            return TOO_MANY
         if length > _LONGEST_PATHS:
-            return f"its paths have more than {_LONGEST_PATHS} characters"
+            return _TOO_LONG
     return None
 
 

@@ -113,9 +113,7 @@ class _Reader:
         """The next value, whatever it is."""
         self._nodes += 1
         if depth > _limits.DEEPEST or self._nodes > _limits.MOST_VALUES:
-            raise self._source.damaged(
-                f"it nests deeper than {_limits.DEEPEST} levels, or holds more than {_limits.MOST_VALUES} values"
-            )
+            raise self._source.damaged(_limits.TOO_MANY)
         kind, number = self._header()
         if kind == "map":
             return self._map(number, depth)

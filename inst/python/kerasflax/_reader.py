@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _allowed, _foreign, _lazy, _names
+from . import _allowed, _dtypes, _foreign, _lazy, _names
 from ._declared import Type, is_dataclass, is_named_tuple, mro, of_arguments, of_fields
 from ._errors import ConfigError
 from ._plan import CLASS, DATA, DTYPE, FUNCTION, HOLDER, MODULE, TRUSTED, Plan, constant, fits, plays, shown
@@ -103,13 +103,10 @@ def listed(nodes: Any, place: Any) -> list[Any]:
 
 def checked_dtype(name: Any, place: Any) -> np.dtype[Any]:
     """The dtype of a name."""
-    if isinstance(name, str):
-        for reference in (f"jax.numpy:{name}", *(f"numpy:{each}" for each in _allowed.NUMBER_TYPES["numpy"].split())):
-            scalar = _names.number_type_named(reference) or _names.function_named(reference)
-            dtype = None if scalar is None else getattr(scalar, "dtype", scalar)
-            if isinstance(dtype, (np.dtype, type)) and np.dtype(dtype).name == name:
-                return np.dtype(dtype)
-    raise wrong(place, name, " is no dtype of numbers")
+    try:
+        return _dtypes.named(name)
+    except ValueError:
+        raise wrong(place, name, " is no dtype of numbers") from None
 
 
 def is_of_numbers(dtype: Any) -> bool:
