@@ -137,7 +137,8 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     if not (arguments.again or arguments.worker):
         return run(arguments.only, arguments.seed, arguments.minutes, arguments.jobs)
-    os.environ["KERAS_BACKEND"] = "jax"
+    # Of an error that came through Flax or JAX, the frames tell so.
+    os.environ |= {"KERAS_BACKEND": "jax", "FLAX_FILTER_FRAMES": "0", "JAX_TRACEBACK_FILTERING": "off"}
     sys.path[:0] = [str(ROOT / "inst" / "python"), str(HERE)]
     import worker
 

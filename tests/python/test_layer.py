@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
 
 import kerasflax
@@ -281,6 +282,39 @@ def test_a_module_reads_a_collection_that_only_its_user_provides():
 
 
 # Specs and building
+
+
+class ReturnsLinen(nn.Module):
+    value: object
+
+    def __call__(self, inputs):
+        return {"y": inputs, "other": self.value}
+
+
+class SowsLinen(nn.Module):
+    value: object
+
+    def __call__(self, inputs):
+        self.sow("intermediates", "other", self.value)
+        return inputs
+
+
+class ReturnsNnx(nnx.Module):
+    def __init__(self, value, *, rngs):
+        self.value = value
+
+    def __call__(self, inputs):
+        return [inputs, self.value]
+
+
+@pytest.mark.parametrize("value", ["a text", nn.initializers.normal(0.1), dict], ids=["text", "function", "class"])
+@pytest.mark.parametrize("module", [ReturnsLinen, SowsLinen, ReturnsNnx])
+def test_a_module_that_returns_no_array_is_refused_by_the_values_class(module, value):
+    made = module(value, rngs=nnx.Rngs(0)) if module is ReturnsNnx else module(value)
+    layer = FlaxLayer(made)
+    for inputs in (np.ones((2, 3), np.float32), keras.Input((3,))):
+        with pytest.raises(kerasflax.MethodError, match=rf"a value of class {type(value).__name__}, which is not an array"):
+            layer(inputs)
 
 
 @pytest.mark.parametrize(

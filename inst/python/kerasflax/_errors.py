@@ -7,7 +7,7 @@
     ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
     ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written; damaged
     │                                    weights in a Keras file are a VariablesError as well
-    ├── MethodError      (TypeError)     a method that is not there, or whose arguments cannot be filled
+    ├── MethodError      (TypeError)     a method that is not there, whose arguments cannot be filled, or that returns no array
     ├── ModuleError      (TypeError)     something that is no Flax module instance
     ├── NotBuiltError    (RuntimeError)  variables were asked of a layer that has none yet
     ├── PackageError     (ImportError)   an optional Python package that is not installed
@@ -61,7 +61,7 @@ class FileError(KerasFlaxError, OSError):
 
 
 class MethodError(KerasFlaxError, TypeError):
-    """A method that is not there, or whose arguments cannot be filled."""
+    """A method that is not there, whose arguments cannot be filled, or that returns no array."""
 
     cause = "method"
 

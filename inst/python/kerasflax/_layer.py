@@ -34,7 +34,7 @@ from ._errors import (
 )
 from ._memory import copied
 from ._running import module_is_running
-from ._trace import DependsOnSizeError, Spec, Trace, trace, until_learned
+from ._trace import DependsOnSizeError, Spec, Trace, as_array, trace, until_learned
 from ._trees import Form, Formed, map_leaves, simplify
 from ._undo import all_or_nothing, scopes_kept
 
@@ -112,7 +112,7 @@ class FlaxLayer(keras.layers.Layer):
     Raises:
         ArgumentError: An argument that the layer does not take.
         BackendError: Keras does not run on JAX.
-        MethodError: The module has no such method, or its arguments cannot be filled.
+        MethodError: The module has no such method, its arguments cannot be filled, or it returns no array.
         ModuleError: `module` is no Flax module instance.
         ShapeError: At build, when the shape of a variable depends on an unknown size of the input.
         VariablesError: At build, when `variables` does not fit; it lists every place by path.
@@ -368,6 +368,7 @@ class FlaxLayer(keras.layers.Layer):
         outputs, state, sown = self._adapter.apply(
             variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
         )
+        outputs, sown = jax.tree.map(as_array, (outputs, sown))
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}

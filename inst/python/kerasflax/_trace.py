@@ -19,6 +19,7 @@ import numpy as np
 from jax import export
 from jax.interpreters import partial_eval
 
+from ._errors import MethodError
 from ._evaluate import evaluate
 
 PyTree = Any
@@ -210,11 +211,23 @@ def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...])
     structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)  # type: ignore[no-untyped-call]
 
     def arrays(*values: PyTree) -> PyTree:
-        # Of a plain number among the results, JAX would give no shape.
-        return jax.tree.map(lambda x: x if hasattr(x, "shape") else jnp.asarray(x), function(*values))
+        return jax.tree.map(as_array, function(*values))
 
     jaxpr, result = until_learned(lambda: jax.make_jaxpr(arrays, return_shape=True)(*structs))
     return Trace(function, arguments, jaxpr, jax.tree.map(_spec_of, result))
+
+
+def as_array(value: Any) -> Any:
+    """A leaf of a result, as an array: JAX gives plain numbers no shape."""
+    if hasattr(value, "shape"):
+        return value
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise MethodError(
+            f"The module returns or sows a value of class {type(value).__name__}, which is not an array.\n"
+            "Return and sow arrays, numbers, and tuples, lists or dicts of them."
+        ) from None
 
 
 def _spec_of(struct: Any) -> Spec:
