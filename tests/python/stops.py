@@ -21,7 +21,7 @@ from pathlib import Path
 
 # Without the package: a process that has imported JAX takes ten times as long to fork.
 sys.path.insert(0, str(Path(__file__).parents[2] / "inst/python/kerasflax"))
-import _replacing  # noqa: E402
+import _replacing
 
 kind, how, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 name = "w.msgpack" if kind == "file" else "w"

@@ -50,15 +50,11 @@ def problem_of_tree(tree: Any) -> str | None:
 
 def problem_of_paths(paths: Iterable[str]) -> str | None:
     """What makes a tree too large that has weights at such paths, None if nothing does."""
-    length = 0
-    for values, path in enumerate(paths):
-        depth = path.count(SEPARATOR) + 1
-        length += len(path) + _AROUND_NAME * depth
-        if depth > DEEPEST or values >= MOST_VALUES:
-            return TOO_MANY
-        if length > _LONGEST_PATHS:
-            return _TOO_LONG
-    return None
+    paths = list(paths)
+    depths = [path.count(SEPARATOR) + 1 for path in paths]
+    if len(paths) > MOST_VALUES or max(depths, default=0) > DEEPEST:
+        return TOO_MANY
+    return _TOO_LONG if sum(map(len, paths)) + _AROUND_NAME * sum(depths) > _LONGEST_PATHS else None
 
 
 def problem_of_name(name: str | int) -> str | None:

@@ -39,7 +39,7 @@ _LONGEST_HEADER = 10**8
 # Whose files name tied weights in their metadata: those of PyTorch, which need not say so.
 _NAMING_TIES = ("pt", None)
 _FORMAT = "format"
-_Entry = tuple[str, list[int], tuple[int, int]]
+_Entry = tuple[str, list[int], list[int]]
 
 
 def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) -> None:
@@ -97,23 +97,23 @@ def read(source: Source) -> dict[str, Array]:
     except package.SafetensorError as error:
         raise FileError(f"{str(path)!r} is damaged, or no safetensors file: {error}.") from error
     header, metadata = _header(source)
-    unknown = [f"  {name}: {dtype}" for name, (dtype, _, _) in header.items() if dtype not in _DTYPES]
-    if unknown:
+    if not _DTYPES.keys() >= {dtype for dtype, _, _ in header.values()}:
+        unknown = [f"  {name}: {dtype}" for name, (dtype, _, _) in header.items() if dtype not in _DTYPES]
         raise FileError(f"{str(path)!r} holds weights of dtypes that NumPy does not have:\n" + "\n".join(unknown))
     end, arrays = 0, {}
     ordered = sorted(header.items(), key=lambda item: item[1][2])
     for name, (dtype, shape, offsets) in ordered:
         begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
-        if offsets != (begin, end):
-            raise source.damaged(f"{name!r} lies at the bytes {list(offsets)}, where {[begin, end]} are expected")
+        if offsets != [begin, end]:
+            raise source.damaged(f"{name!r} lies at the bytes {offsets}, where {[begin, end]} are expected")
     if end != source.size - source.position:
         raise source.damaged(f"{source.size - source.position} bytes follow, where {end} are announced")
     for name, (dtype, shape, _) in ordered:
         try:
-            arrays[name] = np.empty(shape, _DTYPES[dtype])
-        except ValueError as error:
+            array = arrays[name] = np.empty(shape, _DTYPES[dtype])
+        except (ValueError, OverflowError) as error:
             raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
-        source.fill(arrays[name])
+        source.fill(array)
     tied = {name: arrays[kept] for name, kept in _ties(metadata, arrays).items()}
     return {name: arrays[name] for name in header} | tied
 
@@ -151,11 +151,11 @@ def _entry(name: str, entry: Any) -> _Entry:
         # Lone surrogates, which JSON can write, are in no name that others read.
         name.encode()
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets]
-    are_sizes = set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) < 2**63
-    if not (are_sizes and len(offsets) == 2 and isinstance(dtype, str)):
+    # Whether the numbers fit is said where the array is made.
+    are_sizes = type(shape) is list and {int}.issuperset(map(type, shape)) and list(map(type, offsets)) == [int, int]
+    if not are_sizes or type(dtype) is not str:
         raise ValueError(f"{name!r} has no dtype, shape and offsets")
-    return dtype, list(shape), (offsets[0], offsets[1])
+    return dtype, shape, offsets
 
 
 def _no_constant(text: str) -> Any:
