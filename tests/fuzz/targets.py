@@ -39,6 +39,22 @@ class Different(Exception):
     """A result is another than it has to be."""
 
 
+CORPUS = Path(__file__).with_name("corpus")
+
+
+def kept(name: str, corpus: Callable[[], Iterator[bytes]]) -> list[bytes]:
+    """The small files of a format that are mutated. They are kept, since other versions of a writer write other bytes.
+
+    A format that has none in `corpus/` gets them from its function.
+    """
+    folder = CORPUS / name
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for number, data in enumerate(corpus()):
+            (folder / f"{number:02}").write_bytes(data)
+    return [file.read_bytes() for file in sorted(folder.iterdir())]
+
+
 class Target:
     """A format. `make` is a pure function of its generator."""
 
@@ -117,7 +133,7 @@ class Variables(Target):
     def __init__(self) -> None:
         super().__init__()
         self.path = self.folder / f"file{self.suffix}"
-        self.seeds = list(self.corpus())
+        self.seeds = kept(self.suffix[1:], self.corpus)
 
     def corpus(self) -> Iterator[bytes]:
         random = Random(0)
@@ -198,19 +214,34 @@ class Safetensors(Variables):
                 raise Different(f"{name}: {value!r:.100} for {entry!r:.100}")
 
 
+def packed(parts: Mapping[str, bytes]) -> bytes:
+    """A zip archive, which is a function of what is in it: its dates are fixed."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in parts.items():
+            file.writestr(zipfile.ZipInfo(name), data)
+    return made.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, bytes]:
+    """What is in a zip archive, by name."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 class Orbax(Target):
     """Mutations of a checkpoint's files, and of which files there are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seeds = []
+        self.seeds = [unpacked(data) for data in kept("orbax", self.corpus)]
+
+    def corpus(self) -> Iterator[bytes]:
         for number in range(4):
             path = self.folder / f"seed-{number}"
             with contextlib.suppress(DOCUMENTED):
                 kerasflax.write_variables(tree(Random(number)), path)
-                self.seeds.append(
-                    {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-                )
+                yield packed({str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()})
 
     def make(self, random: Random) -> dict[str, bytes]:
         files = dict(random.choice(self.seeds))
@@ -389,19 +420,24 @@ class Archive(Target):
         super().__init__()
         sys.addaudithook(_audit)
         self.path = self.folder / "model.keras"
-        self.seeds = []
+        self.seeds = kept("keras", self.corpus)
+        for seed in self.seeds:
+            # What is loaded late is loaded now.
+            self.path.write_bytes(seed)
+            keras.saving.load_model(self.path)
+
+    def corpus(self) -> Iterator[bytes]:
         for layer in layers()[:4]:
             model = keras.Sequential([keras.Input((4,)), layer])
             model.compile("sgd", "mse")
             model.save(self.path)
-            self.seeds.append(self.path.read_bytes())
+            yield self.path.read_bytes()
 
     def make(self, random: Random) -> bytes:
         seed, kind = random.choice(self.seeds), random.randrange(4)
         if kind == 0:
             return mutated_bytes(seed, self.seeds, random)
-        with zipfile.ZipFile(io.BytesIO(seed)) as file:
-            parts = {name: file.read(name) for name in file.namelist()}
+        parts = unpacked(seed)
         if kind == 1:
             parts["model.weights.h5"] = mutated_weights(parts["model.weights.h5"], random)
         else:
@@ -412,12 +448,7 @@ class Archive(Target):
             # No larger numbers: a file may ask for a larger model than memory holds; see SECURITY.md.
             text = json.dumps(config).replace('"mutated"', re.sub("[0-9]{5,}", "4096", text))
             parts["config.json"] = text.encode("utf-8", "surrogatepass")
-        made = io.BytesIO()
-        with zipfile.ZipFile(made, "w") as file:
-            for name, data in parts.items():
-                # A fixed date: what is made is a function of the generator.
-                file.writestr(zipfile.ZipInfo(name), data)
-        return made.getvalue()
+        return packed(parts)
 
     def check(self, made: bytes) -> None:
         self.path.write_bytes(made)
@@ -475,9 +506,12 @@ class Weights(Target):
         super().__init__()
         self.path = self.folder / "model.weights.h5"
         self.model = keras.Sequential([keras.Input((4,)), layers()[0]])
-        self.model.save_weights(self.path)
-        self.seeds = [self.path.read_bytes()]
+        self.seeds = kept("weights.h5", self.corpus)
         self.layer = self.model.layers[-1]
+
+    def corpus(self) -> Iterator[bytes]:
+        self.model.save_weights(self.path)
+        yield self.path.read_bytes()
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.3:
