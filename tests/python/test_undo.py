@@ -241,6 +241,30 @@ def test_a_pattern_that_fits_nothing_can_be_corrected(argument):
     assert len(layer.weights) == 4
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not set up")], ids=repr)
+def test_a_setup_that_fails_fails_the_build_and_no_more(error, way):
+    errors = [error]
+
+    class Module(nn.Module):
+        def setup(self):
+            self.dense = nn.Dense(2, kernel_init=seeded)
+            if errors:
+                raise errors[0]
+
+        def __call__(self, inputs):
+            return self.dense(inputs)
+
+    layer = FlaxLayer(Module(), seed=1)
+    before = everything(layer)
+    with pytest.raises(type(error)):
+        WAYS[way](layer)
+    assert everything(layer) == before
+    errors.clear()
+    layer(X)
+    assert len(layer.weights) == 2
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), ValueError("no values")], ids=repr)
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_an_initializer_that_fails_fails_the_build_and_no_more(api, error):
