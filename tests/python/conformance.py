@@ -42,6 +42,7 @@ class Case:
         built_on: Inputs of the shapes on which the layer is built, where these are others.
         differentiable: Whether JAX can differentiate the module.
         trainable: The collections that are trained.
+        sown: The collections that the module only sows: they are returned, and no state.
     """
 
     module: Any
@@ -54,6 +55,7 @@ class Case:
     built_on: PyTree = None
     differentiable: bool = True
     trainable: tuple[str, ...] = ("params",)
+    sown: tuple[str, ...] = ()
 
     @property
     def first(self):
@@ -441,11 +443,11 @@ LINEN = {
         Streams(), floats(4, 2), with_mode("training"), streams={True: ("noise", "other"), False: ("noise",)}
     ),
     "the stream without a name": Case(DefaultStream(), floats(4, 2), streams={True: ("params",), False: ("params",)}),
-    "sown values": Case(Sower(), floats(4, 2)),
+    "sown values": Case(Sower(), floats(4, 2), sown=("intermediates", "metrics", "own", "perturbations")),
     "state of any kind, and no params": Case(Counter(), floats(4, 3)),
     "no variables": Case(Stateless(), floats(4, 2)),
     "boxes": Case(Partitioned(), floats(4, 2)),
-    "scan": Case(Scanned(), floats(4, 3), with_mode("training"), streams=DROPOUT),
+    "scan": Case(Scanned(), floats(4, 3), with_mode("training"), streams=DROPOUT, sown=("intermediates",)),
     "vmap": Case(Ensemble(), floats(4, 2)),
     # Lifted transforms take a key from every stream that they are given.
     "jit and remat": Case(Lifted(), floats(4, 2), streams=DROPOUT),
