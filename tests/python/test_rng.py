@@ -30,3 +30,10 @@ def test_a_stream_does_not_depend_on_the_others(names):
 
 def test_the_initial_key_is_that_of_plain_flax():
     assert data(_rng.initial_key(3)) == data(jax.random.key(3))
+
+
+def test_the_keys_of_streams_are_these():
+    """By another program: Threefry-2x32 of the seed's state, with 0 and the first 32 bits of the name's SHA-256 as counter."""
+    keys = _rng.streams(np.array([7, 2], np.uint32), ["dropout", "params"])
+    assert data(keys["dropout"]) == (2335352462, 2678358109)
+    assert data(keys["params"]) == (2282695505, 1285534362)
