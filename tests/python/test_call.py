@@ -2,8 +2,11 @@
 
 import collections
 import gc
+import sys
 import threading
+import time
 
+import h5py
 import jax
 import jax.numpy as jnp
 import keras
@@ -13,7 +16,8 @@ from flax import linen as nn
 from flax import nnx
 from modules import ConvNet, Counter, Sower, TwoStreams
 
-from kerasflax import FlaxLayer, LazyModule
+import kerasflax
+from kerasflax import FlaxLayer, LazyModule, _models
 
 THREADS = 8
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
@@ -250,3 +254,89 @@ def test_a_mask_is_the_calls_own():
             assert (getattr(output, "_keras_mask", None) is not None) == training
 
     in_threads(calls)
+
+
+class Equal(nn.Module):
+    """Weights and counts that are always equal to each other."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        weights = [self.param(f"w{i}", nn.initializers.zeros, (1,)) for i in range(20)]
+        counts = [self.variable("counts", f"c{i}", lambda: jnp.zeros((1,))) for i in range(20)]
+        if not self.is_initializing():
+            for count in counts:
+                count.value = count.value + 1
+        return jnp.concatenate(weights) * jnp.ones((inputs.shape[0], 1))
+
+
+def is_torn(tree):
+    return len({float(np.asarray(leaf).ravel()[0]) for leaf in jax.tree.leaves(tree)}) > 1
+
+
+def while_it_is(doing, asked, times):
+    """Ask for something that often while another thread does something again and again."""
+    stop = threading.Event()
+
+    def again():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            doing(number)
+
+    thread = threading.Thread(target=again)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        return [asked() for _ in range(times)]
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
+
+
+def test_whoever_reads_the_variables_finds_them_as_one_call_has_left_them(tmp_path):
+    layer = FlaxLayer(Equal())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    ways = {
+        "flax_variables": lambda: layer.flax_variables["counts"],
+        "numpy_variables": lambda: _models.numpy_variables(layer)["counts"],
+        "a file": lambda: (
+            kerasflax.write_variables(layer, tmp_path / "w.msgpack"),
+            kerasflax.read_variables(tmp_path / "w.msgpack")["counts"],
+        )[1],
+        "Keras's file": lambda: (
+            model.save_weights(tmp_path / "m.weights.h5"),
+            [h5py.File(tmp_path / "m.weights.h5")[f"layers/{layer.name}/vars/counts/c{i}"][()] for i in range(20)],
+        )[1],
+    }
+    for name, way in ways.items():
+        assert not any(map(is_torn, while_it_is(lambda _: layer(X), way, 30))), name
+
+
+def test_a_call_finds_the_variables_as_one_assignment_has_left_them(tmp_path):
+    layer = FlaxLayer(Equal(), dtype="mixed_bfloat16")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.save_weights(tmp_path / "m.weights.h5")
+
+    def assign(number):
+        layer.flax_variables = {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}
+
+    def assign_to_the_model(number):
+        _models.set_variables(model, {layer.name: {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}})
+
+    for way in (assign, assign_to_the_model, lambda _: (assign(7), model.load_weights(tmp_path / "m.weights.h5"))):
+        outputs = while_it_is(way, lambda: np.asarray(layer(X).astype("float32")), 100)
+        assert not any(len(np.unique(output)) > 1 for output in outputs)
+
+
+def test_no_call_undoes_an_assignment_to_the_state():
+    layer = FlaxLayer(Equal())
+    layer(X)
+
+    def lost():
+        layer.flax_variables = {"counts": {f"c{i}": np.full(1, -1e6, np.float32) for i in range(20)}}
+        time.sleep(0.002)
+        return float(layer.flax_variables["counts"]["c0"][0]) > -9e5
+
+    assert not any(while_it_is(lambda _: layer(X), lost, 100))

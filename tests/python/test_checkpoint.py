@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -1221,3 +1222,20 @@ def test_a_dtype_that_is_no_name_is_no_syntax(tmp_path):
         (tmp_path / "w.msgpack").write_bytes(packed(dtype=dtype))
         with pytest.raises(FileError, match="is no dtype of numbers"):
             read_variables(tmp_path / "w.msgpack")
+
+
+def test_a_dict_of_many_integers_is_refused_by_readers_and_writers(tmp_path):
+    size = 2**16
+    # Of such integers each is looked for where the others are.
+    keys = [i * (2**32) % (2**61 - 1) for i in range(1, size)]
+    tree = {"a": dict.fromkeys(keys, np.float32(1))}
+    with pytest.raises(VariablesError, match="a dict has more than 4096 integers as names"):
+        write_variables(tree, tmp_path / "w.msgpack")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "w.msgpack").write_bytes(msgpack.packb(tree["a"] | {1: None}, default=float))
+    start = time.process_time()
+    with pytest.raises(FileError, match="a dict has more than 4096 integers as names"):
+        read_variables(tmp_path / "w.msgpack")
+    assert time.process_time() - start < 1
+    write_variables({"a": dict.fromkeys(range(4096), np.float32(1))}, tmp_path / "w.msgpack")
+    assert len(read_variables(tmp_path / "w.msgpack")["a"]) == 4096

@@ -203,3 +203,52 @@ def test_a_system_without_locks_takes_an_open_file_for_one(tmp_path, monkeypatch
     (left_over / "lock").touch()
     write_variables(NEW, tmp_path / "w.msgpack")
     assert os.listdir(tmp_path) == ["w.msgpack"]
+
+
+def test_a_folder_that_has_been_removed_is_not_brought_back_from_a_writer_that_was_killed(tmp_path, monkeypatch):
+    without_exchange(monkeypatch)
+    path = tmp_path / "w"
+    write_variables(OLD, path)
+    code = """
+import os, sys
+import numpy as np
+from kerasflax import _replacing, write_variables
+replace = _replacing._replace_folder
+def replace_and_end(*arguments):
+    replace(*arguments)
+    os._exit(3)
+_replacing._exchange, _replacing._replace_folder = lambda: None, replace_and_end
+write_variables({"a": np.ones(3, np.float32)}, sys.argv[1])
+"""
+    assert run("-c", code, path).returncode == 3
+    assert read_variables(path)["a"].tolist() == [1] * 3
+    shutil.rmtree(path)
+    with pytest.raises(OSError, match="There is no file"):
+        read_variables(path)
+    write_variables(OLD, path)
+    write_variables(OLD, path)
+    assert os.listdir(tmp_path) == ["w"]
+
+
+@pytest.mark.parametrize("count", [3])
+def test_writers_of_orbax_in_several_threads_do_not_wait_for_each_other_for_ever(count, tmp_path):
+    code = """
+import sys, threading
+import numpy as np
+from kerasflax import read_variables, write_variables
+errors = []
+def write(number):
+    try:
+        for size in range(1, 6):
+            write_variables({f"c{i}": np.full(10, number, np.float32) for i in range(size)}, f"{sys.argv[1]}/{number}")
+            values = read_variables(f"{sys.argv[1]}/{number}")
+            assert {float(value[0]) for value in values.values()} == {number} and len(values) == size
+    except BaseException as error:
+        errors.append(error)
+threads = [threading.Thread(target=write, args=(number,)) for number in range(int(sys.argv[2]))]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not errors, errors
+"""
+    done = run("-c", code, tmp_path, count, timeout=100)
+    assert done.returncode == 0, done.stderr

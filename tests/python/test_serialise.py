@@ -352,6 +352,28 @@ def test_a_clone_has_the_same_settings_and_values_of_its_own():
         assert not np.array_equal(mine, theirs)
 
 
+class Printed(nn.Module):
+    features: int = 1
+
+    def __repr__(self):
+        raise AssertionError("printed with the file's values")
+
+
+def test_no_error_prints_an_object_that_was_made_from_the_file():
+    node = {"constructor": f"{__name__}:Printed", "keywords": {"features": 12345}}
+    with pytest.raises(ConfigError, match="is no class of NNX modules"):
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {"module": node})
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["int8_from_float32", "int4/32_from_float32", "float8_from_float32", "gptq/4/128_from_float32", "mixed_", "", "x" * 99],
+)
+def test_a_policy_that_is_not_listed_is_not_made_of_its_name(policy):
+    with pytest.raises(ConfigError, match="which is no dtype policy of a Flax layer"):
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {"dtype": policy})
+
+
 @pytest.mark.parametrize("policy", [None, "bfloat16", "mixed_bfloat16"])
 def test_a_policy_is_kept_where_there_is_one(policy):
     layer = FlaxLayer.from_config(FlaxLayer(nn.Dense(2), dtype=policy).get_config())
@@ -553,6 +575,8 @@ HOSTILE = {
     "a class of the system": {"object": "subprocess:Popen", "fields": {"args": ["true"]}},
     "a package not imported": {"object": "antigravity:Net", "fields": {}},
     "a submodule of one": {"object": "test.support:Net", "fields": {}},
+    "a Linen class as a maker of NNX modules": {"constructor": "flax.linen:Dense", "arguments": [1]},
+    "a bridge to Linen as a maker of NNX modules": {"constructor": "flax.nnx.bridge.wrappers:ToLinen", "arguments": [1]},
     "a private way": {"object": "flax.linen:Dense.__init__.__globals__", "fields": {}},
     "a function as a class": {"object": "flax.linen:vmap", "fields": {}},
     "no such field": {"object": "flax.linen:Dense", "fields": {"features": 1, "evil": 2}},

@@ -429,3 +429,45 @@ def test_what_is_trained_changes_as_a_whole_or_not_at_all():
                 with either(before, after, flags):
                     broken_off_at_the(count, change, line)
         undo()
+
+
+class Broken(nn.Module):
+    """Raises an error that is pending, in a run after `init`."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        if not self.is_initializing() and PENDING:
+            raise PENDING.pop()
+        return nn.Dense(2, kernel_init=seeded, name="dense")(inputs)
+
+
+PENDING = []
+
+
+class Holding(keras.Model):
+    """Builds its layer in a call of its own, in which Keras makes variables without values at first."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
+@pytest.mark.parametrize("kind", ["given", "initial"])
+def test_a_call_that_fails_after_the_build_leaves_a_built_layer_in_a_model_of_ones_own(kind, error):
+    variables = {"params": GIVEN["params"]} if kind == "given" else None
+    layer = FlaxLayer(Broken(), variables=variables, seed=5)
+    undisturbed = FlaxLayer(Broken(), variables=variables, seed=5)
+    undisturbed(X)
+    expected = values_of(undisturbed)
+    model = Holding(layer)
+    PENDING[:] = [error("broken off")]
+    with contextlib.suppress(error):
+        model(X)
+    PENDING.clear()
+    outputs = model(X)
+    np.testing.assert_equal(values_of(layer), expected)
+    np.testing.assert_allclose(outputs, X @ expected["params/dense/kernel"] + expected["params/dense/bias"], rtol=1e-5)

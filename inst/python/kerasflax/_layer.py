@@ -330,10 +330,7 @@ class FlaxLayer(keras.layers.Layer):
         self._memory.has_been_trained |= bool(training) and in_stateless_scope()
         training = bool(training) and self.trainable
         mask = _mask_if_any(mask)
-        # Calls from several threads read and write the state in turn. In a stateless scope its values are the scope's, and
-        # what calls the layer while a module runs must not wait for a thread that waits for the module.
-        alone = contextlib.nullcontext() if in_stateless_scope() or module_is_running() else self._memory.lock
-        with alone:
+        with self.alone():
             arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
             seed_state = self.seed_generator.state
             with _raised_as_is():
@@ -348,6 +345,12 @@ class FlaxLayer(keras.layers.Layer):
         call, outputs = call_of(self), formed.simplified()
         call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
         return outputs
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other threads from the variables: a call, an assignment and whatever reads them all take turns."""
+        # In a stateless scope the values are the scope's, and what calls the layer while a module runs must not wait for a
+        # thread that waits for the module.
+        return contextlib.nullcontext() if in_stateless_scope() or module_is_running() else self._memory.lock
 
     def _apply(
         self,
@@ -451,8 +454,8 @@ class FlaxLayer(keras.layers.Layer):
             NotBuiltError: The layer has no variables yet.
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
-        self.check_values()
-        return self._template.tree({path: copied(variable.value) for path, variable in self.variables_by_path.items()})
+        values = self.values_by_path()
+        return self._template.tree({path: copied(value) for path, value in values.items()})
 
     @flax_variables.setter
     def flax_variables(self, value: Mapping[str, PyTree]) -> None:
@@ -461,8 +464,14 @@ class FlaxLayer(keras.layers.Layer):
     @property
     def _own_variables(self) -> dict[str, PyTree]:
         """What `flax_variables` returns, of the layer's own arrays: to be read at once, since the next step deletes them."""
-        self.check_values()
-        return self._template.tree({path: variable.value for path, variable in self.variables_by_path.items()})
+        values = self.values_by_path()
+        return self._template.tree(values)
+
+    def values_by_path(self) -> dict[str, jax.Array]:
+        """The layer's own arrays, as they were at one time: to be read at once, since the next training step deletes them."""
+        with self.alone():
+            self.check_values()
+            return {path: variable.value for path, variable in self.variables_by_path.items()}
 
     def fitted_variables(self, value: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         """Arrays by path for a nested dict that may be assigned to `flax_variables`; nothing is set.
@@ -488,7 +497,8 @@ class FlaxLayer(keras.layers.Layer):
     def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
         """Set variables by path, as `fitted_variables` returns them: all, or where that is broken off, none."""
         variables = self.variables_by_path
-        _variables.assign((variables[path], array) for path, array in arrays.items())
+        with self.alone():
+            _variables.assign((variables[path], array) for path, array in arrays.items())
 
     @property
     def variables_by_path(self) -> dict[str, keras.Variable]:
@@ -507,7 +517,7 @@ class FlaxLayer(keras.layers.Layer):
 
     @frozen.setter
     def frozen(self, paths: Sequence[str]) -> None:
-        with self.training_kept():
+        with self.alone(), self.training_kept():
             self._memory.frozen = tuple(paths)
             self.trainable = self.trainable
 
@@ -518,7 +528,7 @@ class FlaxLayer(keras.layers.Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        with self.training_kept():
+        with self.alone(), self.training_kept():
             keras.layers.Layer.trainable.fset(self, value)
             variables = self.variables_by_path
             for path in self._memory.frozen if variables else ():
@@ -637,7 +647,9 @@ class FlaxLayer(keras.layers.Layer):
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
-        _store.save(self._saved_variables(), store)
+        with self.alone():
+            values = {path: variable.value for path, variable in self._saved_variables().items()}
+        _store.save(values, store)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the weights and the seed's state from one of Keras's files.
@@ -647,7 +659,8 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: The file does not fit; nothing is set then.
         """
         try:
-            _store.load(self._saved_variables(), store, self.name)
+            with self.alone():
+                _store.load(self._saved_variables(), store, self.name)
         except VariablesError:
             # A layer that has not been built fits what such a layer has saved.
             self.check_built()

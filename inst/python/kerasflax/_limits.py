@@ -15,12 +15,15 @@ from ._paths import SEPARATOR
 
 DEEPEST = 256
 MOST_VALUES = 2**20
+# Of names in one dict that are integers: they can be chosen so that a dict of them takes the square of their number in time.
+MOST_NUMBERED = 2**12
 # Of one name, in UTF-8.
 LONGEST_NAME = 2**16
 # Of all paths together, in characters; what surrounds a name in memory counts as some characters more.
 _LONGEST_PATHS = 2**28
 _AROUND_NAME = 8
 TOO_MANY = f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
+TOO_MANY_NUMBERED = f"a dict has more than {MOST_NUMBERED} integers as names"
 _TOO_LONG = f"its paths have more than {_LONGEST_PATHS} characters"
 
 
@@ -36,6 +39,8 @@ def problem_of_tree(tree: Any) -> str | None:
         if isinstance(value, np.ndarray):
             length += above
         elif isinstance(value, (dict, Mapping)):
+            if len(value) > MOST_NUMBERED and isinstance(next(iter(value)), int):
+                return TOO_MANY_NUMBERED
             for name, child in value.items():
                 size = len(name) if isinstance(name, str) else 0
                 stack.append((child, depth + 1, above + size + _AROUND_NAME))

@@ -66,10 +66,7 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     """
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
-    target.check_values()
-    return _variables.nested(
-        {path: _known_elsewhere(np.asarray(variable.value)) for path, variable in target.variables_by_path.items()}
-    )
+    return _variables.nested({path: _known_elsewhere(np.asarray(value)) for path, value in target.values_by_path().items()})
 
 
 def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
@@ -89,8 +86,13 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
     Raises:
         VariablesError: Something does not fit; every place is listed by path.
     """
-    fitted = [(layer.variables_by_path, arrays) for layer, arrays in fitted_variables(target, value)]
-    _variables.assign((known[path], array) for known, arrays in fitted for path, array in arrays.items())
+    fitted = fitted_variables(target, value)
+    with contextlib.ExitStack() as stack:
+        # In one order, lest two threads wait for each other.
+        for layer in sorted((layer for layer, _ in fitted), key=id):
+            stack.enter_context(layer.alone())
+        known = [(layer.variables_by_path, arrays) for layer, arrays in fitted]
+        _variables.assign((variables[path], array) for variables, arrays in known for path, array in arrays.items())
 
 
 def fitted_variables(

@@ -169,6 +169,8 @@ class _Reader:
                 return self._chunked(number)
             if kind not in ("text", "value") or type(key) not in (str, int) or key in result:
                 raise self._source.damaged(f"the name {key!r} in a dict is no text or integer, or is there twice")
+            if type(key) is int and number > _limits.MOST_NUMBERED:
+                raise self._source.damaged(_limits.TOO_MANY_NUMBERED)
             if result and type(key) is not type(next(iter(result))):
                 raise self._source.damaged("a dict has both texts and integers as names")
             result[key] = self.tree(depth + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ PyTree = Any
 _MARK = "_METADATA"
 # What Orbax makes one name of the names above an array with.
 _JOINT = "."
+# Orbax's writers wait for each other by a name that writers of other threads use as well.
+_ONE_AT_A_TIME = threading.RLock()
 _PURPOSE = "An Orbax checkpoint, which is what a path without `.msgpack` or `.safetensors` stands for,"
 
 # Orbax reads what it is asked for at once, and needs twice its size meanwhile. Asking costs some 40 ms.
@@ -65,7 +68,7 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
             + "\nWrite `.msgpack`."
         )
     try:
-        with orbax.StandardCheckpointer() as checkpointer:
+        with _ONE_AT_A_TIME, orbax.StandardCheckpointer() as checkpointer:
             in_chunks = jax.tree.map(lambda _: orbax.SaveArgs(chunk_byte_size=_CHUNK), tree)
             checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree), save_args=in_chunks)
     except OSError:
@@ -163,7 +166,7 @@ def _marks(path: Path) -> Iterator[Path]:
 
 def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree]:
     present = _present(path)
-    with orbax.PyTreeCheckpointer() as checkpointer:
+    with _ONE_AT_A_TIME, orbax.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise FileError(f"{str(path)!r} is damaged: a file in it is missing, or cannot be read.")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -398,6 +399,9 @@ class _Reader:
         constructor = node["constructor"]
         if isinstance(constructor, str):
             factory: Any = self._class(constructor, _names.is_module_class, place).kind
+            nnx = sys.modules.get("flax.nnx")
+            if nnx is None or not issubclass(factory, nnx.Module):
+                raise wrong(place, constructor, " is no class of NNX modules")
         else:
             factory = named_function(checked(constructor, Mapping, place), place)
             if not _lazy.takes_rngs(factory):

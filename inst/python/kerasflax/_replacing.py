@@ -75,7 +75,8 @@ def finish(path: Path) -> None:
 
 
 def _finish(folder: Path, path: Path) -> None:
-    if not os.path.lexists(folder / _OLD):
+    # Of an old folder alone the writer had done everything: who has removed the new one since does not want the old one.
+    if not (os.path.lexists(folder / _OLD) and os.path.lexists(folder / _NEW)):
         return
     for name in (_NEW, _OLD):
         # Another process may do the same at the same time: one of the two succeeds.
@@ -160,6 +161,9 @@ def _clean(path: Path) -> None:
             if lock is not None:
                 with lock:
                     _discard(folder, path)
+                    # A writer that has made this folder, and has not locked it yet, finds it gone and makes another.
+                    _remove(folder)
+                # Where an open file cannot be removed.
                 _remove(folder)
 
 

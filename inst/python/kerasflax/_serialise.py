@@ -42,7 +42,7 @@ import jax
 import keras
 import numpy as np
 
-from . import _allowed, _foreign, _lazy, _names, _paths
+from . import _allowed, _dtypes, _foreign, _lazy, _names, _paths
 from ._adapter import is_base, is_module
 from ._declared import mro
 from ._errors import ConfigError
@@ -405,6 +405,10 @@ def constraints_from_config(node: Json, path: str) -> Callable[[], Any]:
 def policy_from_config(node: Json, path: str) -> Callable[[], Any]:
     """Check the description of a dtype policy, in which `variable_dtype` and `compute_dtype` lie; what is returned makes it."""
     if isinstance(node, str):
+        try:
+            _dtypes.named(node.removeprefix("mixed_"))
+        except ValueError:
+            raise ConfigError(f"{path} is described as {shown(node)}, which is no dtype policy of a Flax layer.") from None
         return lambda: node
     return _keras_object(node, "dtype_policies", keras.dtype_policies.DTypePolicy, f"{path} (compute_dtype, variable_dtype)")
 

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from . import _dtypes, _limits, _variables
+from . import _dtypes, _limits, _plan, _variables
 from ._errors import FileError, VariablesError
 from ._paths import SEPARATOR
 
@@ -30,12 +30,11 @@ _FORMAT_VERSION = 1
 _INDEX = "index.json"
 # A name that is a dot, a weight below which there are others, and what comes before a number, if that is a name.
 _DOT, _LEAF, _NUMBER = "%2E", "%", "%"
-# A compressed index may be so many times as large as it lies in the file; text of repeated names is some 20 times.
-_MOST_COMPRESSION = 100
-_SMALL = 2**16
+# What Keras writes is not compressed, and a filter may unpack a chunk of any size to any other. These two keep the size.
+_SHUFFLE, _FLETCHER32 = 2, 3
 _LARGEST_ITEM = np.dtype(np.clongdouble).itemsize
 # HDF5 unpacks a chunk whole, and a chunk may be larger than the array.
-_LARGEST_CHUNK = 2**24
+_LARGEST_CHUNK = 2**16
 _LONGEST_PART = 2**10
 _HARD_LINK = 0
 
@@ -46,19 +45,19 @@ class _DamagedError(FileError, VariablesError):
     """The weights in a file are not what a layer saves, and so fit no layer either: callers know it by both names."""
 
 
-def save(variables: Mapping[str, keras.Variable], store: MutableMapping[str, Any]) -> None:
-    """Write variables by path into a layer's mapping.
+def save(values: Mapping[str, Any], store: MutableMapping[str, Any]) -> None:
+    """Write arrays by path into a layer's mapping.
 
     Raises:
         VariablesError: There are more, or longer paths, than are read again; nothing has been written.
     """
-    problem = _limits.problem_of_paths(variables)
+    problem = _limits.problem_of_paths(values)
     if problem:
         raise VariablesError(f"The weights cannot be saved: {problem}.")
-    dtypes, numbered = {}, _numbered(variables)
-    names = _names(variables) | numbered
-    for path, variable in variables.items():
-        array = np.asarray(variable.value)
+    dtypes, numbered = {}, _numbered(values)
+    names = _names(values) | numbered
+    for path, value in values.items():
+        array = np.asarray(value)
         dtypes[path] = str(array.dtype)
         store[names[path]] = array.view(_bits(array.dtype)) if _is_foreign(array.dtype) else array
     index = {"format_version": _FORMAT_VERSION, "dtypes": dtypes} | ({"names": numbered} if numbered else {})
@@ -137,6 +136,8 @@ def _checked(found: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         made = identifier.get_create_plist()
         if made.get_external_count() or found.is_virtual:
             raise ValueError("its numbers lie in another file")
+        if {made.get_filter(i)[0] for i in range(made.get_nfilters())} - {_SHUFFLE, _FLETCHER32}:
+            raise ValueError("it is compressed, which what Keras saves is not")
         chunk = found.chunks
         if chunk is not None and math.prod(chunk) * dtype.itemsize > max(_LARGEST_CHUNK, math.prod(shape) * dtype.itemsize):
             raise ValueError(f"its chunks, of shape {chunk}, are larger than it")
@@ -209,7 +210,7 @@ def _read_index(store: Mapping[str, Any], layer_name: str) -> tuple[dict[str, np
             f"{problem}: it names {', '.join(sorted(store.keys())[:5]) or 'nothing'}.\n"
             "Weights are saved by path, and loaded into a model made of the same layers."
         )
-    raise _DamagedError(f"{problem} that this version of kerasflax reads: the format's version is {version!r}.")
+    raise _DamagedError(f"{problem} that this version of kerasflax reads: the format's version is {_plan.shown(version)}.")
 
 
 def _text(found: Any) -> bytes:
@@ -218,7 +219,7 @@ def _text(found: Any) -> bytes:
         raise ValueError(f"it is no text, but numbers of {dtype}")
     identifier = getattr(found, "id", None)
     stored = size if identifier is None else identifier.get_storage_size()
-    if size > _SMALL + _MOST_COMPRESSION * stored:
+    if size > stored:
         raise ValueError(f"{stored} bytes do not hold a text of {size} bytes")
     return np.asarray(found[()]).tobytes()
 

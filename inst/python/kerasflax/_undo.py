@@ -15,22 +15,31 @@ from keras.src.backend.common.global_state import get_global_attribute, set_glob
 
 # What Keras notes by thread while a layer is called or built. It forgets to strike out some of it after an interrupt.
 _SCOPES = ("current_call_ctx", "autocast_scope")
-_STACKS = ("name_scope_stack", "uninitialized_variables")
+_NAMES = "name_scope_stack"
+# Variables that are made in a stateless scope get their values when the scope ends.
+_WITHOUT_VALUES = "uninitialized_variables"
 
 
 @contextlib.contextmanager
 def scopes_kept() -> Iterator[None]:
     """Where the block is broken off, leave Keras in no scope that has been opened in it."""
     scopes = {name: get_global_attribute(name) for name in _SCOPES}
-    depths = {name: len(get_global_attribute(name) or ()) for name in _STACKS}
+    depth = _depth(_NAMES)
     try:
         yield
     except BaseException:
         for name, scope in scopes.items():
             set_global_attribute(name, scope)
-        for name, depth in depths.items():
-            del (get_global_attribute(name) or [])[depth:]
+        _cut(_NAMES, depth)
         raise
+
+
+def _depth(stack: str) -> int:
+    return len(get_global_attribute(stack) or ())
+
+
+def _cut(stack: str, depth: int) -> None:
+    del (get_global_attribute(stack) or [])[depth:]
 
 
 @contextlib.contextmanager
@@ -47,12 +56,15 @@ def all_or_nothing(layer: keras.layers.Layer, *parts: Any, is_done: Callable[[],
     attributes = [(vars(each), dict(vars(each))) for each in (layer, tracker, *parts)]
     stores = [(store, list(store)) for _, store in tracker.config.values()]
     tracked = [(ids, set(ids)) for ids in tracker.stored_ids.values()]
+    depth = _depth(_WITHOUT_VALUES)
     with scopes_kept():
         try:
             yield
         except BaseException:
             if is_done():
                 raise
+            # The layer has let its variables go.
+            _cut(_WITHOUT_VALUES, depth)
             for now, before in attributes:
                 for name in now.keys() - before.keys():
                     del now[name]
