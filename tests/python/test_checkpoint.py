@@ -1239,3 +1239,16 @@ def test_a_dict_of_many_integers_is_refused_by_readers_and_writers(tmp_path):
     assert time.process_time() - start < 1
     write_variables({"a": dict.fromkeys(range(4096), np.float32(1))}, tmp_path / "w.msgpack")
     assert len(read_variables(tmp_path / "w.msgpack")["a"]) == 4096
+
+
+def test_the_dicts_above_weights_count_as_values(tmp_path):
+    # Without names in common each path has 256 dicts and weights.
+    paths = [f"{i}" + "/b" * 255 for i in range(5_000)]
+    header = json.dumps({path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(FileError, match="holds more than 1048576 values"):
+        read_variables(tmp_path / "w.safetensors")
+    paths = ["b/" * 254 + f"{i}" for i in range(5_000)]
+    header = json.dumps({path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert len(named_leaves(read_variables(tmp_path / "w.safetensors"))) == 5_000

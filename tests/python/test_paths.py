@@ -56,6 +56,17 @@ def test_many_wildcards_take_no_more_time_than_few():
     assert matched("**/" * 24 + "a*", paths) == paths
 
 
+@pytest.mark.parametrize("part", ["a" * 5_000, "?" * 5_000, "a" * 4_900 + "[!b]" * 64])
+def test_a_name_that_begins_like_a_part_everywhere_takes_no_more_time(part):
+    begin = time.perf_counter()
+    for pattern in (f"params/*{part}b*", f"params/*{part}*b*{part}*"):
+        with pytest.raises(ArgumentError):
+            matched(pattern, ["params/" + "a" * 20_000])
+        fitting = "params/" + "a" * 20_000 + "b" + "a" * 5_000
+        assert matched(pattern, [fitting]) == [fitting]
+    assert time.perf_counter() - begin < 5
+
+
 NAMES = st.text("ab[]!-*?", max_size=6)
 
 

@@ -1458,8 +1458,27 @@ def test_the_time_for_a_description_grows_with_its_size():
         nested = {"dict": {"k" * 60: nested}}
     # Of such numbers each has the hash of all others.
     collisions = {"set": [i * (2**61 - 1) for i in range(50_000)]}
-    for node in ([deep] * 300, [nested] * 300, [{"array": [1] * 50_000, "shape": [50_000], "dtype": "int8"}], collisions):
+    tuples = {"set": [{"tuple": [7] * 60 + [i * (2**61 - 1)]} for i in range(4096)]}
+    for node in (
+        [deep] * 300,
+        [nested] * 300,
+        [{"array": [1] * 50_000, "shape": [50_000], "dtype": "int8"}],
+        collisions,
+        tuples,
+    ):
         assert seconds(node) < 10
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"params/kernel": [[7], "int4"]}, "'params/kernel' has the dtype 'int4', which no Keras variable has"),
+        ({"a/" * 300: [[7], "float32"]}, "it nests deeper than 256 levels"),
+    ],
+)
+def test_given_specs_that_no_layer_has_are_refused_at_once(given, match):
+    with pytest.raises(ConfigError, match=match):
+        FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {"given": given})
 
 
 # What is listed ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,20 @@ def problem_of_paths(paths: Iterable[str]) -> str | None:
     depths = [path.count(SEPARATOR) + 1 for path in paths]
     if len(paths) > MOST_VALUES or max(depths, default=0) > DEEPEST:
         return TOO_MANY
-    return _TOO_LONG if sum(map(len, paths)) + _AROUND_NAME * sum(depths) > _LONGEST_PATHS else None
+    if sum(map(len, paths)) + _AROUND_NAME * sum(depths) > _LONGEST_PATHS:
+        return _TOO_LONG
+    # Each name may be a dict of its own, or one that many paths have in common.
+    return TOO_MANY if sum(depths) > MOST_VALUES and _nodes(paths) > MOST_VALUES else None
+
+
+def _nodes(paths: Iterable[str]) -> int:
+    """How many dicts and weights nested dicts have with weights at such paths."""
+    count, before = 0, list[str]()
+    for path in sorted(paths):
+        names = path.split(SEPARATOR)
+        common = next((i for i, pair in enumerate(zip(names, before, strict=False)) if pair[0] != pair[1]), len(before))
+        count, before = count + len(names) - min(common, len(names)), names
+    return count
 
 
 def problem_of_name(name: str | int) -> str | None:

@@ -3,7 +3,7 @@
 In a pattern `*` stands for any part of one name, `?` for one character, `[...]` for one of several, and `**`, as a name, for
 any number of names, none included: `params/**/kernel`, `params/encoder/**`, `params/Dense_0/bias`.
 
-Patterns come from files, too. The time that one takes grows with its length and, at most, with the square of a path's.
+Patterns come from files, too. The time that one takes grows with its length and that of the paths.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from ._errors import ArgumentError
 
 SEPARATOR = "/"
-# A layer that is read from a file has no more, and no longer ones; names without wildcards are not counted.
-MOST_PATTERNS, LONGEST = 256, 10_000
+# A layer that is read from a file has no more, no longer ones, and in one no more sets; names without wildcards do not count.
+MOST_PATTERNS, LONGEST, MOST_SETS = 256, 10_000, 64
 _ANY = "**"
 # How much of a pattern, and how many paths, an error looks at.
 _SHOWN, _NEAR = 200, 1000
@@ -50,17 +50,13 @@ def matched(pattern: str, paths: Sequence[str]) -> list[str]:
 
 def _matcher(pattern: str) -> Callable[[Sequence[str]], bool]:
     """What tells whether names fit a pattern. It is taken apart once, and of `**` in a row one counts."""
-    parts = pattern.split(SEPARATOR)
-    parts = [part for i, part in enumerate(parts) if part != _ANY or i == 0 or parts[i - 1] != _ANY]
-    tokens = [None if part == _ANY else _tokens(part) for part in parts]
-    return functools.partial(_fits, tokens, len(tokens) - tokens.count(None))
+    texts = pattern.split(SEPARATOR)
+    texts = [text for i, text in enumerate(texts) if text != _ANY or i == 0 or texts[i - 1] != _ANY]
+    parts = [None if text == _ANY else _Part(text) for text in texts]
+    return functools.partial(_fits, parts, len(parts) - parts.count(None))
 
 
-# Of a part of a pattern: a character, a test of one, or None for any number of them.
-_Token = str | Callable[[str], bool] | None
-
-
-def _fits(parts: Sequence[Sequence[_Token] | None], least: int, names: Sequence[str]) -> bool:
+def _fits(parts: Sequence[_Part | None], least: int, names: Sequence[str]) -> bool:
     if least > len(names):
         return False
     # With how many of the first names the parts so far can be filled.
@@ -69,55 +65,57 @@ def _fits(parts: Sequence[Sequence[_Token] | None], least: int, names: Sequence[
         if part is None:
             reached = set(range(min(reached), len(names) + 1))
         else:
-            reached = {i + 1 for i in reached if i < len(names) and _fits_name(names[i], part)}
+            reached = {i + 1 for i in reached if i < len(names) and part.fits(names[i])}
         if not reached:
             return False
     return len(names) in reached
 
 
-def _fits_name(name: str, tokens: Sequence[_Token]) -> bool:
-    """Whether a name fits a part: the last `*` takes one character more whenever what follows it does not fit."""
-    if len(tokens) - tokens.count(None) > len(name):
-        return False
-    at = token = 0
-    star, taken = -1, 0
-    while at < len(name):
-        if token < len(tokens) and tokens[token] is None:
-            star, taken = token, at
-            token += 1
-        elif token < len(tokens) and _is_one(name[at], tokens[token]):
-            at, token = at + 1, token + 1
-        elif star >= 0:
-            taken += 1
-            at, token = taken, star + 1
-        else:
-            return False
-    return all(each is None for each in tokens[token:])
+class _Part:
+    """A part of a pattern, for one name: an automaton whose states are the bits of an integer.
 
+    State i has taken the first i characters of the part, of which each is a letter, a set, or any. All states move at once, so
+    that the time of a name does not depend on how often a beginning of the part is found in it.
+    """
 
-def _is_one(character: str, token: _Token) -> bool:
-    return token(character) if callable(token) else token == character
+    def __init__(self, text: str) -> None:
+        # Bits of the states in which a letter, any character, or one of a set goes on to the next state.
+        self._of_letters: dict[str, int] = {}
+        self._of_any, self._of_sets = 0, list[tuple[int, str]]()
+        # Bits of the states that any character leaves as they are, since a `*` is there.
+        self._stays = 0
+        at, last, state = 0, text.rfind("]"), 1
+        while at < len(text):
+            # The first character of a set is one of it, if it is the bracket that ends others.
+            end = text.find("]", at + 2 + (text[at + 1 : at + 2] == "!")) if text[at] == "[" and at < last else -1
+            if text[at] == "*":
+                self._stays |= state
+            else:
+                if end > 0:
+                    self._of_sets.append((state, text[at + 1 : end]))
+                    at = end
+                elif text[at] == "?":
+                    self._of_any |= state
+                else:
+                    self._of_letters[text[at]] = self._of_letters.get(text[at], 0) | state
+                state <<= 1
+            at += 1
+        self._end = state
+        self._moves = functools.cache(self._moves_by)
 
+    def _moves_by(self, character: str) -> int:
+        """The states in which a character goes on to the next."""
+        of_sets = (state for state, text in self._of_sets if _is_of_set(text, character))
+        return functools.reduce(int.__or__, of_sets, self._of_letters.get(character, 0) | self._of_any)
 
-def _tokens(part: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    at, last = 0, part.rfind("]")
-    while at < len(part):
-        # The first character of a set is one of it, if it is the bracket that ends others.
-        end = part.find("]", at + 2 + (part[at + 1 : at + 2] == "!")) if part[at] == "[" and at < last else -1
-        if end > 0:
-            tokens.append(functools.cache(functools.partial(_is_of_set, part[at + 1 : end])))
-            at = end
-        elif part[at] != "*":
-            tokens.append(_is_any if part[at] == "?" else part[at])
-        elif not tokens or tokens[-1] is not None:
-            tokens.append(None)
-        at += 1
-    return tokens
-
-
-def _is_any(character: str) -> bool:
-    return True
+    def fits(self, name: str) -> bool:
+        """Whether a name fits."""
+        states = 1
+        for character in name:
+            states = (states & self._moves(character)) << 1 | states & self._stays
+            if not states:
+                return False
+        return bool(states & self._end)
 
 
 def _is_of_set(text: str, character: str) -> bool:

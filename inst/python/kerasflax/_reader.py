@@ -34,7 +34,7 @@ _SCALARS = (bool, int, float, str)
 # More than any array has. JAX ends the process at a product of sizes that overflows.
 _MOST_VALUES = 2**48
 # Numbers can be chosen so that a dict of them takes quadratic time; Python guards texts alone.
-_MOST_KEYS = 4096
+_MOST_KEYS, _MOST_NUMBERS = 4096, 512
 
 
 class Place:
@@ -545,6 +545,9 @@ def _check_keys(keys: Sequence[Plan], place: Place) -> None:
     """Refuse what Python cannot look up, or not without calling a user's code."""
     if len(keys) > _MOST_KEYS:
         raise ConfigError(f"{place} is described wrongly: it has {len(keys)} keys, and {_MOST_KEYS} are read.")
+    numbers = sum(not isinstance(key.node, str) for key in keys)
+    if numbers > _MOST_NUMBERS:
+        raise ConfigError(f"{place} is described wrongly: {numbers} of its keys are no texts, and {_MOST_NUMBERS} are read.")
     for key in keys:
         if not key.is_key:
             raise wrong(place, key.node, " is no key")

@@ -42,7 +42,7 @@ import jax
 import keras
 import numpy as np
 
-from . import _allowed, _dtypes, _foreign, _lazy, _names, _paths
+from . import _allowed, _dtypes, _foreign, _lazy, _limits, _names, _paths
 from ._adapter import is_base, is_module
 from ._declared import mro
 from ._errors import ConfigError
@@ -378,7 +378,14 @@ def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
         if len(checked(pair, list, path)) != 2:
             raise ConfigError(f"{path} is described wrongly: {shown(pair)} is no pair of a shape and a dtype.")
         shape, dtype = pair
-        result[checked(name, str, path)] = checked_spec(shape, dtype, f"{path}: {shown(name)}")
+        spec = result[checked(name, str, path)] = checked_spec(shape, dtype, f"{path}: {shown(name)}")
+        try:
+            keras.backend.standardize_dtype(spec.dtype)
+        except ValueError:
+            raise ConfigError(f"{path}: {shown(name)} has the dtype {shown(dtype)}, which no Keras variable has.") from None
+    problem = _limits.problem_of_paths(result)
+    if problem:
+        raise ConfigError(f"{path} is described wrongly: {problem}.")
     return result
 
 
@@ -420,7 +427,9 @@ def by_pattern(nodes: Json, path: str, check: Callable[[Json, str], Callable[[],
         return lambda: None
     nodes = checked(nodes, Mapping, path)
     patterns = [checked(pattern, str, path) for pattern in nodes]
-    if sum(map(_paths.is_pattern, patterns)) > _paths.MOST_PATTERNS or max(map(len, patterns), default=0) > _paths.LONGEST:
+    lengths, sets = map(len, patterns), (pattern.count("[") for pattern in patterns)
+    are_many = sum(map(_paths.is_pattern, patterns)) > _paths.MOST_PATTERNS
+    if are_many or max(lengths, default=0) > _paths.LONGEST or max(sets, default=0) > _paths.MOST_SETS:
         raise ConfigError(f"{path} is described wrongly: it has too many patterns, or too long ones.")
     makers = {pattern: check(node, f"{path}: {shown(pattern)}") for pattern, node in nodes.items()}
     return lambda: {pattern: make() for pattern, make in makers.items()}
