@@ -189,7 +189,10 @@ variables_problems <- function(tree, path = NULL) {
     NULL
   } else if (is.list(tree) && !is.object(tree)) {
     if (anyDuplicated(names(tree))) {
-      paste("has the name", names(tree)[[anyDuplicated(names(tree))]], "twice")
+      paste("has the name", shown_bytes(names(tree)[[anyDuplicated(names(tree))]]), "twice")
+    } else if (!is_unicode(names(tree))) {
+      wrong <- Filter(Negate(is_unicode), as.list(names(tree)))[[1]]
+      paste("has the name", shown_bytes(wrong), "which is not valid UTF-8")
     }
   } else if (is.object(tree) || !(is.numeric(tree) || is.logical(tree) || is.complex(tree))) {
     paste("is", what_is(tree))
@@ -214,6 +217,14 @@ without_problems <- function(tree) {
     tree
   }
 }
+
+# Whether Python can take texts: R knows what characters their bytes stand for.
+is_unicode <- function(texts) {
+  !any(Encoding(as.character(texts)) == "bytes") && all(validEnc(as.character(texts)))
+}
+
+# Text of which some bytes may stand for no character, for a message.
+shown_bytes <- function(text) iconv(text, "UTF-8", "UTF-8", sub = "byte")
 
 # Foreign text in a cli template.
 escape_braces <- function(text) gsub("}", "}}", gsub("{", "{{", text, fixed = TRUE), fixed = TRUE)

@@ -77,23 +77,42 @@ flax_write <- function(object, path, metadata = NULL) {
   if (!is_keras_layer(object)) {
     check_variables(object, arg = "object")
   }
-  if (!is.null(metadata) && !(is.character(metadata) && rlang::is_named(metadata) && !anyNA(metadata))) {
-    abort_kerasflax(
-      c("{.arg metadata} must be a named character vector.", x = "It is {what_is(metadata)}."),
-      cause = "argument"
-    )
-  }
   if (!is.null(metadata)) {
+    check_metadata(metadata)
     metadata <- as.list(metadata)
   }
   with_r_conditions(the$core$write_variables(as_single(as_variables(object)), path, metadata = metadata))
   invisible(object)
 }
 
+check_metadata <- function(metadata, call = caller_env()) {
+  problem <- if (!is.character(metadata) || !rlang::is_named(metadata) || anyNA(metadata)) {
+    "It is {what_is(metadata)}."
+  } else if (anyDuplicated(names(metadata))) {
+    "It has the name {.val {names(metadata)[anyDuplicated(names(metadata))]}} twice."
+  } else if (!is_unicode(c(metadata, names(metadata)))) {
+    "It has text that is not valid UTF-8."
+  }
+  if (!is.null(problem)) {
+    abort_kerasflax(c("{.arg metadata} must be a named character vector.", x = problem), cause = "argument", call = call)
+  }
+}
+
 check_file_path <- function(path, call = caller_env()) {
   if (!rlang::is_string(path) || !nzchar(path)) {
     abort_kerasflax(
       c("{.arg path} must be the name of a file, one string.", x = "It is {what_is(path)}."),
+      cause = "argument",
+      call = call
+    )
+  }
+  if (!is_unicode(path)) {
+    abort_kerasflax(
+      c(
+        "{.arg path} must be valid UTF-8, or text in an encoding that R knows.",
+        x = "It is {.val {shown_bytes(path)}}.",
+        i = "Set its encoding with {.code Encoding(path) <- \"latin1\"}, if that is what it is."
+      ),
       cause = "argument",
       call = call
     )
@@ -148,7 +167,7 @@ progress_bar <- function(env = parent.frame()) {
 as_nested_list <- function(tree) {
   if (inherits(tree, "python.builtin.dict")) {
     keys <- reticulate::import_builtins(convert = FALSE)$list(tree$keys())
-    names <- vapply(seq_len(length(keys)), \(i) reticulate::py_str(keys[[i - 1L]]), "")
+    names <- names_in_r(lapply(seq_len(length(keys)), \(i) keys[[i - 1L]]))
     children <- lapply(seq_along(names), \(i) as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]])))
     rlang::set_names(children, names)
   } else if (inherits(tree, c("python.builtin.list", "python.builtin.tuple"))) {
@@ -158,6 +177,19 @@ as_nested_list <- function(tree) {
   } else {
     tree
   }
+}
+
+# Names from Python as R's text, which ends at a zero byte.
+names_in_r <- function(names) {
+  tryCatch(
+    vapply(names, reticulate::py_str, ""),
+    error = function(cnd) {
+      abort_kerasflax(
+        c("A name in the file has a zero byte in it, which R's text cannot hold.", i = "Rename the weight in Python."),
+        cause = "file"
+      )
+    }
+  )
 }
 
 # Doubles as the single precision in which JAX computes, where that loses neither a whole number nor the size of one.

@@ -119,3 +119,33 @@ test_that("a function that renames leaves out by NA, and a name that fits nothin
   expect_identical(names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))), "a")
   expect_message(flax_read(path, rename = c(foo = "bar")), "No name was changed")
 })
+
+test_that("names, paths and metadata that Python cannot take are refused before anything is written", {
+  skip_without_flax()
+  bad <- "\xe9"
+  folder <- withr::local_tempdir()
+  at <- function(name) file.path(folder, name)
+  expect_error(flax_write(list(a = 1), paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
+  expect_error(flax_read(paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
+  tree <- stats::setNames(list(1, 2), c(bad, "e"))
+  expect_error(flax_write(tree, at("a.msgpack")), "<e9> which is not valid UTF-8", class = "kerasflax_error_variables")
+  Encoding(names(tree)) <- "bytes"
+  expect_error(flax_write(tree, at("a.msgpack")), "not valid UTF-8", class = "kerasflax_error_variables")
+  write <- function(metadata) flax_write(list(a = 1), at("a.safetensors"), metadata = metadata)
+  expect_error(write(c(x = "1", x = "2")), "has the name \"x\" twice", class = "kerasflax_error_argument")
+  expect_error(write(c(x = bad)), "not valid UTF-8", class = "kerasflax_error_argument")
+  expect_length(list.files(folder), 0)
+  latin <- bad
+  Encoding(latin) <- "latin1"
+  flax_write(stats::setNames(list(1), latin), at(paste0(latin, ".msgpack")))
+  expect_named(flax_read(at(paste0("\u00e9", ".msgpack"))), "\u00e9")
+})
+
+test_that("a name that R cannot hold is an error of the file", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  reticulate::py_run_string(sprintf("import flax.serialization, numpy
+with open(%s, 'wb') as file:
+    file.write(flax.serialization.to_bytes({'a\\0b': numpy.ones(2)}))", encodeString(path, quote = "'")))
+  expect_error(flax_read(path), "zero byte", class = "kerasflax_error_file")
+})
