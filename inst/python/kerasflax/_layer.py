@@ -371,7 +371,9 @@ class FlaxLayer(keras.layers.Layer):
         outputs, state, sown = self._adapter.apply(
             variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
         )
-        outputs, sown = jax.tree.map(as_array, (outputs, sown))
+        # What is no array is refused. A tree that JAX maps would come back with its dicts sorted.
+        for value in jax.tree.leaves((outputs, sown)):
+            as_array(value)
         _, updates = _variables.Template.of(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
