@@ -56,7 +56,7 @@ cran-user: setup ## install the tarball and run the README's example as a user f
 gpu: install ## run the Python suite and some benchmarks on a GPU, where there is one
 	@tools/gpu
 
-soak: setup ## build, train and drop 300 models in a process, and fail where its memory grows (BUILDS=300: an hour)
+soak: setup ## build, train and drop 300 models in a process, and fail where its memory grows (BUILDS=300: 20 minutes)
 	@tools/run python tests/fuzz/soak.py --builds $(or $(BUILDS),300)
 
 bench: install ## measure kerasflax against plain Flax and FlaxLayer, into bench/results.md (ROUNDS=5: most of an hour)
