@@ -294,7 +294,7 @@ is_sequential <- function(x) inherits(x, "keras.src.models.sequential.Sequential
 
 # Also how to make one; not Keras's layers, which are NNX modules in Keras's NNX mode.
 is_flax_module <- function(x) {
-  inherits(x, c("flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax._lazy.LazyModule")) && !is_keras_layer(x)
+  inherits(x, c("flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax.adapters._lazy.LazyModule")) && !is_keras_layer(x)
 }
 
 is_named_list <- function(x) is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))

@@ -92,7 +92,7 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
   methods <- c(parts[is_method], list(`__call__` = call))
   is_required <- vapply(fields, \(field) field$is_required, NA)
   types <- lapply(fields, \(field) python_type(field$type))
-  class <- with_r_conditions(the$core$`_adapter`$adapter_of(api)$module_class(
+  class <- with_r_conditions(the$core$`_protocol`$adapter_of(api)$module_class(
     .name,
     "<r-globalenv>",
     required = as_named_dict(types[is_required]),

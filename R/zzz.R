@@ -24,5 +24,5 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
 
 # Tells the core how R functions and errors are to be understood, where functions are found by name, and what R's words are.
 register_r <- function() {
-  the$core$`_foreign`$register(r_formals, r_advice, r_method_of_name, r_name_of_method, in_r_words)
+  the$core$`_host`$register(r_formals, r_advice, r_method_of_name, r_name_of_method, in_r_words)
 }

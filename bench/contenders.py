@@ -48,14 +48,22 @@ def split(variables: PyTree) -> tuple[PyTree, PyTree]:
     return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
 
 
-def gradient_step(module: nn.Module, optimizer: optax.GradientTransformation) -> Callable[..., tuple[PyTree, ...]]:
+def gradient_step(
+    module: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[PyTree, ...]]:
     """The step that everybody writes: from params, other collections, optimizer's state and a batch to those and the loss."""
 
-    def total(params: PyTree, state: PyTree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, PyTree]:
-        logits, state = module.apply({"params": params, **state}, x, training=True, mutable=list(state))
+    def total(
+        params: PyTree, state: PyTree, x: jax.Array, y: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        logits, state = module.apply(
+            {"params": params, **state}, x, training=True, mutable=list(state)
+        )
         return loss(y, logits).mean(), state
 
-    def step(params: PyTree, state: PyTree, moments: PyTree, x: jax.Array, y: jax.Array) -> tuple[PyTree, ...]:
+    def step(
+        params: PyTree, state: PyTree, moments: PyTree, x: jax.Array, y: jax.Array
+    ) -> tuple[PyTree, ...]:
         (value, state), gradients = jax.value_and_grad(total, has_aux=True)(params, state, x, y)
         updates, moments = optimizer.update(gradients, moments, params)
         return optax.apply_updates(params, updates), state, moments, value
@@ -81,7 +89,9 @@ class Loop:
         for callback in callbacks:
             callback.on_epoch_begin(0)
         for start in range(0, len(x), batch_size):
-            *self._state, value = self._step(*self._state, x[start : start + batch_size], y[start : start + batch_size])
+            *self._state, value = self._step(
+                *self._state, x[start : start + batch_size], y[start : start + batch_size]
+            )
         jax.block_until_ready((self._state, value))
         for callback in callbacks:
             callback.on_epoch_end(0)
@@ -98,7 +108,9 @@ class OptaxModel(keras.Model):
     def __init__(self, module: nn.Module, variables: PyTree) -> None:
         super().__init__()
         params, state = split(variables)
-        self._nest = types.SimpleNamespace(params=jax.tree.structure(params), state=jax.tree.structure(state))
+        self._nest = types.SimpleNamespace(
+            params=jax.tree.structure(params), state=jax.tree.structure(state)
+        )
         self._module = module
         self._params = [_weight(leaf, trainable=True) for leaf in jax.tree.leaves(params)]
         self._state = [_weight(leaf, trainable=False) for leaf in jax.tree.leaves(state)]
@@ -106,14 +118,23 @@ class OptaxModel(keras.Model):
         # Keras wants an optimizer; it has nothing to do.
         self.compile(optimizer=keras.optimizers.SGD(RATE))
 
-    def train_step(self, state: tuple[Any, ...], data: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    def train_step(
+        self, state: tuple[Any, ...], data: tuple[Any, ...]
+    ) -> tuple[dict[str, Any], tuple[Any, ...]]:
         params, others, optimizer_variables, metrics = state
         x, y = data[:2]
         optimizer = optax.sgd(RATE)
         step = gradient_step(self._module, optimizer)
         params = self._nest.params.unflatten(params)
-        params, others, _, value = step(params, self._nest.state.unflatten(others), optimizer.init(params), x, y)
-        return {"loss": value}, (jax.tree.leaves(params), jax.tree.leaves(others), optimizer_variables, metrics)
+        params, others, _, value = step(
+            params, self._nest.state.unflatten(others), optimizer.init(params), x, y
+        )
+        return {"loss": value}, (
+            jax.tree.leaves(params),
+            jax.tree.leaves(others),
+            optimizer_variables,
+            metrics,
+        )
 
 
 # Layers -----------------------------------------------------------------------------------------------------------------
@@ -134,9 +155,13 @@ class ThinLayer(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         variables = self._nest.of.unflatten([leaf.value for leaf in self._leaves])
-        outputs, state = self._apply(variables, inputs, training=training, mutable=self._collections if training else ())
+        outputs, state = self._apply(
+            variables, inputs, training=training, mutable=self._collections if training else ()
+        )
         leaves = self._nest.of.unflatten(self._leaves)
-        jax.tree.map(lambda leaf, value: leaf.assign(value), {name: leaves[name] for name in state}, state)
+        jax.tree.map(
+            lambda leaf, value: leaf.assign(value), {name: leaves[name] for name in state}, state
+        )
         return outputs
 
 

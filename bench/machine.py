@@ -21,7 +21,9 @@ def description() -> dict[str, str]:
         "Memory": f"{kilobytes / 2**20:.0f} GiB",
         "System": f"{system}, Linux {platform.release().split('-')[0]}",
         "Load before the run": f"{os.getloadavg()[0]:.1f}",
-        "Python": ", ".join([platform.python_version(), *(f"{name} {version(name)}" for name in PYTHON_PACKAGES)]),
+        "Python": ", ".join(
+            [platform.python_version(), *(f"{name} {version(name)}" for name in PYTHON_PACKAGES)]
+        ),
         "R": _r_versions(),
     }
 
@@ -37,4 +39,9 @@ def _r_versions() -> str:
         "cat(as.character(getRversion()), "
         f"sapply(c({packages}), function(p) paste(p, as.character(packageVersion(p)))), sep = ', ')"
     )
-    return subprocess.run(["Rscript", "-e", code], capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return (
+        subprocess.run(
+            ["Rscript", "-e", code], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        or "unknown"
+    )

@@ -56,7 +56,9 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
 
     class Nnx(nnx.Module):
         def __init__(self, *, rngs: nnx.Rngs) -> None:
-            self.parts = nnx.List([nnx.Linear(WIDTH, WIDTH, use_bias=False, rngs=rngs) for _ in range(number)])
+            self.parts = nnx.List(
+                [nnx.Linear(WIDTH, WIDTH, use_bias=False, rngs=rngs) for _ in range(number)]
+            )
 
         def __call__(self, inputs: Any) -> Any:
             for part in self.parts:
@@ -76,7 +78,10 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
     def from_file() -> tuple[Any, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "weights.safetensors")
-            arrays = {f"params/Dense_{i}/kernel": np.ones((WIDTH, WIDTH), np.float32) for i in range(number)}
+            arrays = {
+                f"params/Dense_{i}/kernel": np.ones((WIDTH, WIDTH), np.float32)
+                for i in range(number)
+            }
             kerasflax.write_variables(arrays, path)
             del arrays
             variables = kerasflax.read_variables(path)
@@ -153,14 +158,23 @@ def measured(make: Callable[[], tuple[Any, Any]], number: int) -> dict[str, floa
     gc.collect()
     stats = jax.devices()[0].memory_stats()
     peak = stats["peak_bytes_in_use"] if stats else peaks["device"]
-    figures = {"device peak": peak - device, "device": held - device, "device after": device_bytes() - device}
-    figures |= {"resident peak": peaks["resident"] - resident, "resident after": resident_bytes() - resident}
+    figures = {
+        "device peak": peak - device,
+        "device": held - device,
+        "device after": device_bytes() - device,
+    }
+    figures |= {
+        "resident peak": peaks["resident"] - resident,
+        "resident after": resident_bytes() - resident,
+    }
     assert made is not None
     return {name: value / weights for name, value in figures.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mebibytes", type=int, default=1024)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -171,7 +185,11 @@ def main() -> None:
     rows = []
     itself = [sys.executable, __file__, "--mebibytes", str(arguments.mebibytes), "--way"]
     commands = {way: [*itself, way] for way in ways(1)}
-    commands["kerasflax, R's arrays"] = ["Rscript", str(Path(__file__).with_suffix(".R")), str(number)]
+    commands["kerasflax, R's arrays"] = [
+        "Rscript",
+        str(Path(__file__).with_suffix(".R")),
+        str(number),
+    ]
     for way, command in commands.items():
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:

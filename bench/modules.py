@@ -107,7 +107,9 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
-                x = Bottleneck(64 * 2**stage, stride=2 if stage > 0 and block == 0 else 1)(x, training)
+                x = Bottleneck(64 * 2**stage, stride=2 if stage > 0 and block == 0 else 1)(
+                    x, training
+                )
         return nn.Dense(1000)(x.mean(axis=(1, 2)))
 
 

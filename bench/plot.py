@@ -32,21 +32,37 @@ def write(runs: Runs, path: Path) -> None:
         if any("build_s" in run for run in runs if run["workload"] in sizes.values())
     }
     rows = -(-(len(ratios) + len(series)) // PER_ROW)
-    picture = Picture(figsize=(13, 0.5 + rows * (1.1 + 0.22 * max(len(workloads), 4))), layout="constrained")
-    panels = iter([picture.add_subplot(rows, PER_ROW, i + 1) for i in range(len(ratios) + len(series))])
+    picture = Picture(
+        figsize=(13, 0.5 + rows * (1.1 + 0.22 * max(len(workloads), 4))), layout="constrained"
+    )
+    panels = iter(
+        [picture.add_subplot(rows, PER_ROW, i + 1) for i in range(len(ratios) + len(series))]
+    )
     for i, ratio in enumerate(ratios):
         draw_ratio(next(panels), ratio, runs, workloads, is_left=i % PER_ROW == 0)
     for family, sizes in series.items():
         draw_growth(next(panels), family, sizes, runs)
-    picture.suptitle("kerasflax against the others: median ratio and range of the rounds (left of 1 kerasflax is better)")
+    picture.suptitle(
+        "kerasflax against the others: median ratio and range of the rounds (left of 1 kerasflax is better)"
+    )
     picture.savefig(path, dpi=130)
 
 
-def draw_ratio(axes: Axes, ratio: Ratio, runs: Runs, workloads: list[str], *, is_left: bool) -> None:
+def draw_ratio(
+    axes: Axes, ratio: Ratio, runs: Runs, workloads: list[str], *, is_left: bool
+) -> None:
     for row, workload in enumerate(workloads):
         value = ratio.of(runs, workload)
         if value is None:
-            axes.text(0.02, row, "no comparison", transform=axes.get_yaxis_transform(), va="center", color="#999999", size=7)
+            axes.text(
+                0.02,
+                row,
+                "no comparison",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                color="#999999",
+                size=7,
+            )
             continue
         colour = PLAIN if ratio.target is None else KEPT if value.median <= ratio.target else MISSED
         axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.5, clip_on=False)
@@ -77,7 +93,14 @@ def draw_growth(axes: Axes, family: str, sizes: dict[int, str], runs: Runs) -> N
     for contender, colour in GROWTH_COLOURS.items():
         found = {size: figure(runs, name, contender, "build_s") for size, name in sizes.items()}
         points = {size: value.median for size, value in found.items() if value}
-        axes.plot(list(points), list(points.values()), "o-", color=colour, label=contender.replace("_", ", "), markersize=4)
+        axes.plot(
+            list(points),
+            list(points.values()),
+            "o-",
+            color=colour,
+            label=contender.replace("_", ", "),
+            markersize=4,
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(f"Build (s) against {words[family]}", size=8.5, loc="left")

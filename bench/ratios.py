@@ -44,7 +44,9 @@ class Ratio:
     def of(self, runs: Runs, workload: str) -> Figure | None:
         own = by_round(runs, workload, "kerasflax", self.key)
         others = [by_round(runs, workload, other, self.key) for other in self.others]
-        best = {number: min(o[number] for o in others if number in o) for number in set().union(*others)}
+        best = {
+            number: min(o[number] for o in others if number in o) for number in set().union(*others)
+        }
         return Figure.of([own[number] / best[number] for number in own if best.get(number)])
 
 
@@ -85,7 +87,11 @@ def by_round(runs: Runs, workload: str, contender: str, key: str) -> dict[int, f
         if (run["workload"], run["contender"]) == (workload, contender) and key in run:
             found.setdefault(run.get("epoch", run["round"]), []).append(run[key])
     rounds = max(map(len, found.values()), default=0)
-    return {number: statistics.fmean(values) for number, values in found.items() if len(values) == rounds}
+    return {
+        number: statistics.fmean(values)
+        for number, values in found.items()
+        if len(values) == rounds
+    }
 
 
 def figure(runs: Runs, workload: str, contender: str, key: str) -> Figure | None:
@@ -94,7 +100,9 @@ def figure(runs: Runs, workload: str, contender: str, key: str) -> Figure | None
 
 def failure(runs: Runs, workload: str, contender: str, measure: str) -> str | None:
     for run in runs:
-        is_it = (run["workload"], run["measure"]) == (workload, measure) and contender in run["contender"].split(",")
+        is_it = (run["workload"], run["measure"]) == (workload, measure) and contender in run[
+            "contender"
+        ].split(",")
         if is_it and "fails" in run:
             return run["fails"]
     return None

@@ -51,7 +51,9 @@ def write(folder: Path) -> None:
 def flat(runs: Runs) -> Runs:
     """Each figure by itself, with its workload, contender, measure and round; a job of several contenders says whose it is."""
     return [
-        dict(zip(("workload", "contender", "measure"), run["job"].split(), strict=True)) | {"round": run["round"]} | figures
+        dict(zip(("workload", "contender", "measure"), run["job"].split(), strict=True))
+        | {"round": run["round"]}
+        | figures
         for run in runs
         for figures in run["figures"]
     ]
@@ -75,7 +77,9 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     yield "## Figures"
     yield ""
     for key, measure, title, unit, factor in TABLES:
-        contenders = [c for c in TITLES if any(run["contender"] == c and key in run for run in runs)]
+        contenders = [
+            c for c in TITLES if any(run["contender"] == c and key in run for run in runs)
+        ]
         if contenders:
             yield f"### {title} ({unit})"
             yield ""
@@ -84,7 +88,10 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
                 for workload in names(runs, (measure,))
             ]
             # How it was initialised matters no more.
-            titles = [TITLES[c] if len(contenders) > 3 else TITLES[c].removesuffix(", eager init") for c in contenders]
+            titles = [
+                TITLES[c] if len(contenders) > 3 else TITLES[c].removesuffix(", eager init")
+                for c in contenders
+            ]
             yield from table(["", *titles], rows)
     yield from growth_tables(runs)
     yield from failures(runs)
@@ -108,7 +115,11 @@ def shown(value: Figure | None, factor: float = 1) -> str:
     if value is None:
         return ""
     text = short(value.median * factor)
-    return text if value.low == value.high else f"{text} ({short(value.low * factor)} to {short(value.high * factor)})"
+    return (
+        text
+        if value.low == value.high
+        else f"{text} ({short(value.low * factor)} to {short(value.high * factor)})"
+    )
 
 
 def cell(runs: Runs, workload: str, contender: str, key: str, measure: str, factor: float) -> str:
@@ -129,7 +140,9 @@ def ratio_table(runs: Runs) -> Iterator[str]:
         found = {workload: ratio.of(runs, workload) for workload in workloads}
         kept = [value.median <= (ratio.target or 0) for value in found.values() if value]
         cells = [judged(value, ratio.target) for value in found.values()]
-        target = [f"{ratio.target:.2f}", f"{sum(kept)} of {len(kept)}"] if ratio.target else ["", ""]
+        target = (
+            [f"{ratio.target:.2f}", f"{sum(kept)} of {len(kept)}"] if ratio.target else ["", ""]
+        )
         if kept:
             rows.append([f"{ratio.title} / {ratio.against}", *cells, *target])
     yield from table(["", *workloads, "target", "kept"], rows)
@@ -151,7 +164,15 @@ def startup(runs: Runs) -> Iterator[str]:
         added = figure(runs, workload, "kerasflax", "kerasflax_s")
         if added:
             verdict = "yes" if added.median <= target else "**no**"
-            rows.append([title, shown(figure(runs, workload, "kerasflax", base)), shown(added), str(target), verdict])
+            rows.append(
+                [
+                    title,
+                    shown(figure(runs, workload, "kerasflax", base)),
+                    shown(added),
+                    str(target),
+                    verdict,
+                ]
+            )
     if rows:
         yield "## Start (s)"
         yield ""
@@ -171,21 +192,40 @@ def entries(runs: Runs) -> Iterator[str]:
     if counts:
         yield "## Entries into a module written in R"
         yield ""
-        keys = [key for key in counts[0] if key not in ("workload", "contender", "measure", "round")]
-        yield from table(["", "entries"], [[key.replace("_", " "), str(counts[0][key])] for key in keys])
+        keys = [
+            key for key in counts[0] if key not in ("workload", "contender", "measure", "round")
+        ]
+        yield from table(
+            ["", "entries"], [[key.replace("_", " "), str(counts[0][key])] for key in keys]
+        )
 
 
 def growth_tables(runs: Runs) -> Iterator[str]:
-    units = {"weights": "weights of 16 numbers", "depth": "Dense layers", "size": "numbers in one weight"}
+    units = {
+        "weights": "weights of 16 numbers",
+        "depth": "Dense layers",
+        "size": "numbers in one weight",
+    }
     compared = [("build_s", "build", c) for c in ("kerasflax", "flax_eager", "flax_jit")]
     compared += [("build_mb", "build", c) for c in ("kerasflax", "flax_eager", "flax_jit")]
     compared += [("first_step_s", "build", c) for c in ("kerasflax", "flax_eager")]
     compared += [("step_s", "step", c) for c in ("kerasflax", "flax_fit")]
     alone = [("call_s", "call", c) for c in ("kerasflax", "flax_eager")]
-    alone += [(key, "build", c) for key in ("save_s", "load_s") for c in ("kerasflax", "flax_eager")]
+    alone += [
+        (key, "build", c) for key in ("save_s", "load_s") for c in ("kerasflax", "flax_eager")
+    ]
     alone += [(key, "build", "kerasflax") for key in ("variables_s", "freeze_s")]
-    words = {"build_s": "build, s", "build_mb": "build adds, MiB", "first_step_s": "first step, s", "step_s": "step, ms"}
-    words |= {"call_s": "eager call, ms", "variables_s": "flax_variables, s", "freeze_s": "freeze and unfreeze, s"}
+    words = {
+        "build_s": "build, s",
+        "build_mb": "build adds, MiB",
+        "first_step_s": "first step, s",
+        "step_s": "step, ms",
+    }
+    words |= {
+        "call_s": "eager call, ms",
+        "variables_s": "flax_variables, s",
+        "freeze_s": "freeze and unfreeze, s",
+    }
     words |= {"save_s": "save, s", "load_s": "load, s"}
     factors = {"step_s": 1000, "call_s": 1000}
     series = growth(runs)
@@ -195,18 +235,33 @@ def growth_tables(runs: Runs) -> Iterator[str]:
     for family, workloads in series.items():
         for columns in (compared, alone):
             rows = [
-                [f"{size:,}", *(cell(runs, name, c, key, measure, factors.get(key, 1)) for key, measure, c in columns)]
+                [
+                    f"{size:,}",
+                    *(
+                        cell(runs, name, c, key, measure, factors.get(key, 1))
+                        for key, measure, c in columns
+                    ),
+                ]
                 for size, name in workloads.items()
             ]
-            yield from table([units[family], *(f"{words[key]}: {TITLES[c]}" for key, _, c in columns)], rows)
+            yield from table(
+                [units[family], *(f"{words[key]}: {TITLES[c]}" for key, _, c in columns)], rows
+            )
 
 
 def failures(runs: Runs) -> Iterator[str]:
-    found = {(run["workload"], run["contender"], run["measure"]): run["fails"] for run in runs if "fails" in run}
+    found = {
+        (run["workload"], run["contender"], run["measure"]): run["fails"]
+        for run in runs
+        if "fails" in run
+    }
     if found:
         yield "## What fails"
         yield ""
-        rows = [[workload, TITLES.get(who, who), measure, f"`{text}`"] for (workload, who, measure), text in found.items()]
+        rows = [
+            [workload, TITLES.get(who, who), measure, f"`{text}`"]
+            for (workload, who, measure), text in found.items()
+        ]
         yield from table(["", "who", "measure", "what it says"], rows)
 
 

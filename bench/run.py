@@ -57,7 +57,13 @@ class Job:
             return ["Rscript", str(HERE / "r_cnn.R"), self.contender, self.measure]
         if self.measure == "import":
             return [sys.executable, str(HERE / "imports.py")]
-        return [sys.executable, str(HERE / "worker.py"), self.workload, self.contender, self.measure]
+        return [
+            sys.executable,
+            str(HERE / "worker.py"),
+            self.workload,
+            self.contender,
+            self.measure,
+        ]
 
     def __str__(self) -> str:
         return f"{self.workload} {self.contender} {self.measure}"
@@ -75,7 +81,9 @@ def jobs_of_one_round() -> Iterator[Job]:
     # The turns of calls are rounds themselves.
     for workload in WORKLOADS:
         yield Job(workload, ",".join(CALLERS), "call", 600)
-        yield Job(workload, ",".join(name for name in TRAINERS if name != "flax_loop"), "program", 600)
+        yield Job(
+            workload, ",".join(name for name in TRAINERS if name != "flax_loop"), "program", 600
+        )
     yield Job("r-cnn", "kerasflax", "entries")
     for family, sizes in GROWTH.items():
         for size in sizes:
@@ -90,7 +98,11 @@ def jobs_of_two_rounds(number: int) -> Iterator[Job]:
     # are two processes, and what is made first in one is made last in the other.
     for workload in WORKLOADS:
         # Where a step takes a second, a layer's cost cannot show.
-        trainers = [name for name in TRAINERS if not (name == "thin_layer" and workload in ("resnet50", "lm"))]
+        trainers = [
+            name
+            for name in TRAINERS
+            if not (name == "thin_layer" and workload in ("resnet50", "lm"))
+        ]
         # The trainer's own cost.
         trainers += ["empty_layer"] if workload == "mlp" else []
         yield Job(workload, ",".join(trainers[:: -1 if number else 1]), "step", 600)
@@ -99,10 +111,20 @@ def jobs_of_two_rounds(number: int) -> Iterator[Job]:
 def run(job: Job) -> list[dict[str, object]]:
     """Run a job, and return what it measured until it was done, failed or took too long."""
     # Nothing that one process leaves behind may help the next.
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "inst" / "python"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "inst" / "python"),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
-            subprocess.run(job.command, env=environment, stdout=out, stderr=err, timeout=job.seconds, check=True)
+            subprocess.run(
+                job.command,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                timeout=job.seconds,
+                check=True,
+            )
             fails = None
         except subprocess.TimeoutExpired:
             fails = f"not done after {job.seconds} s"
@@ -121,7 +143,9 @@ def written(results: dict[str, object]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", metavar="REGEX")
     parser.add_argument("--to", type=Path, metavar="FOLDER")
@@ -132,7 +156,9 @@ def main() -> None:
     results = {"machine": machine.description(), "rounds": arguments.rounds, "runs": []}
     if arguments.only and arguments.to and file.exists():
         results = json.loads(file.read_text())
-        results["runs"] = [run for run in results["runs"] if not re.search(arguments.only, run["job"])]
+        results["runs"] = [
+            run for run in results["runs"] if not re.search(arguments.only, run["job"])
+        ]
     start = time.perf_counter()
     # What has failed once is not tried again.
     hopeless: set[Job] = set()
@@ -146,7 +172,10 @@ def main() -> None:
                 if any("fails" in figures and "contender" not in figures for figures in found):
                     hopeless.add(job)
                 results["runs"].append({"job": str(job), "round": number, "figures": found})
-                print(f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}", flush=True)
+                print(
+                    f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}",
+                    flush=True,
+                )
         # A run that breaks off has its rounds until then.
         file.write_text(written(results))
     report.write(folder)

@@ -65,7 +65,9 @@ def ready(model: Any) -> Any:
 # Build, and what is done with what was built ----------------------------------------------------------------------------
 
 
-def measure_build(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Iterator[Figures]:
+def measure_build(
+    load: Workload, contender: str, module: nn.Module, layer: Layer
+) -> Iterator[Figures]:
     """Yields figures as soon as there are some: what comes later may take too long."""
     inputs = load.inputs(1)
     before, peak_before = megabytes(), peak_megabytes()
@@ -86,7 +88,11 @@ def measure_build(load: Workload, contender: str, module: nn.Module, layer: Laye
         yield from keras_file_seconds(built)
     x, y = load.inputs(load.batch), load.targets(load.batch)
     start = time.perf_counter()
-    model = contenders.Loop(module, built) if contender.startswith("flax") else contenders.compiled(built)
+    model = (
+        contenders.Loop(module, built)
+        if contender.startswith("flax")
+        else contenders.compiled(built)
+    )
     model.train_on_batch(x, y)
     yield {"first_step_s": seconds + time.perf_counter() - start}
 
@@ -97,19 +103,26 @@ def flax_file_seconds(variables: Any) -> Figures:
         return file_seconds(
             path,
             save=lambda: path.write_bytes(serialization.to_bytes(variables)),
-            load=lambda: ready(jax.device_put(serialization.from_bytes(variables, path.read_bytes()))),
+            load=lambda: ready(
+                jax.device_put(serialization.from_bytes(variables, path.read_bytes()))
+            ),
         )
 
 
 def keras_file_seconds(model: keras.Model) -> Iterator[Figures]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.weights.h5")
-        yield file_seconds(path, save=lambda: model.save_weights(path), load=lambda: (model.load_weights(path), ready(model)))
+        yield file_seconds(
+            path,
+            save=lambda: model.save_weights(path),
+            load=lambda: (model.load_weights(path), ready(model)),
+        )
     layer = model.layers[-1]
     if isinstance(layer, kerasflax.FlaxLayer):
         yield {
             "variables_s": seconds_of(lambda: ready(layer.flax_variables)),
-            "freeze_s": seconds_of(lambda: kerasflax.freeze(layer)) + seconds_of(lambda: kerasflax.unfreeze(layer)),
+            "freeze_s": seconds_of(lambda: kerasflax.freeze(layer))
+            + seconds_of(lambda: kerasflax.unfreeze(layer)),
         }
 
 
@@ -120,13 +133,19 @@ def seconds_of(function: Callable[[], Any]) -> float:
 
 
 def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -> Figures:
-    return {"save_s": seconds_of(save), "load_s": seconds_of(load), "file_mb": path.stat().st_size / 2**20}
+    return {
+        "save_s": seconds_of(save),
+        "load_s": seconds_of(load),
+        "file_mb": path.stat().st_size / 2**20,
+    }
 
 
 # Eager calls ------------------------------------------------------------------------------------------------------------
 
 
-def measure_call(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+def measure_call(
+    load: Workload, names: str, module: nn.Module, layer: Layer | None
+) -> Iterator[Figures]:
     """Some calls of each contender in turn, in one process."""
     x = jax.device_put(load.inputs(load.batch))
     calls = {}
@@ -142,7 +161,9 @@ def measure_call(load: Workload, names: str, module: nn.Module, layer: Layer | N
             yield {"contender": name, "epoch": turn, "call_s": call_seconds(calls[name])}
 
 
-def make_call(load: Workload, contender: str, module: nn.Module, layer: Layer | None, x: jax.Array) -> Callable[[], Any]:
+def make_call(
+    load: Workload, contender: str, module: nn.Module, layer: Layer | None, x: jax.Array
+) -> Callable[[], Any]:
     if layer is not None:
         made = contenders.layer_model(load, layer).layers[-1]
         call = made.call if contender == contenders.BARE_CALL else made
@@ -173,17 +194,24 @@ class EpochTimes(keras.callbacks.Callback):
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
+        self.seconds, self.cpu_seconds = (
+            time.perf_counter() - self._start,
+            time.process_time() - self._cpu_start,
+        )
 
 
 def make_trainable(load: Workload, contender: str, module: nn.Module, layer: Layer) -> Any:
     if contender in contenders.LAYERS:
         return contenders.compiled(contenders.layer_model(load, layer))
     variables = contenders.init(module, load.inputs(1), jit=False)
-    return (contenders.Loop if contender == "flax_loop" else contenders.OptaxModel)(module, variables)
+    return (contenders.Loop if contender == "flax_loop" else contenders.OptaxModel)(
+        module, variables
+    )
 
 
-def measure_step(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+def measure_step(
+    load: Workload, names: str, module: nn.Module, layer: Layer | None
+) -> Iterator[Figures]:
     """An epoch of each contender in turn, in one process: memory and processor treat all alike, as separate ones do not."""
     rows = load.batch * load.steps
     x, y = load.inputs(rows), load.targets(rows)
@@ -209,17 +237,25 @@ def step_figures(model: Any, x: Any, y: Any, load: Workload) -> Figures:
     return {"step_s": times.seconds / load.steps, "step_cpu_s": times.cpu_seconds / load.steps}
 
 
-def measure_program(load: Workload, names: str, module: nn.Module, layer: Layer | None) -> Iterator[Figures]:
+def measure_program(
+    load: Workload, names: str, module: nn.Module, layer: Layer | None
+) -> Iterator[Figures]:
     """What each contender's training step is compiled to, which no other work on the machine changes."""
     x, y = (jax.numpy.asarray(part(load.batch)) for part in (load.inputs, load.targets))
     for name in names.split(","):
         try:
-            program = compiled_step(make_trainable(load, name, module, layer_of(load, name, module, layer)), x, y)
+            program = compiled_step(
+                make_trainable(load, name, module, layer_of(load, name, module, layer)), x, y
+            )
         except Exception as error:
             yield {"contender": name} | failed(error)
         else:
             instructions = sum(" = " in line for line in program.as_text().splitlines())
-            yield {"contender": name, "instructions": instructions, "flops": program.cost_analysis()["flops"]}
+            yield {
+                "contender": name,
+                "instructions": instructions,
+                "flops": program.cost_analysis()["flops"],
+            }
 
 
 def compiled_step(model: keras.Model, x: jax.Array, y: jax.Array) -> jax.stages.Compiled:
@@ -239,10 +275,17 @@ def compiled_step(model: keras.Model, x: jax.Array, y: jax.Array) -> jax.stages.
 
 # --------------------------------------------------------------------------------------------------------------------------
 
-MEASURES = {"build": measure_build, "call": measure_call, "step": measure_step, "program": measure_program}
+MEASURES = {
+    "build": measure_build,
+    "call": measure_call,
+    "step": measure_step,
+    "program": measure_program,
+}
 
 
-def layer_of(load: Workload, contender: str, module: nn.Module, layer: Layer | None) -> Layer | None:
+def layer_of(
+    load: Workload, contender: str, module: nn.Module, layer: Layer | None
+) -> Layer | None:
     if layer is not None and contender == "kerasflax":
         return layer
     # Some contenders have no layer.
@@ -254,7 +297,9 @@ def failed(error: Exception) -> Figures:
     return {"fails": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
 
 
-def run(name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None) -> None:
+def run(
+    name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None
+) -> None:
     """Measure, and print a line of JSON for each figure, or some of them.
 
     Args:

@@ -59,7 +59,9 @@ WORKLOADS = {
 
 # How cost grows: each family with one size, all else equal.
 _FAMILIES: dict[str, Callable[[int], Workload]] = {
-    "weights": lambda n: Workload(lambda: modules.ManyWeights(n), (16,), batch=8, steps=20, grows=True),
+    "weights": lambda n: Workload(
+        lambda: modules.ManyWeights(n), (16,), batch=8, steps=20, grows=True
+    ),
     "depth": lambda n: Workload(lambda: modules.Deep(n), (16,), batch=8, steps=20, grows=True),
     "size": lambda n: Workload(lambda: modules.OneLarge(n), (1000,), batch=8, steps=3, grows=True),
 }

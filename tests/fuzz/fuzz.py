@@ -56,11 +56,26 @@ class Job:
         with tempfile.TemporaryDirectory() as folder:
             state, output = Path(folder, "state"), Path(folder, "output")
             left = self.seconds - self.lasted
-            command = [sys.executable, __file__, "--worker", self.name, "--seed", str(self.seed), "--start", str(start)]
+            command = [
+                sys.executable,
+                __file__,
+                "--worker",
+                self.name,
+                "--seed",
+                str(self.seed),
+                "--start",
+                str(start),
+            ]
             with open(output, "wb") as out, open(Path(folder, "errors"), "wb") as errors:
-                child = subprocess.Popen([*command, "--seconds", str(left), "--state", str(state)], stdout=out, stderr=errors)
+                child = subprocess.Popen(
+                    [*command, "--seconds", str(left), "--state", str(state)],
+                    stdout=out,
+                    stderr=errors,
+                )
                 silent = self._watch(child, state)
-            lines = [json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")]
+            lines = [
+                json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")
+            ]
             self.failures += [line for line in lines if "failure" in line]
             number, began = json.loads(state.read_text()) if state.exists() else (start, None)
             self.tried += max(number - start, 0)
@@ -68,7 +83,11 @@ class Job:
                 self.lasted = self.seconds
                 return number
             tail = Path(folder, "errors").read_text(errors="replace").strip().splitlines()[-3:]
-            what = f"silent for {HANG:.0f} s" if silent else f"the process ended with {child.returncode}: {' | '.join(tail)}"
+            what = (
+                f"silent for {HANG:.0f} s"
+                if silent
+                else f"the process ended with {child.returncode}: {' | '.join(tail)}"
+            )
             self.failures.append({"failure": what, "number": number, "format": self.name})
             if began is None:
                 # It ended before its first input: the next one would too.
@@ -123,7 +142,9 @@ def run(names: list[str], seed: int, minutes: float, jobs: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--only", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--seed", type=int, default=0)
@@ -138,14 +159,20 @@ def main() -> int:
     if not (arguments.again or arguments.worker):
         return run(arguments.only, arguments.seed, arguments.minutes, arguments.jobs)
     # Of an error that came through Flax or JAX, the frames tell so.
-    os.environ |= {"KERAS_BACKEND": "jax", "FLAX_FILTER_FRAMES": "0", "JAX_TRACEBACK_FILTERING": "off"}
+    os.environ |= {
+        "KERAS_BACKEND": "jax",
+        "FLAX_FILTER_FRAMES": "0",
+        "JAX_TRACEBACK_FILTERING": "off",
+    }
     sys.path[:0] = [str(ROOT / "inst" / "python"), str(HERE)]
     import worker
 
     if arguments.again:
         name, _, number = arguments.again.partition(":")
         return worker.again(name, arguments.seed, int(number))
-    worker.work(arguments.worker, arguments.seed, arguments.start, arguments.seconds, arguments.state)
+    worker.work(
+        arguments.worker, arguments.seed, arguments.start, arguments.seconds, arguments.state
+    )
     return 0
 
 

@@ -31,7 +31,26 @@ NUMBERS = (
 )
 FLOATS = (0.0, -0.0, 0.5, 1e308, float("inf"), float("nan"))
 TEXTS = (
-    *("", ".", "..", "/", "/etc/passwd", "a/b", "a//b", "%2E", "%", "~", "\0", "a\0b", "\ud800", "\n", "é", "K", "k", " "),
+    *(
+        "",
+        ".",
+        "..",
+        "/",
+        "/etc/passwd",
+        "a/b",
+        "a//b",
+        "%2E",
+        "%",
+        "~",
+        "\0",
+        "a\0b",
+        "\ud800",
+        "\n",
+        "é",
+        "K",
+        "k",
+        " ",
+    ),
     *(
         "1",
         "-1",
@@ -46,17 +65,94 @@ TEXTS = (
         "__metadata__",
         "index.json",
     ),
-    *("float32", "float8_e4m3fn", "(1,", "(1000000000,)f4", "O", "U1", "str", "object", "<f4,<f4", "f4:", "M8[s]", "bfloat16"),
+    *(
+        "float32",
+        "float8_e4m3fn",
+        "(1,",
+        "(1000000000,)f4",
+        "O",
+        "U1",
+        "str",
+        "object",
+        "<f4,<f4",
+        "f4:",
+        "M8[s]",
+        "bfloat16",
+    ),
     *("**/" * 24, "[", "[!]", "a" * 300, "a/" * 5000),
-    *("os:system", "subprocess:Popen", "builtins:exec", "builtins:eval", "numpy:matlib", "jax.numpy:load", "jax.nn:relu"),
-    *("flax.linen:Dense", "flax.linen:Sequential", "flax.linen:vmap", "flax.nnx:Linear", "flax.nnx.bridge:ToLinen"),
-    *("flax.nnx.proxy_caller:DelayedAccessor", "flax.nnx.bridge.wrappers:ToLinen", "jax.numpy:append", "flax.core:FrozenDict"),
+    *(
+        "os:system",
+        "subprocess:Popen",
+        "builtins:exec",
+        "builtins:eval",
+        "numpy:matlib",
+        "jax.numpy:load",
+        "jax.nn:relu",
+    ),
+    *(
+        "flax.linen:Dense",
+        "flax.linen:Sequential",
+        "flax.linen:vmap",
+        "flax.nnx:Linear",
+        "flax.nnx.bridge:ToLinen",
+    ),
+    *(
+        "flax.nnx.proxy_caller:DelayedAccessor",
+        "flax.nnx.bridge.wrappers:ToLinen",
+        "jax.numpy:append",
+        "flax.core:FrozenDict",
+    ),
 )
 KINDS = (
-    *("object", "fields", "constructor", "arguments", "keywords", "custom", "type", "function", "initializer", "partial"),
-    *("registered", "config", "tuple", "dict", "frozen_dict", "set", "frozenset", "list", "named_tuple", "enum", "member"),
-    *("dtype", "partition_spec", "array", "shape", "of", "number", "float", "complex", "session", "class_name", "module"),
-    *("registered_name", "method", "variables", "regularizers", "activity_regularizer", "form", "name", "trainable", "seed"),
+    *(
+        "object",
+        "fields",
+        "constructor",
+        "arguments",
+        "keywords",
+        "custom",
+        "type",
+        "function",
+        "initializer",
+        "partial",
+    ),
+    *(
+        "registered",
+        "config",
+        "tuple",
+        "dict",
+        "frozen_dict",
+        "set",
+        "frozenset",
+        "list",
+        "named_tuple",
+        "enum",
+        "member",
+    ),
+    *(
+        "dtype",
+        "partition_spec",
+        "array",
+        "shape",
+        "of",
+        "number",
+        "float",
+        "complex",
+        "session",
+        "class_name",
+        "module",
+    ),
+    *(
+        "registered_name",
+        "method",
+        "variables",
+        "regularizers",
+        "activity_regularizer",
+        "form",
+        "name",
+        "trainable",
+        "seed",
+    ),
 )
 
 
@@ -74,7 +170,9 @@ def _change_bytes(data: bytearray, others: list[bytes], random: Random) -> None:
     if kind == 0 and data:
         data[random.randrange(len(data))] ^= 1 << random.randrange(8)
     elif kind == 1:
-        data[place : place + 1] = bytes([random.choice((0, 1, 0x7F, 0x80, 0xC0, 0xC1, 0xFF, random.randrange(256)))])
+        data[place : place + 1] = bytes(
+            [random.choice((0, 1, 0x7F, 0x80, 0xC0, 0xC1, 0xFF, random.randrange(256)))]
+        )
     elif kind == 2:
         del data[place : place + length]
     elif kind == 3:
@@ -112,7 +210,13 @@ def _places(value: Any) -> Any:
     waiting = [value]
     while waiting:
         holder = waiting.pop()
-        items = holder.items() if isinstance(holder, dict) else enumerate(holder) if isinstance(holder, list) else ()
+        items = (
+            holder.items()
+            if isinstance(holder, dict)
+            else enumerate(holder)
+            if isinstance(holder, list)
+            else ()
+        )
         for key, item in items:
             yield holder, key
             waiting.append(item)

@@ -95,8 +95,18 @@ def soak(kind: str, clears: bool, builds: int) -> dict[str, Any]:
 def run(kind: str, clears: bool, builds: int, most: float) -> bool:
     """Soak one kind in a process of its own, and print a line of figures; whether its memory is flat."""
     start = time.monotonic()
-    command = [sys.executable, __file__, "--builds", str(builds), "--one", kind, *(["--clear"] if clears else [])]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command = [
+        sys.executable,
+        __file__,
+        "--builds",
+        str(builds),
+        "--one",
+        kind,
+        *(["--clear"] if clears else []),
+    ]
+    figures = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
     memory, arrays = figures["memory"], figures["arrays"]
     before, after = (statistics.median(each) for each in (memory[FIRST - 10 : FIRST], memory[-10:]))
     more = arrays[-1] - arrays[FIRST - 1]
@@ -113,7 +123,9 @@ def run(kind: str, clears: bool, builds: int, most: float) -> bool:
 
 def main() -> int:
     """Soak what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--builds", type=int, default=300)
     parser.add_argument("--only", default=",".join(KINDS))
     parser.add_argument("--growth", type=float, default=0.05)
@@ -131,7 +143,9 @@ def main() -> int:
         for clears in (False, True)
     }
     grown = [key for key, is_flat in flat.items() if not is_flat and key[0] != "keras"]
-    print(f"soak: {len(grown)} of {sum(kind != 'keras' for kind, _ in flat)} ways to use kerasflax grow")
+    print(
+        f"soak: {len(grown)} of {sum(kind != 'keras' for kind, _ in flat)} ways to use kerasflax grow"
+    )
     return bool(grown)
 
 

@@ -76,7 +76,17 @@ def make_target(name: str) -> Target:
 
 # Arrays ----------------------------------------------------------------------------------------------------------------
 
-DTYPES = ("float32", "float16", "int8", "uint32", "bool", "complex64", "int64", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)
+DTYPES = (
+    "float32",
+    "float16",
+    "int8",
+    "uint32",
+    "bool",
+    "complex64",
+    "int64",
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+)
 
 
 def array(random: Random) -> np.ndarray[Any, Any]:
@@ -86,7 +96,9 @@ def array(random: Random) -> np.ndarray[Any, Any]:
 
 
 def tree(
-    random: Random, names: tuple[Any, ...] = ("params", "a", "kernel", "bias", "Dense_0"), depth: int = 3
+    random: Random,
+    names: tuple[Any, ...] = ("params", "a", "kernel", "bias", "Dense_0"),
+    depth: int = 3,
 ) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for _ in range(random.randrange(1, 4)):
@@ -97,7 +109,13 @@ def tree(
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The leaves of nested dicts and lists, by path; an empty one is a leaf."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    items = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else None
+    )
     if items is None or not value:
         yield path, value if items is None else type(value)()
     else:
@@ -106,11 +124,15 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 
 
 def same(one: Any, other: Any) -> bool:
-    if isinstance(one, (str, type(None), dict, list)) or isinstance(other, (str, type(None), dict, list)):
+    if isinstance(one, (str, type(None), dict, list)) or isinstance(
+        other, (str, type(None), dict, list)
+    ):
         return type(one) is type(other) and one == other
     one, other = np.asarray(one), np.asarray(other)
     # The bytes tell NaN from NaN, as far as they differ.
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    return (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )
 
 
 def compare(got: Any, expected: Any) -> None:
@@ -152,7 +174,9 @@ class Variables(Target):
         try:
             expected = self.reference(made)
         except Exception as error:
-            raise Different(f"the reference reader refuses it: {type(error).__name__}: {error!s:.200}") from error
+            raise Different(
+                f"the reference reader refuses it: {type(error).__name__}: {error!s:.200}"
+            ) from error
         self.compare(got, expected)
 
     def reference(self, made: bytes) -> Any:
@@ -169,9 +193,13 @@ class Msgpack(Variables):
         yield from super().corpus()
         size = flax.serialization.MAX_CHUNK_SIZE
         flax.serialization.MAX_CHUNK_SIZE = 16
-        yield flax.serialization.to_bytes({"params": {"kernel": np.arange(12.0, dtype=np.float32).reshape(3, 4)}})
+        yield flax.serialization.to_bytes(
+            {"params": {"kernel": np.arange(12.0, dtype=np.float32).reshape(3, 4)}}
+        )
         flax.serialization.MAX_CHUNK_SIZE = size
-        yield flax.serialization.to_bytes({"a": [1, 2.5, True, None, 1 + 2j], "b": {"c": np.float32(3)}, "d": (), "e": {}})
+        yield flax.serialization.to_bytes(
+            {"a": [1, 2.5, True, None, 1 + 2j], "b": {"c": np.float32(3)}, "d": (), "e": {}}
+        )
 
     def reference(self, made: bytes) -> Any:
         return flax.serialization.msgpack_restore(made)
@@ -183,7 +211,9 @@ class Safetensors(Variables):
     def corpus(self) -> Iterator[bytes]:
         yield from super().corpus()
         shared = np.ones(3, np.float32)
-        kerasflax.write_variables({"params": {"a": shared, "b": shared}}, self.path, metadata={"note": "x"})
+        kerasflax.write_variables(
+            {"params": {"a": shared, "b": shared}}, self.path, metadata={"note": "x"}
+        )
         yield self.path.read_bytes()
 
     def make(self, random: Random) -> bytes:
@@ -208,7 +238,11 @@ class Safetensors(Variables):
         return dict(safetensors.deserialize(made))
 
     def compare(self, got: Any, expected: Any) -> None:
-        got = {"/".join(map(str, path)): value for path, value in leaves(got) if not isinstance(value, dict)}
+        got = {
+            "/".join(map(str, path)): value
+            for path, value in leaves(got)
+            if not isinstance(value, dict)
+        }
         missing = expected.keys() - got.keys()
         if missing:
             raise Different(f"not read: {sorted(missing)[:5]}")
@@ -245,7 +279,13 @@ class Orbax(Target):
             path = self.folder / f"seed-{number}"
             with contextlib.suppress(DOCUMENTED):
                 kerasflax.write_variables(tree(Random(number)), path)
-                yield packed({str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()})
+                yield packed(
+                    {
+                        str(file.relative_to(path)): file.read_bytes()
+                        for file in path.rglob("*")
+                        if file.is_file()
+                    }
+                )
 
     def make(self, random: Random) -> dict[str, bytes]:
         files = dict(random.choice(self.seeds))
@@ -255,11 +295,15 @@ class Orbax(Target):
         if kind == 0:
             del files[name]
         elif kind == 1:
-            files[random.choice(("x", f"{name}x", "d/x", "_METADATA", ".zarray"))] = random.choice(others)
+            files[random.choice(("x", f"{name}x", "d/x", "_METADATA", ".zarray"))] = random.choice(
+                others
+            )
         elif kind < 5 and files[name][:1] in (b"{", b"["):
             with contextlib.suppress(ValueError):
                 value = json.loads(files[name])
-                files[name] = json.dumps(mutated_json(value, [value], random)).encode("utf-8", "surrogatepass")
+                files[name] = json.dumps(mutated_json(value, [value], random)).encode(
+                    "utf-8", "surrogatepass"
+                )
         else:
             files[name] = mutated_bytes(files[name], others, random)
         return files
@@ -279,7 +323,11 @@ class StableHlo(Target):
     def __init__(self) -> None:
         super().__init__()
         self.path = self.folder / "model.stablehlo"
-        kerasflax.export_model(keras.Sequential([keras.Input((4,)), FlaxLayer(nn.Dense(3))]), self.path, platforms=["cpu"])
+        kerasflax.export_model(
+            keras.Sequential([keras.Input((4,)), FlaxLayer(nn.Dense(3))]),
+            self.path,
+            platforms=["cpu"],
+        )
         self.seeds = [self.path.read_bytes()]
 
     def make(self, random: Random) -> bytes:
@@ -303,7 +351,9 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, training: bool = False) -> jax.Array:
-        x = nn.BatchNorm(use_running_average=not training)(nn.Dense(self.features, kernel_init=self.kernel_init)(inputs))
+        x = nn.BatchNorm(use_running_average=not training)(
+            nn.Dense(self.features, kernel_init=self.kernel_init)(inputs)
+        )
         return nn.Dropout(0.5)(self.activation(x), deterministic=not training)
 
 
@@ -319,7 +369,11 @@ class NnxNet(nnx.Module):
 def layers() -> list[FlaxLayer]:
     return [
         FlaxLayer(Net(), seed=1, regularizers={"**/kernel": keras.regularizers.L2(0.1)}),
-        FlaxLayer(nn.Sequential([nn.Dense(3), nn.LayerNorm(dtype=jnp.bfloat16), nn.Dense(2, precision="high")])),
+        FlaxLayer(
+            nn.Sequential(
+                [nn.Dense(3), nn.LayerNorm(dtype=jnp.bfloat16), nn.Dense(2, precision="high")]
+            )
+        ),
         FlaxLayer(LazyModule(NnxNet, 3), seed=2, activity_regularizer="l2"),
         FlaxLayer(nn.Dense(2, bias_init=nn.with_partitioning(nn.initializers.ones, ("data",)))),
         FlaxLayer(nn.RNN(nn.LSTMCell(3), return_carry=False)),
@@ -367,7 +421,19 @@ def harmless() -> Iterator[None]:
 
 
 # What the packages that are loaded import late themselves.
-ALLOWED_IMPORTS = {"jax", "jaxlib", "flax", "keras", "numpy", "scipy", "ml_dtypes", "h5py", "kerasflax", "optree", "encodings"}
+ALLOWED_IMPORTS = {
+    "jax",
+    "jaxlib",
+    "flax",
+    "keras",
+    "numpy",
+    "scipy",
+    "ml_dtypes",
+    "h5py",
+    "kerasflax",
+    "optree",
+    "encodings",
+}
 
 
 def is_documented(error: BaseException | None) -> bool:
@@ -383,7 +449,9 @@ def is_documented(error: BaseException | None) -> bool:
         return True
     for link in chain:
         frames = [frame.filename for frame in traceback.extract_tb(link.__traceback__)]
-        if any(name.startswith(PACKAGE) for name in frames) and not any(f"{os.sep}flax{os.sep}" in name for name in frames):
+        if any(name.startswith(PACKAGE) for name in frames) and not any(
+            f"{os.sep}flax{os.sep}" in name for name in frames
+        ):
             return False
     return True
 
@@ -468,7 +536,11 @@ def mutated_weights(data: bytes, random: Random) -> bytes:
         found: list[str] = []
         root.visit(found.append)
         # The optimizer's are read by Keras alone.
-        datasets = [name for name in found if isinstance(root[name], h5py.Dataset) and not name.startswith("optimizer")]
+        datasets = [
+            name
+            for name in found
+            if isinstance(root[name], h5py.Dataset) and not name.startswith("optimizer")
+        ]
         name = random.choice(datasets)
         kind = random.randrange(9)
         old = root[name][()]
@@ -488,7 +560,9 @@ def mutated_weights(data: bytes, random: Random) -> bytes:
         elif kind == 3:
             root.create_dataset(name, shape=(2,), dtype=h5py.ref_dtype)
         elif kind == 4:
-            root.create_dataset(name, shape=(2**28,), dtype="f4", chunks=(2**22,), compression="gzip")
+            root.create_dataset(
+                name, shape=(2**28,), dtype="f4", chunks=(2**22,), compression="gzip"
+            )
         elif kind == 5:
             root[name] = h5py.SoftLink(random.choice(("/", "/x", random.choice(datasets))))
         elif kind == 6:
@@ -524,11 +598,17 @@ class Weights(Target):
 
     def check(self, made: bytes) -> None:
         self.path.write_bytes(made)
-        before = {path: np.array(variable.value) for path, variable in self.layer.variables_by_path.items()}
+        before = {
+            path: np.array(variable.value)
+            for path, variable in self.layer.variables_by_path.items()
+        }
         try:
             self.model.load_weights(self.path)
         except Exception as error:
-            after = {path: np.array(variable.value) for path, variable in self.layer.variables_by_path.items()}
+            after = {
+                path: np.array(variable.value)
+                for path, variable in self.layer.variables_by_path.items()
+            }
             if any(not same(before[path], after[path]) for path in before):
                 raise Different(f"it failed ({error!s:.100}), and has replaced weights") from error
             if not is_documented(error):
@@ -545,7 +625,10 @@ class Patterns(Target):
         names = ("a", "b", "ab", "Dense_0", "kernel", "x" * 40)
         parts = (*names, "*", "**", "**", "?", "a*", "[ab]", "[!a]", "[", "*a*a*a*b", "")
         pattern = "/".join(random.choice(parts) for _ in range(random.choice((1, 2, 3, 5, 30))))
-        paths = ["/".join(random.choice(names) for _ in range(random.choice((1, 2, 4, 8, 60)))) for _ in range(20)]
+        paths = [
+            "/".join(random.choice(names) for _ in range(random.choice((1, 2, 4, 8, 60))))
+            for _ in range(20)
+        ]
         return pattern, paths
 
     def check(self, made: tuple[str, list[str]]) -> None:
@@ -565,7 +648,9 @@ class Patterns(Target):
                     state = {p for p in state if p < len(patterns) and patterns[p] == "**"} | {
                         p + 1
                         for p in state
-                        if p < len(patterns) and patterns[p] != "**" and fnmatch.fnmatchcase(name, patterns[p])
+                        if p < len(patterns)
+                        and patterns[p] != "**"
+                        and fnmatch.fnmatchcase(name, patterns[p])
                     }
             return len(patterns) in state
 
@@ -582,7 +667,16 @@ class Patterns(Target):
 class RoundTrips(Target):
     """Trees of arrays with odd names: a writer refuses them, with nothing written, or they come back as they were."""
 
-    names = (*(text for text in TEXTS if len(text) < 200), "a", "b", "A", "a.b", "flax", "__msgpack_chunked_array__", "format")
+    names = (
+        *(text for text in TEXTS if len(text) < 200),
+        "a",
+        "b",
+        "A",
+        "a.b",
+        "flax",
+        "__msgpack_chunked_array__",
+        "format",
+    )
     keys = (*names, 0, 1, -1, 2**40)
 
     def make(self, random: Random) -> tuple[str, dict[Any, Any]]:
@@ -640,5 +734,11 @@ def joined(value: Any) -> dict[str, Any]:
 
 TARGETS: Mapping[str, type[Target]] = {
     **{"msgpack": Msgpack, "safetensors": Safetensors, "orbax": Orbax, "stablehlo": StableHlo},
-    **{"config": Config, "keras": Archive, "weights.h5": Weights, "patterns": Patterns, "round-trips": RoundTrips},
+    **{
+        "config": Config,
+        "keras": Archive,
+        "weights.h5": Weights,
+        "patterns": Patterns,
+        "round-trips": RoundTrips,
+    },
 }

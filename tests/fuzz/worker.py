@@ -34,7 +34,9 @@ def _ring(*_: Any) -> None:
 
 def _peak() -> int:
     # In kilobytes, and on macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _failure(target: targets.Target, generator: random.Random) -> tuple[str | None, Any]:
@@ -53,7 +55,10 @@ def _failure(target: targets.Target, generator: random.Random) -> tuple[str | No
         if isinstance(error, KeyboardInterrupt):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {str(error)[:300]} ({Path(place.filename).name}:{place.lineno})", made
+        return (
+            f"{type(error).__name__}: {str(error)[:300]} ({Path(place.filename).name}:{place.lineno})",
+            made,
+        )
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     grown = _peak() - before

@@ -49,7 +49,9 @@ class Case:
     inputs: PyTree
     arguments: Callable[..., Any] = lambda inputs, training: ((inputs,), {})
     method: Any = None
-    streams: dict[bool, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {True: (), False: ()})
+    streams: dict[bool, tuple[str, ...]] = dataclasses.field(
+        default_factory=lambda: {True: (), False: ()}
+    )
     unknown: str = "batch"
     prepare: Callable[..., nn.Module] = lambda module, training: module
     built_on: PyTree = None
@@ -169,7 +171,9 @@ class Both(nn.Module):
             def __call__(self, left, right):
                 return nn.Dense(3)(left) + right
 
-        inner = nn.vmap(Inner, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False})
+        inner = nn.vmap(
+            Inner, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False}
+        )
         return inner()(left, right)
 
 
@@ -256,8 +260,12 @@ class Stateless(nn.Module):
 class Partitioned(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model")))(x)
-        return nn.Dense(3, kernel_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp")))(x)
+        x = nn.Dense(
+            4, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        )(x)
+        return nn.Dense(
+            3, kernel_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))
+        )(x)
 
 
 class Scanned(nn.Module):
@@ -282,7 +290,13 @@ class Scanned(nn.Module):
 class Ensemble(nn.Module):
     @nn.compact
     def __call__(self, x):
-        dense = nn.vmap(nn.Dense, in_axes=None, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=2)
+        dense = nn.vmap(
+            nn.Dense,
+            in_axes=None,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            axis_size=2,
+        )
         return dense(3)(x).mean(0)
 
 
@@ -322,7 +336,9 @@ class Loop(nn.Module):
             module.put_variable("loop", "n", module.get_variable("loop", "n") + 1)
             return carry * 2
 
-        return nn.while_loop(keep_going, body, self, x, carry_variables="loop", broadcast_variables="params")
+        return nn.while_loop(
+            keep_going, body, self, x, carry_variables="loop", broadcast_variables="params"
+        )
 
 
 class Shared(nn.Module):
@@ -372,7 +388,11 @@ class Trees(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         y = nn.Dense(3)(inputs["a"][0]) + inputs["b"].left
-        return {"list": [y, (inputs["b"].right, None)], "pair": Pair(y, 2 * y), "name": Output(y, (y,))}
+        return {
+            "list": [y, (inputs["b"].right, None)],
+            "pair": Pair(y, 2 * y),
+            "name": Output(y, (y,)),
+        }
 
 
 class Dtypes(nn.Module):
@@ -381,7 +401,9 @@ class Dtypes(nn.Module):
         assert inputs["u8"].dtype == jnp.uint8, inputs["u8"].dtype
         assert inputs["bool"].dtype == bool
         assert inputs["tokens"].dtype == jnp.int32
-        x = nn.Embed(5, 3)(inputs["tokens"]) * inputs["bool"][:, None] + inputs["u8"].astype(jnp.float32)
+        x = nn.Embed(5, 3)(inputs["tokens"]) * inputs["bool"][:, None] + inputs["u8"].astype(
+            jnp.float32
+        )
         return x + nn.Dense(3, param_dtype=jnp.bfloat16)(inputs["half"])
 
 
@@ -397,67 +419,117 @@ class BranchesOnBatch(nn.Module):
 LINEN = {
     "train": Case(Mode(), floats(4, 2), with_mode("train"), streams=DROPOUT),
     "is_training": Case(IsTraining(), floats(4, 2), with_mode("is_training"), streams=DROPOUT),
-    "deterministic": Case(Deterministic(), integers(4, 6), with_mode("deterministic", False), streams=DROPOUT, unknown="all"),
+    "deterministic": Case(
+        Deterministic(),
+        integers(4, 6),
+        with_mode("deterministic", False),
+        streams=DROPOUT,
+        unknown="all",
+    ),
     "mode first": Case(
-        Positional(), floats(4, 2), lambda x, training: ((), {"inputs": x, "deterministic": not training}), streams=DROPOUT
+        Positional(),
+        floats(4, 2),
+        lambda x, training: ((), {"inputs": x, "deterministic": not training}),
+        streams=DROPOUT,
     ),
     "mode as a field": Case(
-        FieldMode(), floats(4, 2), streams=DROPOUT, prepare=lambda module, training: module.clone(train=training)
+        FieldMode(),
+        floats(4, 2),
+        streams=DROPOUT,
+        prepare=lambda module, training: module.clone(train=training),
     ),
     "a field that is set stands": Case(nn.Dropout(0.5, deterministic=True), floats(4, 2)),
-    "a field of Flax's own": Case(nn.BatchNorm(), floats(4, 2), with_mode("use_running_average", False)),
+    "a field of Flax's own": Case(
+        nn.BatchNorm(), floats(4, 2), with_mode("use_running_average", False)
+    ),
     "method by name": Case(Methods(), floats(4, 2), method="encode"),
     "method with a default": Case(Methods(), floats(4, 2), method="decode"),
-    "method as a function": Case(Methods(), floats(4, 2), method=lambda module, x: module.decode(module.encode(x), 3.0)),
+    "method as a function": Case(
+        Methods(), floats(4, 2), method=lambda module, x: module.decode(module.encode(x), 3.0)
+    ),
     "dict spread over arguments": Case(
         TwoArguments(),
         {"left": floats(4, 2), "right": floats(4, 3)},
         lambda inputs, training: ((), {**inputs, "training": training}),
         streams=DROPOUT,
     ),
-    "a list spread over arguments": Case(Both(), [floats(4, 2), floats(4, 3)], lambda inputs, training: (tuple(inputs), {})),
+    "a list spread over arguments": Case(
+        Both(), [floats(4, 2), floats(4, 3)], lambda inputs, training: (tuple(inputs), {})
+    ),
     "a mapped method and a dict": Case(
-        nn.vmap(Both, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False})(),
+        nn.vmap(
+            Both, in_axes=(0, 0), variable_axes={"params": None}, split_rngs={"params": False}
+        )(),
         {"left": floats(4, 2, 2), "right": floats(4, 2, 3)},
         lambda inputs, training: ((inputs["left"], inputs["right"]), {}),
     ),
     "keywords only": Case(
-        KeywordOnly(), floats(4, 2), lambda x, training: ((), {"inputs": x, "train": training}), streams=DROPOUT
+        KeywordOnly(),
+        floats(4, 2),
+        lambda x, training: ((), {"inputs": x, "train": training}),
+        streams=DROPOUT,
     ),
     "an unused mask beside a dict": Case(
         nn.MultiHeadDotProductAttention(1),
         {"inputs_q": floats(4, 6, 2), "inputs_k": floats(4, 5, 2)},
-        lambda inputs, training: ((inputs["inputs_q"], inputs["inputs_k"]), {"deterministic": not training}),
+        lambda inputs, training: (
+            (inputs["inputs_q"], inputs["inputs_k"]),
+            {"deterministic": not training},
+        ),
     ),
     "inputs and mask in a dict": Case(
         nn.MultiHeadDotProductAttention(1),
         {"inputs_q": floats(4, 6, 2), "mask": integers(4, 1, 6, 6, below=2).astype(bool)},
-        lambda inputs, training: ((inputs["inputs_q"],), {"mask": inputs["mask"], "deterministic": not training}),
+        lambda inputs, training: (
+            (inputs["inputs_q"],),
+            {"mask": inputs["mask"], "deterministic": not training},
+        ),
         streams={True: (), False: ()},
     ),
     "a mapped axis": Case(
-        NamesAnAxis(), floats(4, 2), with_mode("train"), prepare=lambda module, training: module.clone(axis=None)
+        NamesAnAxis(),
+        floats(4, 2),
+        with_mode("train"),
+        prepare=lambda module, training: module.clone(axis=None),
     ),
     "a constant as initial value": Case(Constants(), floats(4, 3)),
     "several streams": Case(
-        Streams(), floats(4, 2), with_mode("training"), streams={True: ("noise", "other"), False: ("noise",)}
+        Streams(),
+        floats(4, 2),
+        with_mode("training"),
+        streams={True: ("noise", "other"), False: ("noise",)},
     ),
-    "the stream without a name": Case(DefaultStream(), floats(4, 2), streams={True: ("params",), False: ("params",)}),
-    "sown values": Case(Sower(), floats(4, 2), sown=("intermediates", "metrics", "own", "perturbations")),
+    "the stream without a name": Case(
+        DefaultStream(), floats(4, 2), streams={True: ("params",), False: ("params",)}
+    ),
+    "sown values": Case(
+        Sower(), floats(4, 2), sown=("intermediates", "metrics", "own", "perturbations")
+    ),
     "state of any kind, and no params": Case(Counter(), floats(4, 3)),
     "no variables": Case(Stateless(), floats(4, 2)),
     "boxes": Case(Partitioned(), floats(4, 2)),
-    "scan": Case(Scanned(), floats(4, 3), with_mode("training"), streams=DROPOUT, sown=("intermediates",)),
+    "scan": Case(
+        Scanned(), floats(4, 3), with_mode("training"), streams=DROPOUT, sown=("intermediates",)
+    ),
     "vmap": Case(Ensemble(), floats(4, 2)),
     # Lifted transforms take a key from every stream that they are given.
     "jit and remat": Case(Lifted(), floats(4, 2), streams=DROPOUT),
-    "remat with a static mode": Case(nn.remat(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT),
-    "jit with a static mode": Case(nn.jit(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT),
+    "remat with a static mode": Case(
+        nn.remat(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT
+    ),
+    "jit with a static mode": Case(
+        nn.jit(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT
+    ),
     "jit with a mode static by name": Case(
-        nn.jit(Block, static_argnames=("training",))(), floats(4, 2), with_mode("training"), streams=DROPOUT
+        nn.jit(Block, static_argnames=("training",))(),
+        floats(4, 2),
+        with_mode("training"),
+        streams=DROPOUT,
     ),
     "any number of arguments": Case(Collecting(), floats(4, 2)),
-    "Flax's SpectralNorm": Case(nn.SpectralNorm(nn.Dense(3)), floats(4, 2), with_mode("update_stats")),
+    "Flax's SpectralNorm": Case(
+        nn.SpectralNorm(nn.Dense(3)), floats(4, 2), with_mode("update_stats")
+    ),
     "while_loop": Case(Loop(), floats(4, 2), differentiable=False),
     "a shared submodule": Case(Shared(), floats(4, 3)),
     "a submodule as a field, a name with a dot": Case(Parts(nn.Dense(4)), floats(4, 2)),

@@ -172,7 +172,9 @@ class Nested(nnx.Module):
 
     def __init__(self, rngs):
         self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(11)])
-        self.heads = nnx.Dict({"a": nnx.Linear(3, 2, rngs=rngs), "b.c": nnx.Linear(3, 2, rngs=rngs)})
+        self.heads = nnx.Dict(
+            {"a": nnx.Linear(3, 2, rngs=rngs), "b.c": nnx.Linear(3, 2, rngs=rngs)}
+        )
         self.optional = None
 
     def __call__(self, x):
@@ -249,7 +251,9 @@ class Sharded(nnx.Module):
     """Variables with metadata."""
 
     def __init__(self, rngs):
-        init = nnx.with_metadata(nnx.initializers.lecun_normal(), out_sharding=(None, "model"), eager_sharding=False)
+        init = nnx.with_metadata(
+            nnx.initializers.lecun_normal(), out_sharding=(None, "model"), eager_sharding=False
+        )
         self.linear = nnx.Linear(2, 3, kernel_init=init, rngs=rngs)
         self.scale = nnx.Param(jnp.ones(3), mine="kept")
 
@@ -288,7 +292,9 @@ class Layer(nnx.Module):
 
 class Ensemble(nnx.Module):
     def __init__(self, rngs):
-        self.members = nnx.vmap(lambda rngs: nnx.Linear(2, 3, rngs=rngs), in_axes=(0,))(rngs.split(2))
+        self.members = nnx.vmap(lambda rngs: nnx.Linear(2, 3, rngs=rngs), in_axes=(0,))(
+            rngs.split(2)
+        )
 
     def __call__(self, x):
         return nnx.vmap(lambda member, x: member(x), in_axes=(0, None))(self.members, x).mean(0)
@@ -360,16 +366,31 @@ NNX = {
     "a mode that is set": NnxCase(MLP(rngs=rngs()), floats(4, 2)),
     "training": NnxCase(Training(rngs()), floats(4, 2), with_mode("training"), sets_mode=False),
     "deterministic": NnxCase(
-        Deterministic(rngs()), integers(4, 6), with_mode("deterministic", False), unknown="all", sets_mode=False
+        Deterministic(rngs()),
+        integers(4, 6),
+        with_mode("deterministic", False),
+        unknown="all",
+        sets_mode=False,
     ),
     "a mode of Flax's own": NnxCase(
-        nnx.BatchNorm(2, rngs=rngs()), floats(4, 2), with_mode("use_running_average", False), sets_mode=False
+        nnx.BatchNorm(2, rngs=rngs()),
+        floats(4, 2),
+        with_mode("use_running_average", False),
+        sets_mode=False,
     ),
     "streams given with the call": NnxCase(
-        nnx.Dropout(0.5), floats(4, 2), with_mode("deterministic", False), streams=ARGUMENT, sets_mode=False, takes_rngs=True
+        nnx.Dropout(0.5),
+        floats(4, 2),
+        with_mode("deterministic", False),
+        streams=ARGUMENT,
+        sets_mode=False,
+        takes_rngs=True,
     ),
     "streams of its own": NnxCase(
-        nnx.Dropout(0.5, rngs=rngs()), floats(4, 2), with_mode("deterministic", False), sets_mode=False
+        nnx.Dropout(0.5, rngs=rngs()),
+        floats(4, 2),
+        with_mode("deterministic", False),
+        sets_mode=False,
     ),
     "streams that are required": NnxCase(
         Noisy(rngs()), floats(4, 2), streams={True: ("rngs",), False: ("rngs",)}, takes_rngs=True
@@ -380,15 +401,22 @@ NNX = {
         Methods(rngs()), floats(4, 2), method=lambda module, x: module.decode(module.encode(x), 3.0)
     ),
     "dict spread over arguments": NnxCase(
-        TwoArguments(rngs()), {"left": floats(4, 2), "right": floats(4, 3)}, lambda inputs, training: ((), dict(inputs))
+        TwoArguments(rngs()),
+        {"left": floats(4, 2), "right": floats(4, 3)},
+        lambda inputs, training: ((), dict(inputs)),
     ),
     "a list spread over arguments": NnxCase(
-        TwoArguments(rngs()), [floats(4, 2), floats(4, 3)], lambda inputs, training: (tuple(inputs), {})
+        TwoArguments(rngs()),
+        [floats(4, 2), floats(4, 3)],
+        lambda inputs, training: (tuple(inputs), {}),
     ),
     "an unused mask beside a dict": NnxCase(
         nnx.MultiHeadAttention(1, 2, 2, decode=False, rngs=rngs()),
         {"inputs_q": floats(4, 6, 2), "inputs_k": floats(4, 5, 2)},
-        lambda inputs, training: ((inputs["inputs_q"], inputs["inputs_k"]), {"deterministic": not training}),
+        lambda inputs, training: (
+            (inputs["inputs_q"], inputs["inputs_k"]),
+            {"deterministic": not training},
+        ),
         sets_mode=False,
     ),
     "lists and dicts of parts": NnxCase(Nested(rngs()), floats(4, 3)),
@@ -399,30 +427,49 @@ NNX = {
         sows=(
             nnx.Intermediate,
             nnx.Perturbation,
-            *(nnx.variable_type_from_name(name, allow_register=True) for name in ("losses", "metrics")),
+            *(
+                nnx.variable_type_from_name(name, allow_register=True)
+                for name in ("losses", "metrics")
+            ),
         ),
         sown=("intermediates", "perturbations", "losses", "metrics"),
     ),
     "state of any kind, and no params": NnxCase(Counter(), floats(4, 3)),
-    "intermediate values as attributes": NnxCase(Intermediates(rngs()), floats(4, 2), sown=("intermediates",)),
+    "intermediate values as attributes": NnxCase(
+        Intermediates(rngs()), floats(4, 2), sown=("intermediates",)
+    ),
     "metadata": NnxCase(Sharded(rngs()), floats(4, 2)),
     "scan": NnxCase(Scanned(rngs()), floats(4, 3)),
     "vmap": NnxCase(Ensemble(rngs()), floats(4, 2)),
     "jit and remat": NnxCase(Lifted(rngs()), floats(4, 2)),
     "a cache": NnxCase(Decoder(rngs()), floats(4, 1, 2), built_on=floats(4, 1, 2), unknown="none"),
-    "adapters of low rank": NnxCase(Adapted(rngs()), floats(4, 2), trainable=("params", "LoRAParam")),
+    "adapters of low rank": NnxCase(
+        Adapted(rngs()), floats(4, 2), trainable=("params", "LoRAParam")
+    ),
     "trees": NnxCase(Trees(rngs()), {"a": [floats(4, 2)], "b": Pair(floats(4, 3), floats(4, 1))}),
     "dtypes": NnxCase(Half(rngs()), {"u8": integers(4, 3, dtype="uint8"), "x": floats(4, 2)}),
-    "unknown sizes": NnxCase(nnx.Conv(2, 3, (3, 3), rngs=rngs()), floats(4, 6, 6, 2), unknown="all"),
+    "unknown sizes": NnxCase(
+        nnx.Conv(2, 3, (3, 3), rngs=rngs()), floats(4, 6, 6, 2), unknown="all"
+    ),
     "no symbol for the batch": NnxCase(BranchesOnBatch(rngs()), floats(4, 2)),
     "a Sequential": NnxCase(
-        nnx.Sequential(nnx.Linear(2, 4, rngs=rngs()), nnx.relu, nnx.Dropout(0.5, rngs=rngs()), nnx.Linear(4, 3, rngs=rngs())),
+        nnx.Sequential(
+            nnx.Linear(2, 4, rngs=rngs()),
+            nnx.relu,
+            nnx.Dropout(0.5, rngs=rngs()),
+            nnx.Linear(4, 3, rngs=rngs()),
+        ),
         floats(4, 2),
     ),
     "an RNN": NnxCase(nnx.RNN(nnx.LSTMCell(2, 3, rngs=rngs())), floats(4, 6, 2)),
-    "a Linen module inside": NnxCase(nnx.bridge.ToNNX(nn.Dense(3), rngs=rngs()).lazy_init(jnp.ones((4, 2))), floats(4, 2)),
+    "a Linen module inside": NnxCase(
+        nnx.bridge.ToNNX(nn.Dense(3), rngs=rngs()).lazy_init(jnp.ones((4, 2))), floats(4, 2)
+    ),
     "made when the layer is built": NnxCase(LazyModule(MLP, 5), floats(4, 2)),
     "made by a function": NnxCase(
-        LazyModule(lambda rngs: nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))), floats(4, 2)
+        LazyModule(
+            lambda rngs: nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+        ),
+        floats(4, 2),
     ),
 }

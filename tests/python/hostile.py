@@ -15,9 +15,39 @@ TOKEN = "hostile_token"
 
 # Methods that Python, JAX or NumPy call by themselves. Each makes a folder.
 METHODS = (
-    *("__post_init__", "__call__", "__del__", "__hash__", "__eq__", "__repr__", "__str__", "__format__", "__getattr__"),
-    *("__getattribute__", "__setattr__", "__new__", "__init__", "__iter__", "__len__", "__bool__", "__getitem__", "__index__"),
-    *("__float__", "__array__", "__jax_array__", "__add__", "__lt__", "__enter__", "__reduce__", "__copy__", "__contains__"),
+    *(
+        "__post_init__",
+        "__call__",
+        "__del__",
+        "__hash__",
+        "__eq__",
+        "__repr__",
+        "__str__",
+        "__format__",
+        "__getattr__",
+    ),
+    *(
+        "__getattribute__",
+        "__setattr__",
+        "__new__",
+        "__init__",
+        "__iter__",
+        "__len__",
+        "__bool__",
+        "__getitem__",
+        "__index__",
+    ),
+    *(
+        "__float__",
+        "__array__",
+        "__jax_array__",
+        "__add__",
+        "__lt__",
+        "__enter__",
+        "__reduce__",
+        "__copy__",
+        "__contains__",
+    ),
 )
 
 
@@ -48,7 +78,15 @@ def package_of(mark):
             f"class Enum_{name}(enum.Enum):",
             "    ONE = 1",
         ]
-        if method not in ("__new__", "__init__", "__setattr__", "__getattribute__", "__getattr__", "__hash__", "__eq__"):
+        if method not in (
+            "__new__",
+            "__init__",
+            "__setattr__",
+            "__getattribute__",
+            "__getattr__",
+            "__hash__",
+            "__eq__",
+        ):
             lines += [f"    def {method}(self, *args, **kwargs): return act()"]
         else:
             lines += ["    def __call__(self, *args): return act()"]
@@ -111,7 +149,11 @@ def watch(event, arguments):
     """Record whatever the process does with a value of the file."""
     if event.startswith(("object.__", "sys._getframe", "code.__new__")):
         return
-    if any(TOKEN in str(argument)[:2000] for argument in arguments if isinstance(argument, (str, bytes, list, tuple))):
+    if any(
+        TOKEN in str(argument)[:2000]
+        for argument in arguments
+        if isinstance(argument, (str, bytes, list, tuple))
+    ):
         FOUND.append((event, [str(argument)[:80] for argument in arguments]))
 
 
@@ -136,14 +178,20 @@ def attempt(call, *args, **kwargs):
 
 
 # What attention is made of: functions that are arguments of functions. A file gives such functions data alone.
-CALLS_BACK = {"einsum", "module", "einsum_dot_general", "qk_attn_weights_einsum", "attn_weights_value_einsum"}
+CALLS_BACK = {
+    "einsum",
+    "module",
+    "einsum_dot_general",
+    "qk_attn_weights_einsum",
+    "attn_weights_value_einsum",
+}
 
 
 def walk_functions():
     """Call each listed function with texts, containers of them, and callables, in each of its places."""
     import jax.numpy as jnp
 
-    from kerasflax import _allowed
+    from kerasflax.saving import _allowed
 
     x = jnp.ones((2, 2))
     texts = [f"{TOKEN}.__class__", {TOKEN: TOKEN}, (TOKEN, [TOKEN])]
@@ -155,12 +203,20 @@ def walk_functions():
     for name, function in functions.items():
         before = len(FOUND)
         for value in (*texts, Spy()):
-            for args in ((value,), (value, value), (x, value), (value, x), (x, x, value), (x, value, value)):
+            for args in (
+                (value,),
+                (value, value),
+                (x, value),
+                (value, x),
+                (x, x, value),
+                (x, value, value),
+            ):
                 attempt(function, *args)
         parameters = attempt(lambda function=function: inspect.signature(function).parameters) or {}
         for key, parameter in parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY or (
-                parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty
+                parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+                and parameter.default is not parameter.empty
             ):
                 for value in (texts[0], *([] if key in CALLS_BACK else [Spy()])):
                     attempt(function, x, **{key: value})
@@ -205,7 +261,11 @@ def calls(x):
     state = jnp.ones((2, 2))
     dims = (((x.ndim - 1,), (0,)), ((), ()))
     yield from [((x,), {}), ((x, state, dims), {}), ((x,), {"update_stats": True})]
-    yield from [((state, state), {}), (((state, state), state), {}), (("ab,bc->ac", state, state), {})]
+    yield from [
+        ((state, state), {}),
+        (((state, state), state), {}),
+        (("ab,bc->ac", state, state), {}),
+    ]
     yield ((jnp.ones((2, 4, 2)),) * 2, jnp.ones((2, 4, 2))), {}
 
 
@@ -221,14 +281,23 @@ def values_of_files():
         {"type": "flax.linen:Dense"},
         {"partial": {"type": "flax.linen:Dense"}, "keywords": {"name": TOKEN}},
         DENSE,
-        {"object": "flax.linen:Sequential", "fields": {"layers": [DENSE, {"function": "jax.numpy:append"}]}},
+        {
+            "object": "flax.linen:Sequential",
+            "fields": {"layers": [DENSE, {"function": "jax.numpy:append"}]},
+        },
         [{"function": "jax.numpy:append"}, DENSE],
-        {"object": "flax.nnx.proxy_caller:DelayedAccessor", "fields": {"actions": {"tuple": [get]}}},
+        {
+            "object": "flax.nnx.proxy_caller:DelayedAccessor",
+            "fields": {"actions": {"tuple": [get]}},
+        },
         {
             "initializer": "jax.nn.initializers:variance_scaling",
             "arguments": {"scale": 1.0, "mode": TOKEN, "distribution": TOKEN},
         },
-        {"object": "flax.linen:Partitioned", "fields": {"value": TOKEN, "names": {"tuple": [TOKEN]}}},
+        {
+            "object": "flax.linen:Partitioned",
+            "fields": {"value": TOKEN, "names": {"tuple": [TOKEN]}},
+        },
         {"named_tuple": "jax.lax:ConvDimensionNumbers", "fields": [TOKEN, TOKEN, TOKEN]},
     ]
 
@@ -244,9 +313,11 @@ def runs_abstractly(module, args, kwargs):
             module.init(jax.random.key(0), *args, **kwargs)
         else:
             made = module.make(nnx.Rngs(0))
-            (nnx.bridge.lazy_init if isinstance(made, nnx.bridge.ToNNX) else lambda m, *a, **k: m(*a, **k))(
-                made, *args, **kwargs
-            )
+            (
+                nnx.bridge.lazy_init
+                if isinstance(made, nnx.bridge.ToNNX)
+                else lambda m, *a, **k: m(*a, **k)
+            )(made, *args, **kwargs)
         return 1.0
 
     return attempt(jax.eval_shape, run) is not None
@@ -257,18 +328,35 @@ def walk_classes():
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from kerasflax import ConfigError, _allowed, _lazy
-    from kerasflax._serialise import from_config
+    from kerasflax import ConfigError
+    from kerasflax.adapters import _lazy
+    from kerasflax.saving import _allowed
+    from kerasflax.saving._to_json import from_config
 
     counts = {"accepted": 0, "refused": 0, "not run": []}
     for name, kind in _allowed.entries(_allowed.MODULES):
         is_linen = issubclass(kind, nn.Module)
-        fields = [f.name for f in dataclasses.fields(kind) if f.init] if is_linen else list(_lazy.parameters(kind))
-        base = {key: value for key, value in (REQUIRED | PARTS["linen" if is_linen else "nnx"]).items() if key in fields}
+        fields = (
+            [f.name for f in dataclasses.fields(kind) if f.init]
+            if is_linen
+            else list(_lazy.parameters(kind))
+        )
+        base = {
+            key: value
+            for key, value in (REQUIRED | PARTS["linen" if is_linen else "nnx"]).items()
+            if key in fields
+        }
         x = jnp.ones((2, 3, 2), jnp.int32 if name.endswith("Embed") else jnp.float32)
-        for field, value in [(None, None), *((field, value) for field in fields for value in values_of_files())]:
+        for field, value in [
+            (None, None),
+            *((field, value) for field in fields for value in values_of_files()),
+        ]:
             given = base if field is None else base | {field: value}
-            node = {"object": name, "fields": given} if is_linen else {"constructor": name, "keywords": given}
+            node = (
+                {"object": name, "fields": given}
+                if is_linen
+                else {"constructor": name, "keywords": given}
+            )
             if name == "flax.nnx:Sequential":
                 node = {"constructor": name, "arguments": [value or {"function": "jax.nn:relu"}]}
             before = len(FOUND)
@@ -289,7 +377,14 @@ def walk_classes():
 
 
 if __name__ == "__main__":
-    for module in ("kerasflax", "flax.nnx", "flax.linen", "jax.scipy.linalg", "scipy.linalg", "ml_dtypes"):
+    for module in (
+        "kerasflax",
+        "flax.nnx",
+        "flax.linen",
+        "jax.scipy.linalg",
+        "scipy.linalg",
+        "ml_dtypes",
+    ):
         attempt(importlib.import_module, module)
     sys.addaudithook(watch)
     counts = {"functions": walk_functions()} if "functions" in sys.argv else walk_classes()

@@ -47,7 +47,9 @@ class TwoStreams(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
-        return tuple(jax.random.normal(self.make_rng(name), inputs.shape) for name in ("left", "right"))
+        return tuple(
+            jax.random.normal(self.make_rng(name), inputs.shape) for name in ("left", "right")
+        )
 
 
 class Counter(nn.Module):

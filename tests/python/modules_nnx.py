@@ -35,9 +35,15 @@ class Block(nnx.Module):
 
     def __init__(self, width, heads, *, decode=False, rngs):
         self.norm_1 = nnx.LayerNorm(width, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(heads, width, width, decode=decode, dropout_rate=0.1, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            heads, width, width, decode=decode, dropout_rate=0.1, rngs=rngs
+        )
         self.norm_2 = nnx.LayerNorm(width, rngs=rngs)
-        self.mlp = nnx.Sequential(nnx.Linear(width, 2 * width, rngs=rngs), nnx.gelu, nnx.Linear(2 * width, width, rngs=rngs))
+        self.mlp = nnx.Sequential(
+            nnx.Linear(width, 2 * width, rngs=rngs),
+            nnx.gelu,
+            nnx.Linear(2 * width, width, rngs=rngs),
+        )
 
     def __call__(self, x, mask=None):
         x = x + self.attention(self.norm_1(x), mask=mask)
@@ -48,16 +54,25 @@ class ViT(nnx.Module):
     """Patches, a class token, positions, blocks."""
 
     def __init__(self, size=8, patch=4, width=8, depth=2, heads=2, classes=5, *, rngs):
-        self.embed = nnx.Conv(3, width, (patch, patch), strides=(patch, patch), padding="VALID", rngs=rngs)
+        self.embed = nnx.Conv(
+            3, width, (patch, patch), strides=(patch, patch), padding="VALID", rngs=rngs
+        )
         self.token = nnx.Param(jnp.zeros((1, 1, width)))
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, (size // patch) ** 2 + 1, width)))
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (1, (size // patch) ** 2 + 1, width))
+        )
         self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(depth)])
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, images):
         x = self.embed(images)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        x = jnp.concatenate([jnp.broadcast_to(self.token[...], (x.shape[0], 1, x.shape[-1])), x], axis=1) + self.positions[...]
+        x = (
+            jnp.concatenate(
+                [jnp.broadcast_to(self.token[...], (x.shape[0], 1, x.shape[-1])), x], axis=1
+            )
+            + self.positions[...]
+        )
         for block in self.blocks:
             x = block(x)
         return self.head(x[:, 0])
@@ -68,7 +83,9 @@ class Decoder(nnx.Module):
 
     def __init__(self, tokens=11, width=8, heads=2, depth=2, *, cache=None, rngs):
         self.embed = nnx.Embed(tokens, width, rngs=rngs)
-        self.blocks = nnx.List([Block(width, heads, decode=cache is not None, rngs=rngs) for _ in range(depth)])
+        self.blocks = nnx.List(
+            [Block(width, heads, decode=cache is not None, rngs=rngs) for _ in range(depth)]
+        )
         self.is_cached = cache is not None
         if cache is not None:
             for block in self.blocks:

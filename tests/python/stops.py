@@ -20,14 +20,14 @@ import warnings
 from pathlib import Path
 
 # Without the package: a process that has imported JAX takes ten times as long to fork.
-sys.path.insert(0, str(Path(__file__).parents[2] / "inst/python/kerasflax"))
-import _replacing
+sys.path.insert(0, str(Path(__file__).parents[2] / "inst/python/kerasflax/files"))
+import _replace  # noqa: E402
 
 kind, how, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 name = "w.msgpack" if kind == "file" else "w"
 old, new = folder / "old" / name, folder / "new" / name
 if kind == "journal":
-    _replacing._exchange = lambda: None
+    _replace._exchange = lambda: None
 
 
 def copy(source, target):
@@ -41,13 +41,15 @@ def same(one, other):
     if not one.is_dir():
         return one.exists() and filecmp.cmp(one, other, shallow=False)
     compared = filecmp.dircmp(one, other)
-    files = [each for path in other.rglob("*") if (each := path.relative_to(other)) and path.is_file()]
+    files = [
+        each for path in other.rglob("*") if (each := path.relative_to(other)) and path.is_file()
+    ]
     odd = [*compared.left_only, *compared.right_only]
     return not odd and all(filecmp.cmp(one / each, other / each, shallow=False) for each in files)
 
 
 def write(path, source):
-    with _replacing.replacing(path) as staged:
+    with _replace.replacing(path) as staged:
         if source.is_dir():
             # Some of it first, then the rest.
             os.mkdir(staged)
@@ -129,7 +131,7 @@ while go_on:
     if not (place / name).exists():
         counts["missing"] += 1
         assert kind == "journal", (number, state)
-        _replacing.finish(place / name)
+        _replace.finish(place / name)
     is_old, is_new = same(place / name, old), same(place / name, new)
     assert is_old or is_new, (number, state)
     counts["new" if is_new else "old"] += 1

@@ -12,11 +12,15 @@ from conformance_nnx import NNX
 from modules import MLP
 
 from kerasflax import ModuleError
-from kerasflax._adapter import APIS, Adapter, adapt, adapter_of
-from kerasflax._trace import until_learned
-from kerasflax._variables import Template
+from kerasflax.adapters._protocol import APIS, Adapter, adapt, adapter_of
+from kerasflax.bridge._variables import Template
+from kerasflax.tracing._trace import until_learned
 
-CASES = {f"{kind}: {name}": case for kind, table in {"linen": LINEN, "nnx": NNX}.items() for name, case in table.items()}
+CASES = {
+    f"{kind}: {name}": case
+    for kind, table in {"linen": LINEN, "nnx": NNX}.items()
+    for name, case in table.items()
+}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -27,11 +31,16 @@ def wrapper(module, inputs):
 @pytest.mark.parametrize("api", APIS)
 def test_an_adapter_has_the_signatures_of_the_protocol(api):
     for name in vars(Adapter):
-        if inspect.isroutine(getattr(Adapter, name)) and (not name.startswith("_") or name == "__init__"):
+        if inspect.isroutine(getattr(Adapter, name)) and (
+            not name.startswith("_") or name == "__init__"
+        ):
             expected, got = (
-                list(inspect.signature(getattr(kind, name)).parameters.items()) for kind in (Adapter, adapter_of(api))
+                list(inspect.signature(getattr(kind, name)).parameters.items())
+                for kind in (Adapter, adapter_of(api))
             )
-            assert [(name, p.kind) for name, p in got] == [(name, p.kind) for name, p in expected], name
+            assert [(name, p.kind) for name, p in got] == [
+                (name, p.kind) for name, p in expected
+            ], name
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,11 @@ assert model.output_shape == (None, 2)
 def test_a_module_system_is_imported_when_it_is_needed(script, arguments, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for argument in arguments:
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.keras"), argument], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "model.keras"), argument],
+            env=environment,
+            check=True,
+        )
 
 
 def assert_same(got, expected):
@@ -120,9 +133,13 @@ def test_init_is_plain_init_less_what_is_sown(case):
     adapter = adapt(case.module, case.method)
     key = jax.random.key(7)
     outputs, variables = begun(adapter, key, case.first)
-    assert_same(variables, {name: tree for name, tree in case.init(key).items() if name not in case.sown})
+    assert_same(
+        variables, {name: tree for name, tree in case.init(key).items() if name not in case.sown}
+    )
     assert jax.tree.leaves(outputs)
-    assert [name for name in variables if adapter.trainable(name)] == [name for name in variables if name in case.trainable]
+    assert [name for name in variables if adapter.trainable(name)] == [
+        name for name in variables if name in case.trainable
+    ]
 
 
 @cases
@@ -133,7 +150,9 @@ def test_apply_is_plain_apply_with_the_streams_that_the_module_asks_for(case, tr
     seed_state = jnp.array([3, 5], jnp.uint32)
 
     def apply():
-        return adapter.apply(variables, case.inputs, training=training, mask=None, seed_state=seed_state)
+        return adapter.apply(
+            variables, case.inputs, training=training, mask=None, seed_state=seed_state
+        )
 
     outputs, state, sown = until_learned(apply)
     expected, written = case.apply(variables, case.inputs, training, seed_state)

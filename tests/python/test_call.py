@@ -128,7 +128,9 @@ def test_several_first_calls_build_once(kind):
         for output in outputs:
             assert_same(output, expected(X))
         layer = LAYERS[kind]()
-        refused = [*filter(None, in_threads(lambda _, layer=layer: refusal(lambda: layer.build((2, 3)))))]
+        refused = [
+            *filter(None, in_threads(lambda _, layer=layer: refusal(lambda: layer.build((2, 3)))))
+        ]
         assert len(refused) == THREADS - 1
         assert all("cannot add new elements of state" in error for error in refused)
         assert len(layer.weights) == 2
@@ -195,7 +197,11 @@ def test_what_one_thread_learns_of_the_module_is_not_lost_to_another():
         def __call__(self, inputs, training=False):
             size = inputs.shape[0]
             self.sow(f"sown_{size}", "x", inputs)
-            noise = jax.random.normal(self.make_rng(f"stream_{size}"), inputs.shape) if training else 0.0
+            noise = (
+                jax.random.normal(self.make_rng(f"stream_{size}"), inputs.shape)
+                if training
+                else 0.0
+            )
             return nn.Dense(2)(inputs) + jnp.sum(noise)
 
     layer = FlaxLayer(Streams(), seed=1)
@@ -219,12 +225,17 @@ def test_models_in_several_threads_share_a_layer_in_eager_calls_and_a_module_in_
     layer = FlaxLayer(module, seed=1)
     expected = np.asarray(layer(x))
     # `predict` takes the values out of a model's variables for as long as it runs, so that each has its own.
-    models = [keras.Sequential([keras.Input((5, 5, 1)), FlaxLayer(module, seed=1)]) for _ in range(THREADS)]
+    models = [
+        keras.Sequential([keras.Input((5, 5, 1)), FlaxLayer(module, seed=1)])
+        for _ in range(THREADS)
+    ]
     sharing = [keras.Sequential([keras.Input((5, 5, 1)), layer]) for _ in range(THREADS)]
 
     def calls(number):
         for _ in range(3):
-            np.testing.assert_allclose(models[number].predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                models[number].predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6
+            )
             np.testing.assert_allclose(sharing[number](x), expected, rtol=1e-5, atol=1e-6)
 
     in_threads(calls)
@@ -307,7 +318,10 @@ def test_whoever_reads_the_variables_finds_them_as_one_call_has_left_them(tmp_pa
         )[1],
         "Keras's file": lambda: (
             model.save_weights(tmp_path / "m.weights.h5"),
-            [h5py.File(tmp_path / "m.weights.h5")[f"layers/{layer.name}/vars/counts/c{i}"][()] for i in range(20)],
+            [
+                h5py.File(tmp_path / "m.weights.h5")[f"layers/{layer.name}/vars/counts/c{i}"][()]
+                for i in range(20)
+            ],
         )[1],
     }
     for name, way in ways.items():
@@ -320,12 +334,21 @@ def test_a_call_finds_the_variables_as_one_assignment_has_left_them(tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
 
     def assign(number):
-        layer.flax_variables = {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}
+        layer.flax_variables = {
+            "params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}
+        }
 
     def assign_to_the_model(number):
-        _models.set_variables(model, {layer.name: {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}})
+        _models.set_variables(
+            model,
+            {layer.name: {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}},
+        )
 
-    for way in (assign, assign_to_the_model, lambda _: (assign(7), model.load_weights(tmp_path / "m.weights.h5"))):
+    for way in (
+        assign,
+        assign_to_the_model,
+        lambda _: (assign(7), model.load_weights(tmp_path / "m.weights.h5")),
+    ):
         outputs = while_it_is(way, lambda: np.asarray(layer(X).astype("float32")), 100)
         assert not any(len(np.unique(output)) > 1 for output in outputs)
 
@@ -335,7 +358,9 @@ def test_no_call_undoes_an_assignment_to_the_state():
     layer(X)
 
     def lost():
-        layer.flax_variables = {"counts": {f"c{i}": np.full(1, -1e6, np.float32) for i in range(20)}}
+        layer.flax_variables = {
+            "counts": {f"c{i}": np.full(1, -1e6, np.float32) for i in range(20)}
+        }
         time.sleep(0.002)
         return float(layer.flax_variables["counts"]["c0"][0]) > -9e5
 

@@ -39,11 +39,14 @@ from kerasflax import (
     read_variables,
     write_variables,
 )
-from kerasflax._variables import named_leaves
+from kerasflax.bridge._variables import named_leaves
 
 SUFFIXES = [".msgpack", ".safetensors", ".orbax"]
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
-TREE = {"params": {"Dense_0": {"kernel": ARRAY, "bias": ARRAY[0]}}, "batch_stats": {"mean": ARRAY[1]}}
+TREE = {
+    "params": {"Dense_0": {"kernel": ARRAY, "bias": ARRAY[0]}},
+    "batch_stats": {"mean": ARRAY[1]},
+}
 
 
 def assert_same(tree, other):
@@ -67,7 +70,9 @@ def assert_same(tree, other):
 COMMON = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 COMMON += ["float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64"]
 EVERYWHERE = [np.dtype(name) for name in COMMON]
-MOST = EVERYWHERE + [np.dtype(name) for name in ["complex128", "int4", "int2", "float8_e4m3b11fnuz", "float8_e3m4"]]
+MOST = EVERYWHERE + [
+    np.dtype(name) for name in ["complex128", "int4", "int2", "float8_e4m3b11fnuz", "float8_e3m4"]
+]
 ALL = MOST + [np.dtype(name) for name in ["uint4", "uint2"]]
 
 
@@ -78,7 +83,11 @@ def arrays(dtypes, min_side=0):
         shape = draw(st_numpy.array_shapes(min_dims=0, max_dims=4, min_side=min_side, max_side=4))
         size = int(np.prod(shape, dtype=int))
         if dtype.name in ("bool", "int4", "int2", "uint4", "uint2"):
-            return np.array(draw(st.lists(st.integers(0, 1), min_size=size, max_size=size))).astype(dtype).reshape(shape)
+            return (
+                np.array(draw(st.lists(st.integers(0, 1), min_size=size, max_size=size)))
+                .astype(dtype)
+                .reshape(shape)
+            )
         data = draw(st.binary(min_size=size * dtype.itemsize, max_size=size * dtype.itemsize))
         array = np.frombuffer(data, dtype).reshape(shape)
         return array if draw(st.booleans()) else np.asfortranarray(array) if array.ndim else array
@@ -87,7 +96,9 @@ def arrays(dtypes, min_side=0):
 
 
 def trees(leaves, names):
-    inner = st.recursive(leaves, lambda trees: st.dictionaries(names, trees, min_size=1, max_size=3), max_leaves=6)
+    inner = st.recursive(
+        leaves, lambda trees: st.dictionaries(names, trees, min_size=1, max_size=3), max_leaves=6
+    )
     return st.dictionaries(names, inner, min_size=1, max_size=3)
 
 
@@ -136,13 +147,18 @@ def test_flax_reads_what_is_written_and_is_read_itself(tmp_path):
     write_variables(freeze(TREE), path)
     assert_same(TREE, flax.serialization.msgpack_restore(path.read_bytes()))
     path.write_bytes(
-        flax.serialization.to_bytes({"step": 3, "rate": 0.5, "on": True, "z": 1 + 2j, "n": np.float16(2), "c": [1]})
+        flax.serialization.to_bytes(
+            {"step": 3, "rate": 0.5, "on": True, "z": 1 + 2j, "n": np.float16(2), "c": [1]}
+        )
     )
     expected = {"step": 3, "rate": 0.5, "on": True, "z": 1 + 2j, "n": np.float16(2), "c": {"0": 1}}
     assert_same(expected, read_variables(path))
 
 
-@pytest.mark.parametrize("number", [0, 127, 128, 2**16, 2**32, 2**64 - 1, -1, -32, -33, -(2**15), -(2**31), -(2**63), 1e300])
+@pytest.mark.parametrize(
+    "number",
+    [0, 127, 128, 2**16, 2**32, 2**64 - 1, -1, -32, -33, -(2**15), -(2**31), -(2**63), 1e300],
+)
 def test_numbers_of_every_size_are_read(number, tmp_path):
     (tmp_path / "w.msgpack").write_bytes(flax.serialization.to_bytes({"n": number}))
     assert read_variables(tmp_path / "w.msgpack")["n"] == number
@@ -163,7 +179,11 @@ def test_integer_names_survive_msgpack_and_are_text_elsewhere(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 7), (35,), (1, 35, 1)])
 def test_an_array_in_chunks_is_read_into_one(shape, tmp_path, monkeypatch):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 32)
-    tree = {"a": np.arange(35, dtype=np.float32).reshape(shape), "b": {"c": np.ones(9, np.float16)}, "d": ARRAY[0]}
+    tree = {
+        "a": np.arange(35, dtype=np.float32).reshape(shape),
+        "b": {"c": np.ones(9, np.float16)},
+        "d": ARRAY[0],
+    }
     path = tmp_path / "w.msgpack"
     write_variables(tree, path)
     assert path.read_bytes() == flax.serialization.to_bytes(tree)
@@ -180,7 +200,10 @@ class Moments:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_boxes_sequences_and_keys_come_back_in_the_structure_asked_for(suffix, tmp_path):
     tree = {
-        "params": {"w": nn.Partitioned(jnp.ones((2, 3), jnp.bfloat16), ("x", None)), "l": [jnp.zeros(2), (jnp.ones(1),)]},
+        "params": {
+            "w": nn.Partitioned(jnp.ones((2, 3), jnp.bfloat16), ("x", None)),
+            "l": [jnp.zeros(2), (jnp.ones(1),)],
+        },
         "state": {"m": Moments(jnp.arange(3), 4), "key": jax.random.key(7), "none": None},
     }
     path = tmp_path / f"w{suffix}"
@@ -194,7 +217,12 @@ def test_boxes_sequences_and_keys_come_back_in_the_structure_asked_for(suffix, t
 
 
 def test_the_boxes_in_a_msgpack_file_are_flaxs(tmp_path):
-    tree = {"params": {"w": nn.Partitioned(jnp.ones((2, 3)), ("x", None)), "l": [jnp.zeros(2), (jnp.ones(1),)]}}
+    tree = {
+        "params": {
+            "w": nn.Partitioned(jnp.ones((2, 3)), ("x", None)),
+            "l": [jnp.zeros(2), (jnp.ones(1),)],
+        }
+    }
     write_variables(tree, tmp_path / "w.msgpack")
     restored = flax.serialization.from_bytes(tree, (tmp_path / "w.msgpack").read_bytes())
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
@@ -203,7 +231,11 @@ def test_the_boxes_in_a_msgpack_file_are_flaxs(tmp_path):
 def test_safetensors_has_paths_as_names_and_the_metadata_given(tmp_path):
     path = tmp_path / "w.safetensors"
     write_variables(TREE, path, metadata={"trained": "here"})
-    assert sorted(safetensors.flax.load_file(path)) == ["batch_stats/mean", "params/Dense_0/bias", "params/Dense_0/kernel"]
+    assert sorted(safetensors.flax.load_file(path)) == [
+        "batch_stats/mean",
+        "params/Dense_0/bias",
+        "params/Dense_0/kernel",
+    ]
     with safetensors.safe_open(path, framework="np") as file:
         assert file.metadata() == {"format": "flax", "trained": "here"}
 
@@ -225,7 +257,11 @@ def test_tied_weights_are_the_same_array_under_each_name(tmp_path):
 
 @pytest.mark.parametrize("checkpointer", ["StandardCheckpointer", "PyTreeCheckpointer"])
 def test_a_checkpoint_of_a_flax_program_is_read(checkpointer, tmp_path):
-    tree = {"params": {"w": nn.Partitioned(jnp.ones(2), ("x",)), "l": [jnp.zeros(2)]}, "step": 3, "none": None}
+    tree = {
+        "params": {"w": nn.Partitioned(jnp.ones(2), ("x",)), "l": [jnp.zeros(2)]},
+        "step": 3,
+        "none": None,
+    }
     with getattr(orbax.checkpoint, checkpointer)() as writer:
         writer.save(tmp_path / "c", tree)
     like = {"params": {"w": jnp.ones(2), "l": [jnp.zeros(2)]}, "step": 3, "none": None}
@@ -242,7 +278,9 @@ def test_a_flax_program_reads_a_checkpoint(tmp_path):
 def test_a_directory_of_checkpoints_says_where_they_are(tmp_path):
     with orbax.checkpoint.CheckpointManager(tmp_path / "run") as manager:
         manager.save(5, args=orbax.checkpoint.args.StandardSave(TREE))
-    with pytest.raises(FileError, match=r"no Orbax checkpoint.*\nThere are checkpoints in it: .*/run/5/default"):
+    with pytest.raises(
+        FileError, match=r"no Orbax checkpoint.*\nThere are checkpoints in it: .*/run/5/default"
+    ):
         read_variables(tmp_path / "run")
     assert_same(TREE, read_variables(tmp_path / "run/5/default"))
 
@@ -253,7 +291,9 @@ def test_a_directory_of_checkpoints_says_where_they_are(tmp_path):
 class Boxed(nn.Module):
     @nn.compact
     def __call__(self, inputs):
-        return nn.Dense(3, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("x", None)))(inputs)
+        return nn.Dense(
+            3, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("x", None))
+        )(inputs)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -270,7 +310,9 @@ def test_reading_a_file_is_all_there_is_to_an_import(module, suffix, tmp_path):
 
 def model():
     inner = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(2), name="inner")])
-    return keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3), name="outer"), inner, keras.layers.Dense(1)])
+    return keras.Sequential(
+        [keras.Input((3,)), FlaxLayer(nn.Dense(3), name="outer"), inner, keras.layers.Dense(1)]
+    )
 
 
 def test_a_model_is_written_by_layer(tmp_path):
@@ -279,7 +321,8 @@ def test_a_model_is_written_by_layer(tmp_path):
     read = read_variables(tmp_path / "w.msgpack", like=written)
     assert read.keys() == {"outer", "inner"}
     np.testing.assert_array_equal(
-        read["inner"]["params"]["kernel"], written.layers[1].layers[0].flax_variables["params"]["kernel"]
+        read["inner"]["params"]["kernel"],
+        written.layers[1].layers[0].flax_variables["params"]["kernel"],
     )
 
 
@@ -300,7 +343,10 @@ def test_a_layer_that_is_not_built_says_so(tmp_path):
 def test_every_mismatch_is_listed(tmp_path):
     path = tmp_path / "w.msgpack"
     write_variables(TREE, path)
-    like = {"params": {"Dense_0": {"kernel": ARRAY.T, "scale": ARRAY}}, "batch_stats": {"mean": ARRAY[1]}}
+    like = {
+        "params": {"Dense_0": {"kernel": ARRAY.T, "scale": ARRAY}},
+        "batch_stats": {"mean": ARRAY[1]},
+    }
     with pytest.raises(VariablesError) as error:
         read_variables(path, like=like)
     assert str(error.value) == (
@@ -339,7 +385,10 @@ def by_hand(path):
 def test_foreign_names_are_mapped_and_reported(rename, like, tmp_path):
     safetensors.numpy.save_file(HUGGING_FACE, tmp_path / "w.safetensors")
     reports = []
-    assert_same(MAPPED, read_variables(tmp_path / "w.safetensors", rename=rename, like=like, report=reports.append))
+    assert_same(
+        MAPPED,
+        read_variables(tmp_path / "w.safetensors", rename=rename, like=like, report=reports.append),
+    )
     (report,) = reports
     assert report.mapped["encoder.layer.1.weight"] == "params/layers_1/kernel"
     assert (list(report.left_over), list(report.missing)) == (["position_ids"], [])
@@ -350,7 +399,9 @@ def test_a_report_of_what_does_not_fit_comes_before_the_error_which_shows_it(tmp
     like = {"params": {"layers_0": {"kernel": ARRAY, "bias": ARRAY[0]}, "head": ARRAY}}
     reports = []
     with pytest.raises(VariablesError) as error:
-        read_variables(tmp_path / "w.safetensors", rename=PATTERNS, like=like, report=reports.append)
+        read_variables(
+            tmp_path / "w.safetensors", rename=PATTERNS, like=like, report=reports.append
+        )
     assert str(reports[0]) == (
         "Mapped (and 0 as they were):\n"
         "  encoder.layer.0.bias -> params/layers_0/bias\n"
@@ -369,7 +420,10 @@ def test_a_report_of_what_does_not_fit_comes_before_the_error_which_shows_it(tmp
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        ({".*bias": "params/b"}, r"sends two weights to 'params/b': 'encoder.layer.0.bias' and 'encoder.layer.1.bias'"),
+        (
+            {".*bias": "params/b"},
+            r"sends two weights to 'params/b': 'encoder.layer.0.bias' and 'encoder.layer.1.bias'",
+        ),
         ({"(": "x"}, "must have regular expressions as names"),
         ({3: "x"}, "must have regular expressions as names"),
         ({"(.*)": r"\2"}, r"cannot replace .* by '\\\\2'"),
@@ -385,11 +439,16 @@ def test_a_rename_that_makes_no_sense_says_why(rename, message, tmp_path):
 
 
 def test_a_weight_below_another_has_the_rest_of_its_path_as_its_name_and_can_be_renamed(tmp_path):
-    safetensors.numpy.save_file({"a": ARRAY, "a/b": ARRAY, "c/d": ARRAY, "c/d/e/f": ARRAY}, tmp_path / "w.safetensors")
+    safetensors.numpy.save_file(
+        {"a": ARRAY, "a/b": ARRAY, "c/d": ARRAY, "c/d/e/f": ARRAY}, tmp_path / "w.safetensors"
+    )
     expected = {"a": ARRAY, "a/b": ARRAY, "c": {"d": ARRAY, "d/e/f": ARRAY}}
     assert_same(expected, read_variables(tmp_path / "w.safetensors"))
     safetensors.numpy.save_file({"a": ARRAY, "a/b": ARRAY}, tmp_path / "w.safetensors")
-    assert_same({"w": ARRAY, "a": {"b": ARRAY}}, read_variables(tmp_path / "w.safetensors", rename={"a": "w"}))
+    assert_same(
+        {"w": ARRAY, "a": {"b": ARRAY}},
+        read_variables(tmp_path / "w.safetensors", rename={"a": "w"}),
+    )
 
 
 # Writing ----------------------------------------------------------------------------------------------------------------
@@ -418,10 +477,17 @@ def test_what_is_no_number_is_listed_and_nothing_is_written(suffix, tmp_path):
 
 
 def test_what_a_format_cannot_hold_is_listed(tmp_path):
-    tree = {"a": np.ones(2, np.complex128), "b": ARRAY, "c": np.ones((0, 2)), "d": np.ones(2).astype("uint4")}
+    tree = {
+        "a": np.ones(2, np.complex128),
+        "b": ARRAY,
+        "c": np.ones((0, 2)),
+        "d": np.ones(2).astype("uint4"),
+    }
     with pytest.raises(VariablesError, match=r"\n  a: complex128\n  d: uint4\nWrite `.msgpack`"):
         write_variables(tree, tmp_path / "w.safetensors")
-    with pytest.raises(VariablesError, match=r"\n  c: no elements, shape \(0, 2\)\n  d: uint4\nWrite `.msgpack`"):
+    with pytest.raises(
+        VariablesError, match=r"\n  c: no elements, shape \(0, 2\)\n  d: uint4\nWrite `.msgpack`"
+    ):
         write_variables(tree, tmp_path / "w")
     with pytest.raises(VariablesError, match="none at all"):
         write_variables({}, tmp_path / "w")
@@ -500,7 +566,10 @@ def test_a_link_to_itself_is_replaced(tmp_path):
 
 
 def test_arguments_of_another_kind_say_so(tmp_path):
-    with pytest.raises(ArgumentError, match="`variables` must be a layer, a model, or a dict of variables, got list"):
+    with pytest.raises(
+        ArgumentError,
+        match="`variables` must be a layer, a model, or a dict of variables, got list",
+    ):
         write_variables([ARRAY], tmp_path / "w.msgpack")
     for path in (None, "", "a\0b.msgpack"):
         with pytest.raises(ArgumentError, match="`path` must be the name of a file"):
@@ -588,16 +657,24 @@ def test_a_truncated_checkpoint_is_an_error_or_whole(tmp_path):
 
 
 def in_plain_files(path):
-    with orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+    with orbax.checkpoint.Checkpointer(
+        orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False)
+    ) as writer:
         writer.save(path, TREE)
 
 
-def test_a_checkpoint_with_chunks_larger_than_its_arrays_is_refused_before_they_are_allocated(tmp_path):
+def test_a_checkpoint_with_chunks_larger_than_its_arrays_is_refused_before_they_are_allocated(
+    tmp_path,
+):
     in_plain_files(tmp_path / "c")
     assert_same(TREE, read_variables(tmp_path / "c"))
     description = tmp_path / "c/params.Dense_0.kernel/.zarray"
-    description.write_text(json.dumps(json.loads(description.read_text()) | {"chunks": [2**40, 2**20]}))
-    with pytest.raises(FileError, match="a chunk of an array is announced to be larger than the array"):
+    description.write_text(
+        json.dumps(json.loads(description.read_text()) | {"chunks": [2**40, 2**20]})
+    )
+    with pytest.raises(
+        FileError, match="a chunk of an array is announced to be larger than the array"
+    ):
         read_variables(tmp_path / "c")
 
 
@@ -612,7 +689,10 @@ def test_a_checkpoint_that_holds_what_is_no_file_is_refused(tmp_path):
         data.unlink()
 
 
-@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "_METADATA", "aggregate", "checkpoint", "array_metadatas/process_0"])
+@pytest.mark.parametrize(
+    "name",
+    ["_CHECKPOINT_METADATA", "_METADATA", "aggregate", "checkpoint", "array_metadatas/process_0"],
+)
 def test_a_pickle_in_a_checkpoint_is_not_loaded(name, tmp_path):
     write_variables(TREE, tmp_path / "c")
     (tmp_path / "c" / name).parent.mkdir(exist_ok=True)
@@ -668,7 +748,9 @@ HOSTILE = {
     "dicts 100,000 deep": b"\x81\xa1a" * 100_000,
     "lists 100,000 deep": b"\x81\xa1a" + b"\x91" * 100_000,
     "a chunked array without anything": msgpack.packb({"__msgpack_chunked_array__": True}),
-    "a chunked array without shape": msgpack.packb({"__msgpack_chunked_array__": True, "a": 1, "b": 2}),
+    "a chunked array without shape": msgpack.packb(
+        {"__msgpack_chunked_array__": True, "a": 1, "b": 2}
+    ),
     "a chunked array of 2**60": msgpack.packb(
         {
             "__msgpack_chunked_array__": True,
@@ -690,7 +772,9 @@ HOSTILE = {
             "chunks": {"0": msgpack.ExtType(1, msgpack.packb(((1, 2), "float32", b"\0" * 8)))},
         }
     ),
-    "too few chunks": msgpack.packb({"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {}}),
+    "too few chunks": msgpack.packb(
+        {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {}}
+    ),
 }
 
 
@@ -703,7 +787,9 @@ def test_a_hostile_msgpack_file_is_an_error_at_once(data, tmp_path):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: packed() + data) | st.data())
+@given(
+    st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: packed() + data) | st.data()
+)
 def test_no_bytes_make_reading_fail_in_another_way(data):
     if not isinstance(data, bytes):
         whole = bytearray(flax.serialization.to_bytes(TREE))
@@ -755,7 +841,9 @@ HOSTILE_TENSORS = {
     "offsets backwards": tensors({"a": entry(offsets=(8, 0))}),
     "an offset of 2**60": tensors({"a": entry(offsets=(0, 2**60))}),
     "too many dimensions": tensors({"a": entry(shape=(1,) * 65 + (2,))}),
-    "an empty shape that overflows": tensors({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}, b""),
+    "an empty shape that overflows": tensors(
+        {"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}, b""
+    ),
     "dtype object": tensors({"a": entry(dtype="object")}),
     "metadata that is no text": tensors({"__metadata__": {"a": 1}, "a": entry()}),
     "bytes that are no array's": tensors({"a": entry()}, b"\0" * 9),
@@ -766,7 +854,9 @@ HOSTILE_TENSORS = {
 @pytest.mark.parametrize("data", HOSTILE_TENSORS.values(), ids=HOSTILE_TENSORS.keys())
 def test_a_hostile_safetensors_file_is_an_error_at_once(data, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(data)
-    with pytest.raises(FileError, match=r"is damaged, or no safetensors file|a shape that no array has"):
+    with pytest.raises(
+        FileError, match=r"is damaged, or no safetensors file|a shape that no array has"
+    ):
         read_variables(tmp_path / "w.safetensors")
 
 
@@ -830,7 +920,9 @@ def test_what_is_no_file_says_so(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_progress_rises_to_the_total(suffix, tmp_path):
-    write_variables({"a": np.ones(5_000_000), "b": {"c": np.ones(5_000_000)}}, tmp_path / f"w{suffix}")
+    write_variables(
+        {"a": np.ones(5_000_000), "b": {"c": np.ones(5_000_000)}}, tmp_path / f"w{suffix}"
+    )
     calls = []
     read_variables(tmp_path / f"w{suffix}", progress=lambda *done: calls.append(done))
     assert len(calls) >= 2
@@ -863,7 +955,9 @@ def test_a_large_array_is_written_to_a_checkpoint_in_chunks(tmp_path):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the peak of memory")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the peak of memory"
+)
 def test_reading_takes_the_memory_of_the_arrays_and_no_more(tmp_path):
     size = 2**27
     paths = []
@@ -889,13 +983,47 @@ def test_reading_takes_the_memory_of_the_arrays_and_no_more(tmp_path):
 def leaves_of(tree, above=()):
     if not isinstance(tree, dict):
         return {above: tree}
-    return {names: leaf for name, below in tree.items() for names, leaf in leaves_of(below, (*above, name)).items()}
+    return {
+        names: leaf
+        for name, below in tree.items()
+        for names, leaf in leaves_of(below, (*above, name)).items()
+    }
 
 
-NASTY = ["", ".", "..", "/", "/etc", "a/b", "a", "b", "a.b", "%2E", "%", "%0", "\0", "a\0", "A", "\u00e9", "e\u0301", "1"]
-NASTY += ["value", "flax", "format", "__metadata__", "__msgpack_chunked_array__", "index.json", "\ud800", "x" * 255]
+NASTY = [
+    "",
+    ".",
+    "..",
+    "/",
+    "/etc",
+    "a/b",
+    "a",
+    "b",
+    "a.b",
+    "%2E",
+    "%",
+    "%0",
+    "\0",
+    "a\0",
+    "A",
+    "\u00e9",
+    "e\u0301",
+    "1",
+]
+NASTY += [
+    "value",
+    "flax",
+    "format",
+    "__metadata__",
+    "__msgpack_chunked_array__",
+    "index.json",
+    "\ud800",
+    "x" * 255,
+]
 NASTY += [" ", "\n", "'", "\\", "None"]
-NASTY_TREES = trees(st.integers(0, 255).map(lambda i: np.full(2, i, np.uint8)), st.sampled_from(NASTY))
+NASTY_TREES = trees(
+    st.integers(0, 255).map(lambda i: np.full(2, i, np.uint8)), st.sampled_from(NASTY)
+)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -927,18 +1055,53 @@ def test_any_names_come_back_or_are_refused_before_anything_is_written(suffix):
 
 
 REFUSED = {
-    "joined": ({"a.b": ARRAY, "a": {"b": ARRAY}}, ".orbax", r"would keep one of two weights:\n  'a.b' and 'a/b'"),
-    "joined with nothing": ({".b": ARRAY, "": {"b": ARRAY}}, ".orbax", "would keep one of two weights"),
-    "joined deeper": ({"x": {"a.b": {"c": ARRAY}, "a": {"b.c": ARRAY}}}, ".orbax", r"'x/a.b/c' and 'x/a/b.c'"),
-    "ends that are left out": ({"a": ARRAY, "a/": ARRAY + 1}, ".orbax", "would keep one of two weights"),
-    "nothing but what is left out": ({"": ARRAY, "/": ARRAY + 1}, ".orbax", r"  '': no name\n  '/': no name"),
+    "joined": (
+        {"a.b": ARRAY, "a": {"b": ARRAY}},
+        ".orbax",
+        r"would keep one of two weights:\n  'a.b' and 'a/b'",
+    ),
+    "joined with nothing": (
+        {".b": ARRAY, "": {"b": ARRAY}},
+        ".orbax",
+        "would keep one of two weights",
+    ),
+    "joined deeper": (
+        {"x": {"a.b": {"c": ARRAY}, "a": {"b.c": ARRAY}}},
+        ".orbax",
+        r"'x/a.b/c' and 'x/a/b.c'",
+    ),
+    "ends that are left out": (
+        {"a": ARRAY, "a/": ARRAY + 1},
+        ".orbax",
+        "would keep one of two weights",
+    ),
+    "nothing but what is left out": (
+        {"": ARRAY, "/": ARRAY + 1},
+        ".orbax",
+        r"  '': no name\n  '/': no name",
+    ),
     "a separator": ({"a/b": ARRAY}, ".safetensors", r"have a '/' in a name:\n  'a/b'\n"),
     "a root": ({"/etc": ARRAY}, ".safetensors", r"\n  '/etc'\n"),
-    "a mark": ({"p": {"__msgpack_chunked_array__": ARRAY}}, ".msgpack", r"array in pieces .*:\n  p/__msgpack_chunked_array__"),
-    "a mark that is not the first": ({"a": ARRAY, "__msgpack_chunked_array__": ARRAY}, ".msgpack", "array in pieces"),
+    "a mark": (
+        {"p": {"__msgpack_chunked_array__": ARRAY}},
+        ".msgpack",
+        r"array in pieces .*:\n  p/__msgpack_chunked_array__",
+    ),
+    "a mark that is not the first": (
+        {"a": ARRAY, "__msgpack_chunked_array__": ARRAY},
+        ".msgpack",
+        "array in pieces",
+    ),
     "an integer too large": ({2**64: ARRAY}, ".msgpack", "integer of more than 64 bits"),
     "a name too long": ({"x" * (2**16 + 1): ARRAY}, ".msgpack", "more than 65536 bytes"),
-    **{f"a surrogate{s}": ({"p": {"\ud800": ARRAY}}, s, r"  p: the name '\\ud800' is no text of Unicode") for s in SUFFIXES},
+    **{
+        f"a surrogate{s}": (
+            {"p": {"\ud800": ARRAY}},
+            s,
+            r"  p: the name '\\ud800' is no text of Unicode",
+        )
+        for s in SUFFIXES
+    },
 }
 
 
@@ -966,7 +1129,10 @@ def test_a_text_in_the_metadata_is_a_text(tmp_path):
     tree = {"flax": ARRAY, "pt": ARRAY + 1, "params": {"w": ARRAY + 2}}
     write_variables(tree, path, metadata={"note": "params/w", "format2": "flax"})
     assert_same(tree, read_variables(path))
-    with pytest.raises(ArgumentError, match=r"the path of a weight makes its name a tied weight(.|\n)*note: params/w"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"the path of a weight makes its name a tied weight(.|\n)*note: params/w",
+    ):
         write_variables(tree, path, metadata={"note": "params/w", "format": "pt"})
     assert_same(tree, read_variables(path))
     # A file of PyTorch that says what it is.
@@ -1007,7 +1173,9 @@ def test_the_field_of_a_box_and_a_weight_beside_it_are_two(suffix, tmp_path):
 
 
 def test_weights_of_a_file_that_have_one_path_are_an_error_of_the_file(tmp_path):
-    (tmp_path / "w.msgpack").write_bytes(flax.serialization.msgpack_serialize({"a/b": ARRAY, "a": {"b": ARRAY}}))
+    (tmp_path / "w.msgpack").write_bytes(
+        flax.serialization.msgpack_serialize({"a/b": ARRAY, "a": {"b": ARRAY}})
+    )
     with pytest.raises(FileError, match="cannot be told apart"):
         read_variables(tmp_path / "w.msgpack", rename={"x": "y"})
 
@@ -1047,7 +1215,9 @@ def test_a_file_that_is_too_large_for_the_system_is_an_error_that_names_it(limit
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
@@ -1071,7 +1241,9 @@ def test_a_name_that_the_system_does_not_have_is_an_error_that_names_it(path, tm
             use(f"{tmp_path}/{path}")
 
 
-def test_a_file_that_becomes_another_one_while_it_is_read_is_checked_as_it_is(tmp_path, monkeypatch):
+def test_a_file_that_becomes_another_one_while_it_is_read_is_checked_as_it_is(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "w.safetensors"
     write_variables({"a": ARRAY, "b": ARRAY + 1}, path)
     whole = path.read_bytes()
@@ -1148,13 +1320,17 @@ def test_a_pipe_is_not_waited_for_wherever_it_is(tmp_path):
     os.mkfifo(paths[-1] / "_METADATA")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "inst/python")}
     arguments = [sys.executable, "-c", PIPED, *map(str, paths)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.stdout.split() == ["refused"] * len(paths), done.stderr
 
 
 def test_a_checkpoint_of_links_to_files_is_read_as_caches_hold_it(tmp_path):
     write_variables(TREE, tmp_path / "c")
-    for i, file in enumerate(each for each in sorted((tmp_path / "c").rglob("*")) if each.is_file()):
+    for i, file in enumerate(
+        each for each in sorted((tmp_path / "c").rglob("*")) if each.is_file()
+    ):
         file.rename(tmp_path / f"blob{i}")
         file.symlink_to(tmp_path / f"blob{i}")
     assert_same(TREE, read_variables(tmp_path / "c"))
@@ -1167,7 +1343,10 @@ COSTLY = {
     "many paths of 256 names": (".safetensors", lambda: many_tensors("a/" * 255, 2000)),
     "dicts 100,000 deep": (".msgpack", lambda: b"\x81\xa1a" * 100_000),
     "a million values": (".msgpack", lambda: many_values(2**20 - 10)),
-    "a million values 200 deep": (".msgpack", lambda: b"\x81\xa1a" * 200 + many_values(2**20 - 300)),
+    "a million values 200 deep": (
+        ".msgpack",
+        lambda: b"\x81\xa1a" * 200 + many_values(2**20 - 300),
+    ),
     "long names above many values": (
         ".msgpack",
         lambda: (b"\x81\xda\xff\xff" + b"x" * 0xFFFF) * 20 + many_values(2**20 - 100, b"\x01"),
@@ -1244,11 +1423,15 @@ def test_a_dict_of_many_integers_is_refused_by_readers_and_writers(tmp_path):
 def test_the_dicts_above_weights_count_as_values(tmp_path):
     # Without names in common each path has 256 dicts and weights.
     paths = [f"{i}" + "/b" * 255 for i in range(5_000)]
-    header = json.dumps({path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}).encode()
+    header = json.dumps(
+        {path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}
+    ).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(FileError, match="holds more than 1048576 values"):
         read_variables(tmp_path / "w.safetensors")
     paths = ["b/" * 254 + f"{i}" for i in range(5_000)]
-    header = json.dumps({path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}).encode()
+    header = json.dumps(
+        {path: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for path in paths}
+    ).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert len(named_leaves(read_variables(tmp_path / "w.safetensors"))) == 5_000

@@ -7,10 +7,14 @@ from conformance import LINEN
 from conformance_nnx import NNX
 
 from kerasflax import FlaxLayer
-from kerasflax._trees import simplify
-from kerasflax._variables import named_leaves
+from kerasflax.bridge._forms import simplify
+from kerasflax.bridge._variables import named_leaves
 
-CASES = {f"{kind}: {name}": case for kind, table in {"linen": LINEN, "nnx": NNX}.items() for name, case in table.items()}
+CASES = {
+    f"{kind}: {name}": case
+    for kind, table in {"linen": LINEN, "nnx": NNX}.items()
+    for name, case in table.items()
+}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 SEED = 3
 
@@ -20,7 +24,9 @@ def keras_inputs(case):
         shape = {
             "none": x.shape,
             "batch": (None, *x.shape[1:]),
-            "all": (None,) * (x.ndim - 1) + x.shape[-1:] if np.issubdtype(x.dtype, np.floating) else (None,) * x.ndim,
+            "all": (None,) * (x.ndim - 1) + x.shape[-1:]
+            if np.issubdtype(x.dtype, np.floating)
+            else (None,) * x.ndim,
         }[case.unknown]
         name = getattr(path[-1], "key", None) if len(path) == 1 else None
         return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=name)
@@ -47,7 +53,10 @@ def assert_same(got, expected, **tolerance):
     assert got.keys() == expected.keys()
     for path in expected:
         np.testing.assert_allclose(
-            raw(got[path]), raw(expected[path]), err_msg=path, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)
+            raw(got[path]),
+            raw(expected[path]),
+            err_msg=path,
+            **({"rtol": 1e-5, "atol": 1e-6} | tolerance),
         )
 
 
@@ -63,16 +72,22 @@ def state(calls=0):
 def test_the_output_spec_has_the_shapes_and_dtypes_of_the_outputs(case):
     layer = layer_of(case)
     layer(keras_inputs(case))
-    symbolic = layer(jax.tree.map(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), case.inputs))
+    symbolic = layer(
+        jax.tree.map(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), case.inputs)
+    )
     if case.built_on is None:
         symbolic = layer(keras_inputs(case))
     outputs, _ = simplify(layer(case.inputs))
     assert jax.tree.structure(symbolic) == jax.tree.structure(outputs)
     for spec, output in zip(leaves_by_order(symbolic), leaves_by_order(outputs), strict=True):
-        assert keras.backend.standardize_dtype(spec.dtype) == keras.backend.standardize_dtype(output.dtype)
+        assert keras.backend.standardize_dtype(spec.dtype) == keras.backend.standardize_dtype(
+            output.dtype
+        )
         assert len(spec.shape) == output.ndim
         for axis, (size, actual) in enumerate(zip(spec.shape, output.shape, strict=True)):
-            assert size == actual or (size is None and case.unknown != "none" and (axis == 0 or case.unknown == "all"))
+            assert size == actual or (
+                size is None and case.unknown != "none" and (axis == 0 or case.unknown == "all")
+            )
 
 
 @cases
@@ -113,7 +128,9 @@ def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
     @jax.jit
     def step(trainable, non_trainable):
         def loss(trainable):
-            outputs, updates = layer.stateless_call(trainable, non_trainable, case.inputs, training=True)
+            outputs, updates = layer.stateless_call(
+                trainable, non_trainable, case.inputs, training=True
+            )
             return total(outputs), updates
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -123,14 +140,20 @@ def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
         return total(outputs), without(case.sown, written)
 
     (value, updates), gradients = step(
-        [v.value for v in layer.trainable_variables], [v.value for v in layer.non_trainable_variables]
+        [v.value for v in layer.trainable_variables],
+        [v.value for v in layer.non_trainable_variables],
     )
     trained = {name: variables.get(name, {}) for name in case.trainable}
     (expected_value, written), expected = jax.value_and_grad(plain, has_aux=True)(trained)
     np.testing.assert_allclose(value, expected_value, rtol=1e-4)
     paths = [v.path.partition("/")[2] for v in layer.trainable_variables]
-    assert_same(dict(zip(paths, gradients, strict=True)), named_leaves(expected), rtol=1e-3, atol=1e-3)
-    paths = [v.path.partition("/")[2].removeprefix("seed_generator/") for v in layer.non_trainable_variables]
+    assert_same(
+        dict(zip(paths, gradients, strict=True)), named_leaves(expected), rtol=1e-3, atol=1e-3
+    )
+    paths = [
+        v.path.partition("/")[2].removeprefix("seed_generator/")
+        for v in layer.non_trainable_variables
+    ]
     next_seed_state = {"seed_generator_state": state(int(bool(case.streams[True])))}
     expected = named_leaves(without(case.trainable, variables | written)) | next_seed_state
     assert_same(dict(zip(paths, updates, strict=True)), expected, rtol=1e-4, atol=1e-4)

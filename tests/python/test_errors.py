@@ -6,7 +6,9 @@ from kerasflax import KerasFlaxError, _errors
 
 def test_the_tree_in_the_docstring_is_the_tree():
     drawn = re.findall(r"[├└]── (\w+) +\((\w+)\)", _errors.__doc__)
-    assert drawn == [(cls.__name__, cls.__bases__[1].__name__) for cls in KerasFlaxError.__subclasses__()]
+    assert drawn == [
+        (cls.__name__, cls.__bases__[1].__name__) for cls in KerasFlaxError.__subclasses__()
+    ]
 
 
 def test_every_exception_is_public_and_has_a_cause_of_its_own():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from kerasflax import _evaluate
-from kerasflax._evaluate import _alike, _split, evaluate
+from kerasflax.tracing import _initial_values
+from kerasflax.tracing._initial_values import _alike, _split, evaluate
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -20,7 +20,9 @@ class Wide(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernels = [nn.Dense(3, kernel_init=nn.initializers.orthogonal(scale)) for scale in (1.0, 2.0)]
+        kernels = [
+            nn.Dense(3, kernel_init=nn.initializers.orthogonal(scale)) for scale in (1.0, 2.0)
+        ]
         x = sum(kernel(x) for kernel in kernels)
         return sum(nn.Dense(4)(x) for _ in range(self.width))
 
@@ -53,7 +55,7 @@ def test_the_values_of_a_large_array_are_those_of_init():
 
 
 def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
-    monkeypatch.setattr(_evaluate, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False})
+    monkeypatch.setattr(_initial_values, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False})
     assert_evaluated(init(Wide(4)), KEY)
 
 
@@ -71,10 +73,10 @@ def test_the_options_for_cpus_are_given_to_cpus_alone():
 
     for platform in ("gpu", "tpu", "METAL"):
         lowered = Lowered()
-        _evaluate._compiled_for(Device(platform), lowered, True)
+        _initial_values._compiled_for(Device(platform), lowered, True)
         assert lowered.options == [None]
     lowered = Lowered()
-    _evaluate._compiled_for(Device("cpu"), lowered, True)
+    _initial_values._compiled_for(Device("cpu"), lowered, True)
     assert "xla_cpu_use_fusion_emitters" in lowered.options[0]
 
 
@@ -111,7 +113,11 @@ def in_a_process_of_two_devices(code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.endswith("done\n"), done.stderr
 
@@ -121,12 +127,14 @@ def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
     in_a_process_of_two_devices("""
         import jax, keras, numpy as np
         from flax import linen as nn, nnx
-        from kerasflax import FlaxLayer, LazyModule, _evaluate, _variables
+        from kerasflax import FlaxLayer, LazyModule
+        from kerasflax.tracing import _initial_values
+        from kerasflax.bridge import _variables
         cpu, accelerator = jax.devices()
         seen, where = {}, []
-        create, compiled_for = _variables.create, _evaluate._compiled_for
+        create, compiled_for = _variables.create, _initial_values._compiled_for
         _variables.create = lambda arrays, **rest: seen.update(arrays) or create(arrays, **rest)
-        _evaluate._compiled_for = lambda device, *rest: where.append((device, rest[-1])) or compiled_for(device, *rest)
+        _initial_values._compiled_for = lambda device, *rest: where.append((device, rest[-1])) or compiled_for(device, *rest)
 
         class Net(nn.Module):
             @nn.compact
@@ -142,7 +150,7 @@ def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
 
         expected = build()
         assert {device for device, _ in where} == {cpu}
-        _evaluate._devices = lambda: (cpu, accelerator)
+        _initial_values._devices = lambda: (cpu, accelerator)
         with jax.default_device(accelerator):
             got = build()
             assert set(where) == {(cpu, True), (accelerator, False)}, where
@@ -159,7 +167,8 @@ def test_initial_values_are_computed_where_a_distribution_puts_them():
     in_a_process_of_two_devices("""
         import jax, keras, numpy as np
         from flax import linen as nn, nnx
-        from kerasflax import FlaxLayer, LazyModule, _variables
+        from kerasflax import FlaxLayer, LazyModule
+        from kerasflax.bridge import _variables
         seen = []
         create = _variables.create
         _variables.create = lambda arrays, **rest: seen.append(dict(arrays)) or create(arrays, **rest)

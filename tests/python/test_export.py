@@ -23,7 +23,9 @@ def convolutional():
 def test_an_exported_model_computes_what_the_model_does_for_any_batch(rows, tmp_path):
     model = convolutional()
     export_model(model, tmp_path / "m.stablehlo")
-    np.testing.assert_allclose(import_model(tmp_path / "m.stablehlo")(X[:rows]), model(X[:rows]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        import_model(tmp_path / "m.stablehlo")(X[:rows]), model(X[:rows]), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_jax_alone_runs_it(tmp_path):
@@ -47,7 +49,10 @@ def test_several_inputs_of_other_dtypes_and_open_sizes(tmp_path):
         def __call__(self, inputs):
             return nn.Embed(9, 4)(inputs["tokens"]).sum(1) + nn.Dense(4)(inputs["x"])
 
-    inputs = {"tokens": keras.Input((None,), dtype="int32", name="tokens"), "x": keras.Input((3,), name="x")}
+    inputs = {
+        "tokens": keras.Input((None,), dtype="int32", name="tokens"),
+        "x": keras.Input((3,), name="x"),
+    }
     model = keras.Model(inputs, FlaxLayer(Both())(inputs))
     export_model(model, tmp_path / "m", platforms=["cpu"])
     run = import_model(tmp_path / "m")
@@ -85,9 +90,13 @@ def test_what_is_no_model_or_no_file_is_said(tmp_path):
 
 def test_damage_in_any_byte_is_found_before_jax_sees_the_file(tmp_path, monkeypatch):
     path = tmp_path / "m"
-    export_model(keras.Sequential([keras.Input((2,)), FlaxLayer(nn.Dense(1))]), path, platforms=["cpu"])
+    export_model(
+        keras.Sequential([keras.Input((2,)), FlaxLayer(nn.Dense(1))]), path, platforms=["cpu"]
+    )
     whole = path.read_bytes()
-    monkeypatch.setattr(jax.export, "deserialize", lambda _: pytest.fail("JAX has seen a damaged file"))
+    monkeypatch.setattr(
+        jax.export, "deserialize", lambda _: pytest.fail("JAX has seen a damaged file")
+    )
     # Changed in place: a system may write a file to the disk whenever it is cut to nothing and written anew.
     with open(path, "r+b") as file:
         for i in range(len(whole)):
@@ -96,13 +105,20 @@ def test_damage_in_any_byte_is_found_before_jax_sees_the_file(tmp_path, monkeypa
                 file.write(change)
                 file.flush()
                 if change != whole[i : i + 1]:
-                    with pytest.raises(FileError, match=r"is damaged: its bytes|ends without a checksum"):
+                    with pytest.raises(
+                        FileError, match=r"is damaged: its bytes|ends without a checksum"
+                    ):
                         import_model(path)
         for i in reversed(range(len(whole))):
             file.truncate(i)
             with pytest.raises(FileError, match=r"is damaged: its bytes|ends without a checksum"):
                 import_model(path)
-    for data in (whole + b"\0", whole + whole, whole[1:], whole.replace(b"kerasflax-sha256-1", b"kerasflax-sha256-2")):
+    for data in (
+        whole + b"\0",
+        whole + whole,
+        whole[1:],
+        whole.replace(b"kerasflax-sha256-1", b"kerasflax-sha256-2"),
+    ):
         path.write_bytes(data)
         with pytest.raises(FileError, match=r"is damaged: its bytes|ends without a checksum"):
             import_model(path)
@@ -113,7 +129,9 @@ def test_a_file_of_jax_is_read_where_that_is_asked_for(tmp_path):
     (tmp_path / "m").write_bytes(function.serialize())
     with pytest.raises(FileError, match="`checked=False`, if you trust it"):
         import_model(tmp_path / "m")
-    np.testing.assert_array_equal(import_model(tmp_path / "m", checked=False)(np.ones(3)), 2 * np.ones(3))
+    np.testing.assert_array_equal(
+        import_model(tmp_path / "m", checked=False)(np.ones(3)), 2 * np.ones(3)
+    )
 
 
 def test_a_pipe_or_a_name_that_no_file_has_is_said(tmp_path):
@@ -130,7 +148,10 @@ def test_a_pipe_or_a_name_that_no_file_has_is_said(tmp_path):
 
 def test_flatbuffers_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    for attempt in (lambda: export_model(convolutional(), tmp_path / "m"), lambda: import_model(tmp_path / "m")):
+    for attempt in (
+        lambda: export_model(convolutional(), tmp_path / "m"),
+        lambda: import_model(tmp_path / "m"),
+    ):
         with pytest.raises(PackageError, match="pip install flatbuffers"):
             attempt()
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,11 @@ def model_of(layer, shape):
 
 
 def assert_close(a, b, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)), a, b)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)),
+        a,
+        b,
+    )
 
 
 def mse(outputs, targets):
@@ -36,9 +40,16 @@ def test_a_variable_where_the_seed_is_kept_is_refused():
     class Module(nn.Module):
         @nn.compact
         def __call__(self, inputs):
-            return inputs + self.variable("seed_generator", "seed_generator_state", lambda: jnp.zeros(2)).value
+            return (
+                inputs
+                + self.variable(
+                    "seed_generator", "seed_generator_state", lambda: jnp.zeros(2)
+                ).value
+            )
 
-    with pytest.raises(kerasflax.StateError, match="has a variable seed_generator/seed_generator_state"):
+    with pytest.raises(
+        kerasflax.StateError, match="has a variable seed_generator/seed_generator_state"
+    ):
         FlaxLayer(Module())(np.ones((1, 2), np.float32))
 
 
@@ -70,7 +81,7 @@ def test_gradients_are_those_of_plain_apply():
     gradients = jax.grad(keras_loss)([v.value for v in layer.trainable_variables])
     expected = jax.grad(lambda variables: mse(module.apply(variables, V), Y[:, :2]))(variables)
     paths = [v.path.partition("/")[2] for v in layer.trainable_variables]
-    named = kerasflax._variables.named_leaves(expected)
+    named = kerasflax.bridge._variables.named_leaves(expected)
     assert_close(dict(zip(paths, gradients, strict=True)), named)
 
 
@@ -98,7 +109,9 @@ def test_five_steps_of_training_are_those_of_plain_flax_batch_statistics_and_dro
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
         expected.append(float(value))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert_close(layer.flax_variables, {"params": params, "batch_stats": stats}, rtol=1e-4, atol=1e-5)
+    assert_close(
+        layer.flax_variables, {"params": params, "batch_stats": stats}, rtol=1e-4, atol=1e-5
+    )
 
 
 # State, modes, streams
@@ -174,13 +187,20 @@ def test_a_call_without_randomness_leaves_the_seed_alone():
 def test_sown_losses_are_losses_of_the_model_in_training_and_evaluation():
     layer = FlaxLayer(Sower())
     model = model_of(layer, (3,))
-    assert {w.path for w in model.weights} == {"flax_layer/params/Dense_0/bias", "flax_layer/params/Dense_0/kernel"}
+    assert {w.path for w in model.weights} == {
+        "flax_layer/params/Dense_0/bias",
+        "flax_layer/params/Dense_0/kernel",
+    }
     model.compile(keras.optimizers.SGD(0.0), "mse")
     targets = Y[:, :2]
     outputs = layer(V)
     expected = mse(outputs, targets) + 0.5 * jnp.sum(outputs**2)
-    np.testing.assert_allclose(model.evaluate(V, targets, batch_size=8, verbose=0), expected, rtol=1e-5)
-    np.testing.assert_allclose(model.fit(V, targets, batch_size=8, verbose=0).history["loss"], [expected], rtol=1e-5)
+    np.testing.assert_allclose(
+        model.evaluate(V, targets, batch_size=8, verbose=0), expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        model.fit(V, targets, batch_size=8, verbose=0).history["loss"], [expected], rtol=1e-5
+    )
 
 
 # Variables
@@ -191,7 +211,14 @@ def test_weights_have_their_flax_paths():
     model_of(layer, X.shape[1:])
     assert {w.path for w in layer.trainable_weights} == {
         f"net/params/{path}"
-        for path in ("BatchNorm_0/bias", "BatchNorm_0/scale", "Conv_0/bias", "Conv_0/kernel", "Dense_0/bias", "Dense_0/kernel")
+        for path in (
+            "BatchNorm_0/bias",
+            "BatchNorm_0/scale",
+            "Conv_0/bias",
+            "Conv_0/kernel",
+            "Dense_0/bias",
+            "Dense_0/kernel",
+        )
     }
     assert {w.path for w in layer.non_trainable_weights} == {
         "net/batch_stats/BatchNorm_0/mean",
@@ -205,7 +232,9 @@ def test_boxes_reach_apply_and_come_out_as_init_made_them():
     class Boxed(nn.Module):
         @nn.compact
         def __call__(self, inputs):
-            x = nn.Dense(2, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out")))(inputs)
+            x = nn.Dense(
+                2, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+            )(inputs)
             seen.append(self.variables["params"]["Dense_0"]["kernel"])
             return x
 
@@ -262,7 +291,10 @@ def test_variables_of_an_unbuilt_layer_are_an_error():
 
 def test_variables_that_do_not_fit_are_listed_at_build():
     with pytest.raises(kerasflax.VariablesError) as error:
-        FlaxLayer(MLP(), variables={"params": {"Dense_0": {"kernel": np.ones((3, 4)), "bias": np.ones(5)}}})(V)
+        FlaxLayer(
+            MLP(),
+            variables={"params": {"Dense_0": {"kernel": np.ones((3, 4)), "bias": np.ones(5)}}},
+        )(V)
     for line in (
         "params/Dense_0/kernel: expected float32(3, 5), got shape (3, 4)",
         "params/Dense_1/bias: missing, expected float32(2)",
@@ -274,7 +306,11 @@ def test_variables_that_do_not_fit_are_listed_at_build():
 def test_a_module_reads_a_collection_that_only_its_user_provides():
     class Scaled(nn.Module):
         def __call__(self, inputs):
-            return inputs * (self.get_variable("constants", "scale") if self.has_variable("constants", "scale") else 1)
+            return inputs * (
+                self.get_variable("constants", "scale")
+                if self.has_variable("constants", "scale")
+                else 1
+            )
 
     layer = FlaxLayer(Scaled(), variables={"constants": {"scale": np.float32(3)}})
     np.testing.assert_allclose(layer(V), 3 * V)
@@ -307,13 +343,18 @@ class ReturnsNnx(nnx.Module):
         return [inputs, self.value]
 
 
-@pytest.mark.parametrize("value", ["a text", nn.initializers.normal(0.1), dict], ids=["text", "function", "class"])
+@pytest.mark.parametrize(
+    "value", ["a text", nn.initializers.normal(0.1), dict], ids=["text", "function", "class"]
+)
 @pytest.mark.parametrize("module", [ReturnsLinen, SowsLinen, ReturnsNnx])
 def test_a_module_that_returns_no_array_is_refused_by_the_values_class(module, value):
     made = module(value, rngs=nnx.Rngs(0)) if module is ReturnsNnx else module(value)
     layer = FlaxLayer(made)
     for inputs in (np.ones((2, 3), np.float32), keras.Input((3,))):
-        with pytest.raises(kerasflax.MethodError, match=rf"a value of class {type(value).__name__}, which is not an array"):
+        with pytest.raises(
+            kerasflax.MethodError,
+            match=rf"a value of class {type(value).__name__}, which is not an array",
+        ):
             layer(inputs)
 
 
@@ -378,7 +419,9 @@ def test_an_open_size_that_a_weight_needs_is_an_error_that_names_the_weight():
 
 
 def test_sizes_that_overflow_are_an_error_and_not_the_end_of_the_process():
-    with pytest.raises(kerasflax.ShapeError, match=r"params/kernel: float32\(3, 4611686018427387904\)"):
+    with pytest.raises(
+        kerasflax.ShapeError, match=r"params/kernel: float32\(3, 4611686018427387904\)"
+    ):
         FlaxLayer(nn.Dense(2**62))(np.ones((1, 3), np.float32))
 
 
@@ -482,7 +525,9 @@ except kerasflax.BackendError as error:
     print(error)
 assert "tensorflow" not in sys.modules
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True
+    )
     assert "A Flax module needs Keras on JAX; Keras runs on 'numpy'" in run.stdout
 
 
@@ -496,9 +541,15 @@ model.compile("sgd", "mse")
 model.fit(x, y, verbose=0), model.evaluate(x, y, verbose=0), model.predict(x, verbose=0)
 print([name for name in sys.modules if name.partition(".")[0] == "tensorflow"])
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True
+    )
     assert run.stdout.strip() == "[]"
 
 
 def _environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "KERAS_BACKEND": "jax"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "KERAS_BACKEND": "jax",
+    }

@@ -30,7 +30,9 @@ Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
 def losses_of(**compile_arguments):
     inputs = keras.Input(X.shape[1:])
     model = keras.Model(inputs, FlaxLayer(ConvNet(), seed=5)(inputs))
-    model.compile(keras.optimizers.SGD(0.1, **compile_arguments.pop("sgd", {})), "mse", **compile_arguments)
+    model.compile(
+        keras.optimizers.SGD(0.1, **compile_arguments.pop("sgd", {})), "mse", **compile_arguments
+    )
     return model.fit(X, Y, epochs=3, batch_size=4, shuffle=False, verbose=0).history["loss"]
 
 
@@ -85,7 +87,9 @@ def test_a_subclassed_model_and_a_layer_that_holds_the_layer_are_built_by_fit():
 
 
 def test_a_sequential_model_of_tokens_trains():
-    model = keras.Sequential([keras.Input((None,), dtype="int32"), FlaxLayer(nn.Embed(5, 3), seed=1)])
+    model = keras.Sequential(
+        [keras.Input((None,), dtype="int32"), FlaxLayer(nn.Embed(5, 3), seed=1)]
+    )
     model.compile(keras.optimizers.SGD(0.0), "mse")
     tokens = np.array([[1, 2], [3, 4]], np.int32)
     model.fit(tokens, np.zeros((2, 2, 3)), verbose=0)
@@ -110,7 +114,9 @@ def test_a_sequential_model_without_an_input_calls_the_module_on_integers(dtype)
     model.fit(tokens, np.zeros((8, 2)), batch_size=4, verbose=0)
     assert seen <= {"int32", "uint8"}
     expected = Net().apply(layer.flax_variables, tokens[:3]) @ model.layers[1].kernel.value
-    np.testing.assert_allclose(model.predict(tokens[:3], verbose=0), expected + model.layers[1].bias.value, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.predict(tokens[:3], verbose=0), expected + model.layers[1].bias.value, rtol=1e-5
+    )
 
 
 def test_a_sequential_model_without_an_input_knows_its_shapes_after_floats():
@@ -244,7 +250,9 @@ def test_a_cache_made_for_other_lengths_is_taken_as_given():
     assert layer.flax_variables["cache"]["MultiHeadDotProductAttention_0"]["cache_index"] == 1
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int8", "bool", "int32", "uint32", "float64", "int64"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "uint8", "int8", "bool", "int32", "uint32", "float64", "int64"]
+)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_init_and_call_see_the_same_dtype(dtype, autocast):
     seen = set()
@@ -286,7 +294,9 @@ def test_whole_floats_do_in_integer_fields_and_the_users_module_stays_what_it_is
     module = Net(4.0)
     assert FlaxLayer(module)(X).shape == (8, 3, 3, 4)
     assert isinstance(module.features, float)
-    with pytest.raises(kerasflax.FieldError, match=r"`Conv\.kernel_size` must be a whole number, got 2\.5"):
+    with pytest.raises(
+        kerasflax.FieldError, match=r"`Conv\.kernel_size` must be a whole number, got 2\.5"
+    ):
         FlaxLayer(nn.Conv(2, (2.5, 3)))(X)
     with pytest.raises(kerasflax.FieldError, match=r"Net\.features"):
         FlaxLayer(Net(1.5))(X)
@@ -306,7 +316,9 @@ def test_an_exception_names_the_module_in_which_it_was_raised():
                 x = block(x)
             return x
 
-    with pytest.raises(ValueError, match=r"too {small}\n.*raised in Outer/blocks_1, of class Inner") as error:
+    with pytest.raises(
+        ValueError, match=r"too {small}\n.*raised in Outer/blocks_1, of class Inner"
+    ) as error:
         FlaxLayer(Outer())(V)
     assert type(error.value) is ValueError
 
@@ -341,7 +353,9 @@ def test_dicts_keep_their_order_on_the_way_in_and_out():
 def test_the_keras_tensor_has_the_dtype_of_the_output(policy):
     layer = FlaxLayer(MLP(), dtype=policy)
     for _ in range(2):
-        assert keras.backend.standardize_dtype(layer(keras.Input((3,))).dtype) == str(layer(V).dtype)
+        assert keras.backend.standardize_dtype(layer(keras.Input((3,))).dtype) == str(
+            layer(V).dtype
+        )
     with pytest.raises(kerasflax.ArgumentError, match="must be a floating-point dtype"):
         FlaxLayer(MLP(), dtype="int32")
 
@@ -362,7 +376,11 @@ class TakesAnything(nn.Module):
 def test_calls_with_other_types_static_fields_or_orders_are_other_calls():
     layer = FlaxLayer(TakesAnything())
     x = np.ones((1, 2), np.float32)
-    assert [float(layer(q)[0, 0]) for q in (Scaled(x, 1.0), Scaled(x, 5.0), Scaled(x, 1.0))] == [1, 5, 1]
+    assert [float(layer(q)[0, 0]) for q in (Scaled(x, 1.0), Scaled(x, 5.0), Scaled(x, 1.0))] == [
+        1,
+        5,
+        1,
+    ]
     assert layer({"array": x}).shape == (1, 1, 2)
     for names in ("ab", "ba"):
         outputs = layer({name: x * (1 + (name == "b")) for name in names})
@@ -382,7 +400,12 @@ def test_losses_of_any_shape_are_summed_up_under_lifted_transforms_too():
     class Experts(nn.Module):
         @nn.compact
         def __call__(self, x):
-            scan = nn.scan(Expert, variable_axes={"params": 0, "losses": 0}, split_rngs={"params": True}, length=4)
+            scan = nn.scan(
+                Expert,
+                variable_axes={"params": 0, "losses": 0},
+                split_rngs={"params": True},
+                length=4,
+            )
             self.sow("losses", "sum", x.sum(-1))
             return scan()(x, None)[0]
 
@@ -450,7 +473,13 @@ def test_a_collection_may_hold_state_and_what_is_sown():
 
     layer = FlaxLayer(Both())
     x = np.zeros((1, 1), np.float32)
-    assert [float(layer(x, training=mode)[0, 0]) for mode in (False, True, False, True, False)] == [1, 2, 3, 4, 5]
+    assert [float(layer(x, training=mode)[0, 0]) for mode in (False, True, False, True, False)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert list(layer.flax_variables["stats"]) == ["n"]
 
 
@@ -471,7 +500,9 @@ def test_a_mask_goes_on_only_where_its_axes_do():
 
     inputs = keras.Input((4, 3))
     outputs = FlaxLayer(Strided())(keras.layers.Masking()(inputs))
-    assert keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(outputs)).predict(S, verbose=0).shape == (8, 4)
+    assert keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(outputs)).predict(
+        S, verbose=0
+    ).shape == (8, 4)
 
 
 def test_a_method_is_given_the_whole_modules_variables():
@@ -516,7 +547,11 @@ def test_names_with_a_separator_are_an_error_where_paths_would_be_the_same():
 def copies(shape):
     """The buffers that hold arrays of a shape."""
     gc.collect()
-    return {array.unsafe_buffer_pointer() for array in jax.live_arrays() if array.shape == shape and not array.is_deleted()}
+    return {
+        array.unsafe_buffer_pointer()
+        for array in jax.live_arrays()
+        if array.shape == shape and not array.is_deleted()
+    }
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
@@ -590,14 +625,21 @@ class Plain(keras.layers.Layer):
         super().__init__(autocast=False)
         variables = module.init(jax.random.key(0), inputs)
         named = jax.tree_util.tree_flatten_with_path(variables)[0]
-        self.held = [keras.Variable(value, trainable=path[0].key == "params") for path, value in named]
+        self.held = [
+            keras.Variable(value, trainable=path[0].key == "params") for path, value in named
+        ]
         self.apply = lambda values, *args, **kwargs: module.apply(
-            jax.tree.unflatten(jax.tree.structure(variables), values), *args, mutable=["batch_stats"], **kwargs
+            jax.tree.unflatten(jax.tree.structure(variables), values),
+            *args,
+            mutable=["batch_stats"],
+            **kwargs,
         )
         self.built = True
 
     def call(self, inputs, training=False):
-        outputs, state = self.apply([variable.value for variable in self.held], inputs, training=training)
+        outputs, state = self.apply(
+            [variable.value for variable in self.held], inputs, training=training
+        )
         written = [variable for variable in self.held if not variable.trainable]
         for variable, value in zip(written, jax.tree.leaves(state), strict=True):
             variable.assign(value)
@@ -609,10 +651,17 @@ def compiled_step(layer, x, y):
     model = keras.Sequential([keras.Input(x.shape[1:]), layer])
     model.compile(keras.optimizers.SGD(0.1), "mse")
     model._symbolic_build(data_batch=(x, y))
-    variables = model.trainable_variables, model.non_trainable_variables, model.optimizer.variables, model.metrics_variables
+    variables = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
     state = tuple([variable.value for variable in group] for group in variables)
     program = jax.jit(model.train_step, donate_argnums=0).lower(state, (x, y)).compile()
-    operations = re.findall(r"^\s*(?:ROOT )?%\S+ = .*?\s([\w-]+)\(", program.as_text(), re.MULTILINE)
+    operations = re.findall(
+        r"^\s*(?:ROOT )?%\S+ = .*?\s([\w-]+)\(", program.as_text(), re.MULTILINE
+    )
     return collections.Counter(operations), program.cost_analysis()["flops"]
 
 
@@ -662,5 +711,7 @@ np.testing.assert_allclose(kernel, expected, rtol=1e-6, atol=1e-6)
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert run.returncode == 0, run.stderr

@@ -19,8 +19,8 @@ from test_nnx import IMAGES, LABELS, assert_equal, model_of
 
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, LazyModule
-from kerasflax._made import known_as_made
-from kerasflax._serialise import from_config, to_config
+from kerasflax.adapters._constructor import known_as_made
+from kerasflax.saving._to_json import from_config, to_config
 
 
 class Own(nnx.Module):
@@ -41,7 +41,9 @@ KNOWN = {
     "BatchNorm": lambda: nnx.BatchNorm(3, momentum=0.5, rngs=rngs()),
     "Dropout with streams": lambda: nnx.Dropout(0.3, rngs=rngs()),
     "Dropout without": lambda: nnx.Dropout(0.3),
-    "Sequential": lambda: nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()), nnx.relu, nnx.Dropout(0.5, rngs=rngs())),
+    "Sequential": lambda: nnx.Sequential(
+        nnx.Linear(3, 4, rngs=rngs()), nnx.relu, nnx.Dropout(0.5, rngs=rngs())
+    ),
     "RNN": lambda: nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs())),
     "of a user": lambda: ConvNet(4, 0.25, activation=nnx.gelu, rngs=rngs()),
     "of parts": lambda: Own(nnx.Linear(3, 4, rngs=rngs()), sizes=[3, (4,)], scale=2.5, rngs=rngs()),
@@ -57,9 +59,13 @@ def test_how_a_module_was_made_is_found_out_and_described(name):
     module = KNOWN[name]()
     config = json.loads(json.dumps(to_config(module, "module")))
     again = from_config(config, "module").make(nnx.Rngs(9))
-    spec = [(path, type(v), v.get_value().shape, v.get_value().dtype) for path, v in nnx.to_flat_state(nnx.state(module))]
+    spec = [
+        (path, type(v), v.get_value().shape, v.get_value().dtype)
+        for path, v in nnx.to_flat_state(nnx.state(module))
+    ]
     assert spec == [
-        (path, type(v), v.get_value().shape, v.get_value().dtype) for path, v in nnx.to_flat_state(nnx.state(again))
+        (path, type(v), v.get_value().shape, v.get_value().dtype)
+        for path, v in nnx.to_flat_state(nnx.state(again))
     ]
     assert to_config(again, "module") == config
 
@@ -91,7 +97,9 @@ def test_a_module_that_has_been_changed_is_not_taken_for_what_its_constructor_ma
     assert known_as_made(module) is None
 
 
-@pytest.mark.parametrize("module", [lambda: ConvNet(4, rngs=rngs()), lambda: LazyModule(ConvNet, 4)])
+@pytest.mark.parametrize(
+    "module", [lambda: ConvNet(4, rngs=rngs()), lambda: LazyModule(ConvNet, 4)]
+)
 def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
     layer = FlaxLayer(module(), seed=3)
     model = model_of(layer, (6, 6, 1))
@@ -102,9 +110,13 @@ def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert_equal(loaded.layers[-1].flax_variables, layer.flax_variables)
     assert loaded.layers[-1].frozen == layer.frozen == ["params/conv/kernel"]
-    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0))
+    np.testing.assert_array_equal(
+        loaded.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0)
+    )
     model.reset_metrics()
-    assert [loaded.train_on_batch(IMAGES, LABELS) for _ in range(2)] == [model.train_on_batch(IMAGES, LABELS) for _ in range(2)]
+    assert [loaded.train_on_batch(IMAGES, LABELS) for _ in range(2)] == [
+        model.train_on_batch(IMAGES, LABELS) for _ in range(2)
+    ]
     assert_equal(loaded.layers[-1].flax_variables, layer.flax_variables)
     clone = keras.models.clone_model(model)
     before = np.asarray(layer.flax_variables["params"]["head"]["kernel"])
@@ -113,12 +125,19 @@ def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
 
 def test_where_it_is_not_known_saving_says_what_loading_takes(tmp_path):
     model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
-    with pytest.warns(UserWarning, match="with which arguments the Forgetful was made is not known.*custom_objects"):
+    with pytest.warns(
+        UserWarning,
+        match="with which arguments the Forgetful was made is not known.*custom_objects",
+    ):
         model.save(tmp_path / "m.keras")
     with pytest.raises(ConfigError, match=r"custom_objects=\{'Forgetful': make_forgetful\}"):
         keras.models.load_model(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras", custom_objects={"Forgetful": lambda rngs: Forgetful(4, rngs=rngs)})
-    np.testing.assert_array_equal(loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0))
+    loaded = keras.models.load_model(
+        tmp_path / "m.keras", custom_objects={"Forgetful": lambda rngs: Forgetful(4, rngs=rngs)}
+    )
+    np.testing.assert_array_equal(
+        loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0)
+    )
     changed = model_of(FlaxLayer(Adapted(rngs())), (2,))
     changed.save(tmp_path / "a.keras")
     keras.models.load_model(tmp_path / "a.keras")
@@ -143,9 +162,13 @@ def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tm
     }
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_array_equal(loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0))
+    np.testing.assert_array_equal(
+        loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0)
+    )
     with pytest.warns(UserWarning, match="the Linear was made is not known"):
-        assert to_config(LazyModule(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), "module") == {"custom": "flax.nnx:Linear"}
+        assert to_config(LazyModule(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), "module") == {
+            "custom": "flax.nnx:Linear"
+        }
 
 
 @pytest.mark.parametrize(
@@ -246,11 +269,15 @@ def test_values_go_to_files_and_come_back(tmp_path, suffix):
 
 def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
     def make(rngs):
-        return nnx.Sequential(nnx.Conv(1.0, 2, kernel_size=[3.0, 3.0], rngs=rngs), nnx.Linear(2.0, 3.0, rngs=rngs))
+        return nnx.Sequential(
+            nnx.Conv(1.0, 2, kernel_size=[3.0, 3.0], rngs=rngs), nnx.Linear(2.0, 3.0, rngs=rngs)
+        )
 
     layer = FlaxLayer(LazyModule(make))
     assert layer(np.ones((2, 5, 5, 1))).shape == (2, 5, 5, 3)
-    with pytest.raises(kerasflax.FieldError, match=r"`in_features` must be a whole number, got 2.5"):
+    with pytest.raises(
+        kerasflax.FieldError, match=r"`in_features` must be a whole number, got 2.5"
+    ):
         FlaxLayer(LazyModule(lambda rngs: nnx.Linear(2.5, 3, rngs=rngs)))
     # Elsewhere Flax is what it was.
     with pytest.raises(TypeError):
@@ -259,7 +286,9 @@ def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
 
 def test_a_function_may_leave_the_making_to_another():
     module = LazyModule(lambda rngs: LazyModule(nnx.Linear, 3, 4)).make(nnx.Rngs(1))
-    np.testing.assert_array_equal(module.kernel[...], nnx.Linear(3, 4, rngs=nnx.Rngs(1)).kernel[...])
+    np.testing.assert_array_equal(
+        module.kernel[...], nnx.Linear(3, 4, rngs=nnx.Rngs(1)).kernel[...]
+    )
 
 
 def test_the_modules_code_runs_once_at_build_and_once_for_each_mode():

@@ -8,8 +8,8 @@ from flax import linen as nn
 from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
 
 from kerasflax import MethodError, _rng
-from kerasflax._adapter import adapt
-from kerasflax._trace import until_learned
+from kerasflax.adapters._protocol import adapt
+from kerasflax.tracing._trace import until_learned
 
 KEY = jax.random.key(1)
 STATE = jnp.array([1, 0], jnp.uint32)
@@ -17,7 +17,9 @@ X = jnp.linspace(-1, 1, 2 * 3).reshape(2, 3)
 
 
 def applied(adapter, variables, inputs=X, *, training=False, mask=None, state=STATE):
-    return until_learned(lambda: adapter.apply(variables, inputs, training=training, mask=mask, seed_state=state))
+    return until_learned(
+        lambda: adapter.apply(variables, inputs, training=training, mask=mask, seed_state=state)
+    )
 
 
 def assert_same(a, b):
@@ -38,7 +40,11 @@ def test_apply_gives_the_outputs_and_the_state_of_plain_flax(training):
     _, variables = adapter.init(KEY, x)
     outputs, state, sown = applied(adapter, variables, x, training=training)
     expected, mutated = ConvNet().apply(
-        variables, x, training=training, rngs=_rng.streams(STATE, ["dropout"]), mutable=["batch_stats"]
+        variables,
+        x,
+        training=training,
+        rngs=_rng.streams(STATE, ["dropout"]),
+        mutable=["batch_stats"],
     )
     assert_same((outputs, state), (expected, mutated))
     assert sown == {}
@@ -142,7 +148,15 @@ def wrapper(module, inputs):
 
 
 @pytest.mark.parametrize(
-    "method", ["encode", SetUp().encode, SetUp.encode, functools.partial(SetUp().encode), wrapper, lambda m, x: m.encode(x)]
+    "method",
+    [
+        "encode",
+        SetUp().encode,
+        SetUp.encode,
+        functools.partial(SetUp().encode),
+        wrapper,
+        lambda m, x: m.encode(x),
+    ],
 )
 def test_the_method_serves_init_and_apply(method):
     adapter = adapt(SetUp(), method)
@@ -157,7 +171,10 @@ def test_the_method_serves_init_and_apply(method):
         ("decode", "SetUp has no method `decode`.\nIt has `__call__`, `encode`."),
         ("setup", "SetUp has no method `setup`"),
         (3, "`method` must be a method's name or a function of (module, inputs), got int 3"),
-        (MLP().__call__, "`method` is bound to another module, of class MLP; `module` is of class SetUp"),
+        (
+            MLP().__call__,
+            "`method` is bound to another module, of class MLP; `module` is of class SetUp",
+        ),
         (MLP(), "`method` must be a method's name or a function of (module, inputs), got MLP"),
         (MLP, "`method` must be a method's name or a function"),
         (lambda: 0, "`<lambda>` takes no arguments"),

@@ -22,7 +22,7 @@ from flax import nnx
 
 import kerasflax
 from kerasflax import FlaxLayer, LazyModule
-from kerasflax._memory import copied, placed
+from kerasflax.bridge._memory import copied, placed
 
 DISTRIBUTION = os.environ.get("KERASFLAX_TEST_DISTRIBUTION")
 RANDOM = np.random.default_rng(0)
@@ -33,13 +33,17 @@ Y = RANDOM.normal(size=(16, 4)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def distribution():
     if DISTRIBUTION == "data":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
     elif DISTRIBUTION == "model":
         mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
         layouts = keras.distribution.LayoutMap(mesh)
         layouts[".*kernel"] = (None, "model")
         keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
+            keras.distribution.ModelParallel(
+                layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False
+            )
         )
     yield
     keras.distribution.set_distribution(None)
@@ -121,8 +125,14 @@ def held(layer):
 def numbers(tree):
     """Copies of a tree's values, by NumPy."""
     leaves = jax.tree.leaves(tree)
-    keys = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    return [np.array(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, keys, strict=True)]
+    keys = [
+        isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for leaf in leaves
+    ]
+    return [
+        np.array(jax.random.key_data(leaf) if key else leaf)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
 
 
 def assert_equal(tree, expected):
@@ -137,7 +147,9 @@ def model_of(layer):
 
 
 def train(model, callbacks=()):
-    history = model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks))
+    history = model.fit(
+        X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
     model.predict(X, batch_size=8, verbose=0)
     return history.history["loss"]
 
@@ -150,7 +162,9 @@ def check_stays(tree, model):
     before, weights = numbers(tree), numbers(held(layer))
     train(model)
     assert_equal(tree, before)
-    assert any(not np.array_equal(*pair) for pair in zip(numbers(held(layer)), weights, strict=True))
+    assert any(
+        not np.array_equal(*pair) for pair in zip(numbers(held(layer)), weights, strict=True)
+    )
     assert not overlaps(tree, held(layer))
     # And the layer's variables share none among themselves: each would be deleted with the other.
     assert len(spans(held(layer))) == sum(len(spans(value)) for value in held(layer))
@@ -164,7 +178,18 @@ def check_stays(tree, model):
 # One array ---------------------------------------------------------------------------------------------------------------
 
 
-DTYPES = ["float32", "float16", "bfloat16", "int32", "uint32", "int8", "uint8", "bool", "complex64", "float8_e4m3fn"]
+DTYPES = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int32",
+    "uint32",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "float8_e4m3fn",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -258,7 +283,10 @@ def in_by_assignment_after_training(kind, _):
 
 
 def in_by_assignment_of_another_layers(kind, _):
-    giver, model = model_of(FlaxLayer(MODULES[kind](), seed=3)), model_of(FlaxLayer(MODULES[kind]()))
+    giver, model = (
+        model_of(FlaxLayer(MODULES[kind](), seed=3)),
+        model_of(FlaxLayer(MODULES[kind]())),
+    )
     model.layers[-1].flax_variables = giver.layers[-1].flax_variables
     return held(giver.layers[-1]), model
 
@@ -291,7 +319,10 @@ def in_by_a_file_like_the_layer(kind, folder):
 
 
 def in_by_weights(kind, folder):
-    giver, model = model_of(FlaxLayer(MODULES[kind](), seed=3)), model_of(FlaxLayer(MODULES[kind]()))
+    giver, model = (
+        model_of(FlaxLayer(MODULES[kind](), seed=3)),
+        model_of(FlaxLayer(MODULES[kind]())),
+    )
     giver.save_weights(folder / "m.weights.h5")
     model.load_weights(folder / "m.weights.h5")
     return held(giver.layers[-1]), model
@@ -343,8 +374,16 @@ WAYS_IN = {
     name.removeprefix("in_by_"): way
     for name, way in list(globals().items())
     if name.startswith("in_by_") and name != "in_by_a_file"
-} | {f"a file {suffix or 'of Orbax'}": in_by_a_file(suffix) for suffix in (".msgpack", ".safetensors", "")}
-OF_NNX = {"an_instance", "an_instance_and_variables", "a_method_of_an_instance", "what_a_layer_gave"}
+} | {
+    f"a file {suffix or 'of Orbax'}": in_by_a_file(suffix)
+    for suffix in (".msgpack", ".safetensors", "")
+}
+OF_NNX = {
+    "an_instance",
+    "an_instance_and_variables",
+    "a_method_of_an_instance",
+    "what_a_layer_gave",
+}
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -398,7 +437,9 @@ def out_by_sown(model, _):
     sown = model.layers[-1].sown
     (kernel,) = sown["intermediates"]["kernel"]
     name = "Dense_0" if isinstance(model.layers[-1].module, Linen) else "hidden"
-    np.testing.assert_array_equal(kernel, model.layers[-1].variables_by_path[f"params/{name}/kernel"].value)
+    np.testing.assert_array_equal(
+        kernel, model.layers[-1].variables_by_path[f"params/{name}/kernel"].value
+    )
     return sown
 
 
@@ -410,7 +451,9 @@ def out_by_state_that_follows(model, _):
 
 def out_by_a_callback(model, _):
     taken = []
-    take = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: taken.append(model.layers[-1].flax_variables))
+    take = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: taken.append(model.layers[-1].flax_variables)
+    )
     train(model, [take])
     return taken
 
@@ -443,7 +486,11 @@ def out_by_export(model, folder):
     return [kerasflax.import_model(folder / "m.stablehlo")(X), model.layers[-1].flax_variables]
 
 
-WAYS_OUT = {name.removeprefix("out_by_"): way for name, way in list(globals().items()) if name.startswith("out_by_")}
+WAYS_OUT = {
+    name.removeprefix("out_by_"): way
+    for name, way in list(globals().items())
+    if name.startswith("out_by_")
+}
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -476,7 +523,9 @@ def results(kind, folder):
     losses = train(model)
     model.save(folder / f"{kind}.keras")
     loaded = keras.saving.load_model(folder / f"{kind}.keras")
-    values = jax.tree.map(lambda leaf: np.asarray(_data(leaf)).tolist(), model.layers[-1].flax_variables)
+    values = jax.tree.map(
+        lambda leaf: np.asarray(_data(leaf)).tolist(), model.layers[-1].flax_variables
+    )
     return {
         "losses": losses,
         "values": values,
@@ -491,7 +540,9 @@ def test_what_is_handed_out_lies_where_the_variables_lie(kind):
     name = "Dense_0" if kind == "linen" else "hidden"
     kernel = layer.flax_variables["params"][name]["kernel"]
     assert len(kernel.sharding.device_set) == (8 if DISTRIBUTION else 1)
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 2) if DISTRIBUTION == "model" else (8, 8)}
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {
+        (8, 2) if DISTRIBUTION == "model" else (8, 8)
+    }
     layer.flax_variables = jax.tree.map(np.asarray, initial(kind))
     assert layer.variables_by_path[f"params/{name}/kernel"].value.sharding == kernel.sharding
 
@@ -513,13 +564,19 @@ def on_another_device(array):
 
 def on_another_mesh(array):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[4:]), ("other",))
-    spec = jax.sharding.PartitionSpec("other") if array.ndim and array.shape[0] % 4 == 0 else jax.sharding.PartitionSpec()
+    spec = (
+        jax.sharding.PartitionSpec("other")
+        if array.ndim and array.shape[0] % 4 == 0
+        else jax.sharding.PartitionSpec()
+    )
     return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
 
 
 def in_the_hosts_memory(array):
     device = jax.devices()[0]
-    return jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+    return jax.device_put(
+        array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+    )
 
 
 @pytest.mark.skipif("jax.device_count() < 8", reason="run on eight devices by the last tests")
@@ -532,7 +589,10 @@ def test_arrays_that_lie_elsewhere_are_moved_to_where_keras_keeps_variables(else
     if assigned:
         model.layers[-1].flax_variables = variables
     for value, like in zip(held(model.layers[-1]), expected, strict=True):
-        assert value.sharding.is_equivalent_to(like.sharding, value.ndim), (value.sharding, like.sharding)
+        assert value.sharding.is_equivalent_to(like.sharding, value.ndim), (
+            value.sharding,
+            like.sharding,
+        )
     assert_equal(model.layers[-1].flax_variables, numbers(variables))
     check_stays(variables, model)
 
@@ -550,24 +610,33 @@ def test_deleted_arrays_are_refused_by_path():
     variables["params"]["Dense_1"]["kernel"].delete()
     module = instance()
     module.out.kernel.get_value().delete()
-    with pytest.raises(kerasflax.VariablesError, match="params/Dense_1/kernel: the array has been deleted"):
+    with pytest.raises(
+        kerasflax.VariablesError, match="params/Dense_1/kernel: the array has been deleted"
+    ):
         layer.flax_variables = variables
-    with pytest.raises(kerasflax.VariablesError, match="params/Dense_1/kernel: the array has been deleted"):
+    with pytest.raises(
+        kerasflax.VariablesError, match="params/Dense_1/kernel: the array has been deleted"
+    ):
         model_of(FlaxLayer(Linen(), variables=variables))
-    with pytest.raises(kerasflax.VariablesError, match="params/out/kernel: the array has been deleted"):
+    with pytest.raises(
+        kerasflax.VariablesError, match="params/out/kernel: the array has been deleted"
+    ):
         model_of(FlaxLayer(module))
 
 
 def test_an_array_that_cannot_be_moved_is_refused_by_path(monkeypatch):
     # What JAX says of an array of another process's devices.
     def device_put(*args, **kwargs):
-        raise ValueError("device_put's second argument must represent addressable devices\nand more")
+        raise ValueError(
+            "device_put's second argument must represent addressable devices\nand more"
+        )
 
     layer = model_of(FlaxLayer(Linen())).layers[-1]
     before = numbers(held(layer))
     monkeypatch.setattr(jax, "device_put", device_put)
     with pytest.raises(
-        kerasflax.VariablesError, match=r"params/Dense_1/bias: the array cannot be moved from .* addressable dev"
+        kerasflax.VariablesError,
+        match=r"params/Dense_1/bias: the array cannot be moved from .* addressable dev",
     ):
         layer.flax_variables = {"params": {"Dense_1": {"bias": jnp.ones(4)}}}
     monkeypatch.undo()
@@ -583,7 +652,17 @@ def on_eight_devices(folder, *arguments, distribution=None):
     }
     if distribution:
         environment["KERASFLAX_TEST_DISTRIBUTION"] = distribution
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        *arguments,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout
 
@@ -603,9 +682,13 @@ def test_eight_devices_come_to_what_one_does(distribution_name, tmp_path):
         expected, found = results(kind, own), json.loads((tmp_path / f"{kind}.json").read_text())
         np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
         np.testing.assert_allclose(found["predicted"], expected["predicted"], rtol=1e-4, atol=1e-5)
-        for value, number in zip(jax.tree.leaves(found["values"]), jax.tree.leaves(expected["values"]), strict=True):
+        for value, number in zip(
+            jax.tree.leaves(found["values"]), jax.tree.leaves(expected["values"]), strict=True
+        ):
             np.testing.assert_allclose(value, number, rtol=1e-4, atol=1e-5)
         for value, number in zip(found["loaded"], expected["loaded"], strict=True):
             np.testing.assert_allclose(value, number, rtol=1e-4, atol=1e-5)
         for name in FILES:
-            assert (tmp_path / f"{kind}-{name}").read_bytes() == (own / f"{kind}-{name}").read_bytes()
+            assert (tmp_path / f"{kind}-{name}").read_bytes() == (
+                own / f"{kind}-{name}"
+            ).read_bytes()

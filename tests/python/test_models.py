@@ -10,7 +10,7 @@ from modules import MLP, ConvNet
 
 import kerasflax
 from kerasflax import ArgumentError, FlaxLayer, NotBuiltError, VariablesError, _models
-from kerasflax._variables import named_leaves
+from kerasflax.bridge._variables import named_leaves
 
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
 Y = np.linspace(0, 1, 8 * 2, dtype=np.float32).reshape(8, 2)
@@ -23,7 +23,11 @@ def model_of(*layers):
 
 
 def two():
-    return model_of(FlaxLayer(ConvNet(), name="net"), keras.layers.Dense(4, name="middle"), FlaxLayer(nn.Dense(2), name="head"))
+    return model_of(
+        FlaxLayer(ConvNet(), name="net"),
+        keras.layers.Dense(4, name="middle"),
+        FlaxLayer(nn.Dense(2), name="head"),
+    )
 
 
 def changed(model, before):
@@ -33,7 +37,10 @@ def changed(model, before):
 
 def test_frozen_weights_get_no_gradient_and_no_slots_and_are_counted():
     model = two()
-    assert kerasflax.freeze(model, "net/params/**/kernel") == ["net/params/Conv_0/kernel", "net/params/Dense_0/kernel"]
+    assert kerasflax.freeze(model, "net/params/**/kernel") == [
+        "net/params/Conv_0/kernel",
+        "net/params/Dense_0/kernel",
+    ]
     before = named_leaves(_models.variables(model))
     model.fit(X, Y, verbose=0)
     paths = {path for path in before if path.startswith("net/params") and path.endswith("kernel")}
@@ -66,7 +73,9 @@ def test_freezing_works_before_and_after_training_and_says_when_to_compile_again
 
 
 def test_a_model_in_another_one_says_when_to_compile_that_again():
-    inner = keras.Sequential([keras.Input(X.shape[1:]), FlaxLayer(ConvNet(), name="net")], name="inner")
+    inner = keras.Sequential(
+        [keras.Input(X.shape[1:]), FlaxLayer(ConvNet(), name="net")], name="inner"
+    )
     outer = model_of(inner, keras.layers.Dense(2))
     assert kerasflax.freeze(inner, "net/params/Conv_0/*")
     outer.fit(X, Y, verbose=0)
@@ -118,14 +127,19 @@ def test_a_models_variables_are_set_together_or_not_at_all():
     assert set(before) == {"net", "head"}
     good = {"params": {"bias": np.ones(2)}}
     with pytest.raises(VariablesError) as error:
-        _models.set_variables(model, {"head": good, "net": {"params": {"Dense_0": {"bias": np.ones(9), "x": 1.0}}}})
+        _models.set_variables(
+            model, {"head": good, "net": {"params": {"Dense_0": {"bias": np.ones(9), "x": 1.0}}}}
+        )
     assert "Layer 'net'" in str(error.value)
     assert "in 2 places" in str(error.value)
     assert "\n  net/params/Dense_0/x: " in str(error.value)
     assert not changed(model, named_leaves(before))
     with pytest.raises(VariablesError) as error:
         _models.set_variables(model, {"other": good, "head": {"params": {"bias": np.ones(9)}}})
-    for problem in ("other: the model's Flax layers are 'net', 'head'", "head/params/bias: expected float32(2)"):
+    for problem in (
+        "other: the model's Flax layers are 'net', 'head'",
+        "head/params/bias: expected float32(2)",
+    ):
         assert f"\n  {problem}" in str(error.value)
     assert not changed(model, named_leaves(before))
     with pytest.raises(VariablesError, match="a dict by layer, of 'net', 'head'; got list"):
@@ -139,14 +153,26 @@ def test_the_table_has_a_row_for_each_weight_and_the_totals_of_the_model():
     kerasflax.freeze(model, "net/params/Conv_0/*")
     table = kerasflax.parameters(model, stats=True)
     assert sum(table["size"]) == model.count_params()
-    trainable = [size for size, is_trainable in zip(table["size"], table["trainable"], strict=True) if is_trainable]
+    trainable = [
+        size
+        for size, is_trainable in zip(table["size"], table["trainable"], strict=True)
+        if is_trainable
+    ]
     assert sum(trainable) == sum(w.value.size for w in model.trainable_weights)
-    rows = dict(zip(zip(table["layer"], table["path"], strict=True), zip(*table.values(), strict=True), strict=True))
+    rows = dict(
+        zip(
+            zip(table["layer"], table["path"], strict=True),
+            zip(*table.values(), strict=True),
+            strict=True,
+        )
+    )
     kernel = np.asarray(model.get_layer("net").flax_variables["params"]["Conv_0"]["kernel"])
     row = rows["net", "params/Conv_0/kernel"]
     assert row[1] == "params"
     assert row[3:8] == (list(kernel.shape), "float32", kernel.size, kernel.nbytes, False)
-    np.testing.assert_allclose(row[8:12], [kernel.mean(), kernel.std(), kernel.min(), kernel.max()], rtol=1e-5)
+    np.testing.assert_allclose(
+        row[8:12], [kernel.mean(), kernel.std(), kernel.min(), kernel.max()], rtol=1e-5
+    )
     assert row[12] == 0
     assert rows["middle", "kernel"][1] is None
     assert rows["net", "batch_stats/BatchNorm_0/mean"][7] is False
@@ -181,9 +207,15 @@ def test_a_shared_layer_is_one_row_per_weight():
     assert kerasflax.parameters(model)["path"] == ["params/bias", "params/kernel"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "uint32", "bool", "complex64"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "int32", "uint32", "bool", "complex64"]
+)
 def test_values_for_other_languages_are_exact(dtype):
-    array = np.array([0, 1, 250]).astype(dtype) / 3 if dtype == "float64" else np.array([0, 1, 250]).astype(dtype)
+    array = (
+        np.array([0, 1, 250]).astype(dtype) / 3
+        if dtype == "float64"
+        else np.array([0, 1, 250]).astype(dtype)
+    )
     np.testing.assert_array_equal(_models._known_elsewhere(array), array)
 
 

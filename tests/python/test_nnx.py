@@ -18,15 +18,25 @@ from flax import nnx
 from modules_nnx import ConvNet, Decoder, ViT
 
 import kerasflax
-from kerasflax import FieldError, FlaxLayer, LazyModule, MethodError, ModuleError, StateError, VariablesError
-from kerasflax._nnx import NnxAdapter
-from kerasflax._variables import named_leaves
+from kerasflax import (
+    FieldError,
+    FlaxLayer,
+    LazyModule,
+    MethodError,
+    ModuleError,
+    StateError,
+    VariablesError,
+)
+from kerasflax.adapters._nnx import NnxAdapter
+from kerasflax.bridge._variables import named_leaves
 
 
 def numbers(tree):
     """Values by path, random keys as their data."""
     return {
-        path: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        path: np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
         for path, x in named_leaves(tree).items()
     }
 
@@ -99,11 +109,15 @@ def test_five_training_steps_are_those_of_nnx_and_optax():
 
     @nnx.jit
     def step(module, optimizer):
-        loss, gradients = nnx.value_and_grad(lambda module: jnp.mean((module(IMAGES) - LABELS) ** 2))(module)
+        loss, gradients = nnx.value_and_grad(
+            lambda module: jnp.mean((module(IMAGES) - LABELS) ** 2)
+        )(module)
         optimizer.update(module, gradients)
         return loss
 
-    np.testing.assert_allclose(history, [float(step(plain, optimizer)) for _ in range(5)], rtol=1e-4)
+    np.testing.assert_allclose(
+        history, [float(step(plain, optimizer)) for _ in range(5)], rtol=1e-4
+    )
     got, expected = numbers(model.layers[-1].flax_variables), numbers(variables_of(plain))
     assert got.keys() == expected.keys()
     for path in expected:
@@ -139,7 +153,10 @@ def test_given_variables_take_the_place_of_the_modules_own():
     np.testing.assert_array_equal(layer.flax_variables["params"]["first"]["kernel"], kernel)
     assert layer.flax_variables["batch_stats"]["norm"]["var"].tolist() == [1.0] * 4
     for variables, message in (
-        ({"params": {"first": {"kernel": jnp.ones((2, 5))}}}, r"params/first/kernel: expected float32\(2, 4\)"),
+        (
+            {"params": {"first": {"kernel": jnp.ones((2, 5))}}},
+            r"params/first/kernel: expected float32\(2, 4\)",
+        ),
         ({"params": {"second": jnp.ones(3)}}, "params/second: not in the module"),
         ({"other": {"x": jnp.ones(3)}}, "other/x: not in the module"),
     ):
@@ -228,7 +245,12 @@ def test_adapters_of_low_rank_are_trained_alone_when_params_are_frozen():
         "LoRAParam/linear/lora/lora_a",
         "LoRAParam/linear/lora/lora_b",
     ]
-    assert kerasflax.parameters(model)["collection"] == ["LoRAParam", "LoRAParam", "params", "params"]
+    assert kerasflax.parameters(model)["collection"] == [
+        "LoRAParam",
+        "LoRAParam",
+        "params",
+        "params",
+    ]
 
 
 class Grows(nnx.Module):
@@ -284,12 +306,18 @@ def test_errors_name_the_path_of_the_part_that_raised():
     ("make", "message"),
     [
         (lambda: FlaxLayer(nnx.Linear), "got the class Linear, not an instance"),
-        (lambda: FlaxLayer(LazyModule(lambda rngs: 3)), "must make a `flax.nnx.Module`, got int: 3"),
+        (
+            lambda: FlaxLayer(LazyModule(lambda rngs: 3)),
+            "must make a `flax.nnx.Module`, got int: 3",
+        ),
         (lambda: FlaxLayer(LazyModule(nn.Dense, 3)), "must make a `flax.nnx.Module`, got Dense"),
         (lambda: LazyModule(3), "got int"),
         (lambda: LazyModule(nnx.Linear(1, 1, rngs=rngs())), "got Linear"),
         (lambda: LazyModule(nnx.Linear, 1, 1, rngs=rngs()), "`rngs` is given by the layer"),
-        (lambda: FlaxLayer(LazyModule(nnx.Linear, 3.5, 4)), "`in_features` must be a whole number, got 3.5"),
+        (
+            lambda: FlaxLayer(LazyModule(nnx.Linear, 3.5, 4)),
+            "`in_features` must be a whole number, got 3.5",
+        ),
         (lambda: FlaxLayer(MLP(rngs=rngs()), method="other"), "MLP has no method `other`"),
         (lambda: FlaxLayer(keras.layers.Dense(3)), "Keras layer"),
     ],
@@ -320,7 +348,9 @@ IMAGE, SEQUENCE, ROW = floats(2, 4, 4, 4), floats(2, 6, 4), floats(2, 4)
 OWN = {
     "BatchNorm": (nnx.BatchNorm, (4,), {}, ROW),
     "Bidirectional": (
-        lambda rngs: nnx.Bidirectional(nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), rngs=rngs),
+        lambda rngs: nnx.Bidirectional(
+            nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), nnx.RNN(nnx.GRUCell(4, 3, rngs=rngs)), rngs=rngs
+        ),
         (),
         {},
         SEQUENCE,
@@ -337,16 +367,36 @@ OWN = {
     "LinearGeneral": (nnx.LinearGeneral, (4, (2, 3)), {}, ROW),
     "LoRA": (nnx.LoRA, (4, 2, 3), {}, ROW),
     "LoRALinear": (nnx.LoRALinear, (4, 3), {"lora_rank": 2}, ROW),
-    "MultiHeadAttention": (nnx.MultiHeadAttention, (2, 4, 4), {"decode": False, "dropout_rate": 0.5}, SEQUENCE),
+    "MultiHeadAttention": (
+        nnx.MultiHeadAttention,
+        (2, 4, 4),
+        {"decode": False, "dropout_rate": 0.5},
+        SEQUENCE,
+    ),
     "PReLU": (nnx.PReLU, (), {}, ROW),
     "RMSNorm": (nnx.RMSNorm, (4,), {}, ROW),
     **{
-        f"RNN of {cell.__name__}": (lambda rngs, cell=cell: nnx.RNN(cell(4, 3, rngs=rngs), rngs=rngs), (), {}, SEQUENCE)
+        f"RNN of {cell.__name__}": (
+            lambda rngs, cell=cell: nnx.RNN(cell(4, 3, rngs=rngs), rngs=rngs),
+            (),
+            {},
+            SEQUENCE,
+        )
         for cell in (nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.SimpleCell)
     },
     "Sequential": (lambda rngs: nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.relu), (), {}, ROW),
-    "SpectralNorm": (lambda rngs: nnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs), (), {}, ROW),
-    "WeightNorm": (lambda rngs: nnx.WeightNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs), (), {}, ROW),
+    "SpectralNorm": (
+        lambda rngs: nnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs),
+        (),
+        {},
+        ROW,
+    ),
+    "WeightNorm": (
+        lambda rngs: nnx.WeightNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs),
+        (),
+        {},
+        ROW,
+    ),
     "a small ViT": (ViT, (), {}, floats(2, 8, 8, 3)),
     "a decoder": (Decoder, (), {}, integers(2, 6)),
 }
@@ -357,7 +407,12 @@ def test_flaxs_own_layers_and_larger_modules_do_what_they_do_in_plain_flax(name)
     factory, arguments, keywords, inputs = OWN[name]
 
     def takes(argument):
-        return argument in getattr(type(plain).__call__, "__wrapped__", type(plain).__call__).__code__.co_varnames
+        return (
+            argument
+            in getattr(
+                type(plain).__call__, "__wrapped__", type(plain).__call__
+            ).__code__.co_varnames
+        )
 
     plain = LazyModule(factory, *arguments, **keywords).make(nnx.Rngs(3))
     layer = FlaxLayer(LazyModule(factory, *arguments, **keywords), seed=3)
@@ -376,7 +431,10 @@ def test_a_decoder_with_a_cache_gives_what_the_whole_sequence_gives():
     tokens = integers(2, 6, below=11)
     whole = FlaxLayer(Decoder(rngs=nnx.Rngs(3)))
     expected = whole(tokens)
-    cached = FlaxLayer(Decoder(cache=(2, 6), rngs=nnx.Rngs(3)), variables={"params": whole.flax_variables["params"]})
+    cached = FlaxLayer(
+        Decoder(cache=(2, 6), rngs=nnx.Rngs(3)),
+        variables={"params": whole.flax_variables["params"]},
+    )
     model = keras.Sequential([keras.Input(batch_shape=(2, 1), dtype="int32"), cached])
     steps = [cached(tokens[:, i : i + 1]) for i in range(6)]
     np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=1e-4, atol=1e-5)
@@ -386,7 +444,10 @@ def test_a_decoder_with_a_cache_gives_what_the_whole_sequence_gives():
 def test_bridged_modules_wrap_either_way():
     linen = FlaxLayer(nnx.bridge.to_linen(nnx.Linear, 3, 4), seed=1)
     assert linen(floats(2, 3)).shape == (2, 4)
-    assert sorted(path for path in linen.variables_by_path if path.startswith("params")) == ["params/bias", "params/kernel"]
+    assert sorted(path for path in linen.variables_by_path if path.startswith("params")) == [
+        "params/bias",
+        "params/kernel",
+    ]
     module = nnx.bridge.ToNNX(nn.Dense(4), rngs=rngs()).lazy_init(floats(2, 3))
     np.testing.assert_allclose(FlaxLayer(module)(floats(2, 3)), module(floats(2, 3)), rtol=1e-6)
 
@@ -412,12 +473,16 @@ def test_a_constructor_with_rngs_makes_what_the_layer_would_make():
         return self.linear(inputs)
 
     place = "<elsewhere>"
-    Dense = NnxAdapter.module_class("Dense", place, {"units": int}, {}, {"setup": dense, "__call__": call})
+    Dense = NnxAdapter.module_class(
+        "Dense", place, {"units": int}, {}, {"setup": dense, "__call__": call}
+    )
     methods = {"setup": outer, "__call__": lambda self, inputs: self.last(self.first(inputs))}
     Outer = NnxAdapter.module_class("Outer", place, {"first": object}, {}, methods)
     first = LazyModule(Dense, units=3)
     module = Outer(first=first, rngs=nnx.Rngs(1))
-    assert_equal(variables_of(module), variables_of(LazyModule(Outer, first=first).make(nnx.Rngs(1))))
+    assert_equal(
+        variables_of(module), variables_of(LazyModule(Outer, first=first).make(nnx.Rngs(1)))
+    )
     assert FlaxLayer(module)(floats(2, 3)).shape == (2, 2)
     with pytest.raises(FieldError, match=r"`rngs` must be an `nnx.Rngs`, got int 0"):
         Dense(units=2, rngs=0)
@@ -471,7 +536,11 @@ def test_the_layer_works_where_keras_layers_are_nnx_modules(kind):
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KERAS_NNX_ENABLED": "true"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "KERAS_NNX_ENABLED": "true",
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -36,7 +36,9 @@ def test_a_pattern_chooses_paths_in_their_order(pattern, positions):
     assert matched(pattern, PATHS) == [PATHS[i] for i in positions]
 
 
-@pytest.mark.parametrize("pattern", ["params/Dense_0", "params/dense_0/kernel", "", "*", "params.Dense_0.kernel"])
+@pytest.mark.parametrize(
+    "pattern", ["params/Dense_0", "params/dense_0/kernel", "", "*", "params.Dense_0.kernel"]
+)
 def test_a_pattern_that_chooses_nothing_is_an_error_with_the_nearest(pattern):
     with pytest.raises(ArgumentError) as error:
         matched(pattern, PATHS[:4])
@@ -46,7 +48,13 @@ def test_a_pattern_that_chooses_nothing_is_an_error_with_the_nearest(pattern):
 
 def test_many_wildcards_take_no_more_time_than_few():
     paths = [f"params/{'block/' * 30}Dense_{i}/{'a' * 40}" for i in range(200)]
-    patterns = ["**/" * 24 + "nope", "**/*/" * 15 + "**/nope", "**/" + "*a" * 60 + "b", "*/**/" * 30 + "x", "**/[" * 50_000]
+    patterns = [
+        "**/" * 24 + "nope",
+        "**/*/" * 15 + "**/nope",
+        "**/" + "*a" * 60 + "b",
+        "*/**/" * 30 + "x",
+        "**/[" * 50_000,
+    ]
     begin = time.perf_counter()
     for pattern in patterns:
         with pytest.raises(ArgumentError) as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerasflax import _replacing, read_variables, write_variables
+from kerasflax import read_variables, write_variables
+from kerasflax.files import _replace
 
 OLD, NEW = {"a": np.zeros(3, np.float32)}, {"a": np.ones(3, np.float32)}
 SOURCE = Path(__file__).parents[2] / "inst/python"
@@ -18,24 +19,30 @@ SOURCE = Path(__file__).parents[2] / "inst/python"
 @pytest.fixture
 def quick_folder():
     """In memory where the system has such a place, since a thousand writers wait for the disk."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    ) as folder:
         yield Path(folder)
 
 
 def run(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, **options
+    )
 
 
 def without_exchange(monkeypatch):
-    monkeypatch.setattr(_replacing, "_exchange", lambda: None)
+    monkeypatch.setattr(_replace, "_exchange", lambda: None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a writer is killed in a process of its own")
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 @pytest.mark.parametrize("kind", ["file", "folder", "journal"])
-def test_a_writer_that_is_stopped_at_any_call_leaves_the_old_or_the_new_one_whole(kind, how, quick_folder):
+def test_a_writer_that_is_stopped_at_any_call_leaves_the_old_or_the_new_one_whole(
+    kind, how, quick_folder
+):
     name = "w.msgpack" if kind == "file" else "w"
     for which, tree in (("old", OLD), ("new", NEW)):
         (quick_folder / which).mkdir()
@@ -79,7 +86,9 @@ for number in range(1, 1000):
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
-def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_file_whole(quick_folder):
+def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_file_whole(
+    quick_folder,
+):
     path, other = quick_folder / "w.msgpack", quick_folder / "other.msgpack"
     write_variables(OLD, path)
     old = path.read_bytes()
@@ -118,19 +127,25 @@ def test_a_writer_that_lives_keeps_what_it_has_written(name, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from kerasflax import _replacing
-with _replacing.replacing(Path(sys.argv[1])) as new:
+from kerasflax.files import _replace
+with _replace.replacing(Path(sys.argv[1])) as new:
     print(new, flush=True)
     sys.stdin.readline()
 """
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / name], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, tmp_path / name],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         staged = Path(process.stdout.readline().strip())
         write_variables(OLD, staged)
         write_variables(NEW, tmp_path / name)
-        np.testing.assert_array_equal(read_variables(staged)["a"] if name == "w" else OLD["a"], OLD["a"])
+        np.testing.assert_array_equal(
+            read_variables(staged)["a"] if name == "w" else OLD["a"], OLD["a"]
+        )
         assert staged.exists()
         process.kill()
     write_variables(NEW, tmp_path / name)
@@ -138,14 +153,16 @@ with _replacing.replacing(Path(sys.argv[1])) as new:
 
 
 @pytest.mark.parametrize("has_exchange", [True, False])
-def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(has_exchange, tmp_path, monkeypatch):
+def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(
+    has_exchange, tmp_path, monkeypatch
+):
     if not has_exchange:
         without_exchange(monkeypatch)
     path = tmp_path / "w"
     write_variables(OLD, path)
     shutil.copytree(path, tmp_path / "new")
     seen = []
-    rename, exchanged = os.rename, _replacing._exchanged
+    rename, exchanged = os.rename, _replace._exchanged
 
     def look(*arguments, call):
         result = call(*arguments)
@@ -154,7 +171,9 @@ def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(has_exchange
         return result
 
     monkeypatch.setattr(os, "rename", lambda *arguments: look(*arguments, call=rename))
-    monkeypatch.setattr(_replacing, "_exchanged", lambda *arguments: look(*arguments, call=exchanged))
+    monkeypatch.setattr(
+        _replace, "_exchanged", lambda *arguments: look(*arguments, call=exchanged)
+    )
     write_variables(NEW, path)
     assert seen
     assert all(value in ([0] * 3, [1] * 3) for value in seen)
@@ -181,14 +200,16 @@ def test_a_folder_that_cannot_be_moved_into_place_brings_the_old_one_back(tmp_pa
 
 
 def test_a_file_system_without_locks_loses_nothing(tmp_path, monkeypatch):
-    if _replacing.fcntl is None:
+    if _replace.fcntl is None:
         pytest.skip("there are no locks anyway")
 
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    left_over = Path(tempfile.mkdtemp(prefix=_replacing._prefix(tmp_path / "w.msgpack"), dir=tmp_path))
-    monkeypatch.setattr(_replacing.fcntl, "flock", refuse)
+    left_over = Path(
+        tempfile.mkdtemp(prefix=_replace._prefix(tmp_path / "w.msgpack"), dir=tmp_path)
+    )
+    monkeypatch.setattr(_replace.fcntl, "flock", refuse)
     write_variables(NEW, tmp_path / "w.msgpack")
     # Nobody can tell whether its writer lives.
     assert sorted(os.listdir(tmp_path)) == sorted([left_over.name, "w.msgpack"])
@@ -198,26 +219,31 @@ def test_a_file_system_without_locks_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_a_system_without_locks_takes_an_open_file_for_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(_replacing, "fcntl", None)
-    left_over = Path(tempfile.mkdtemp(prefix=_replacing._prefix(tmp_path / "w.msgpack"), dir=tmp_path))
+    monkeypatch.setattr(_replace, "fcntl", None)
+    left_over = Path(
+        tempfile.mkdtemp(prefix=_replace._prefix(tmp_path / "w.msgpack"), dir=tmp_path)
+    )
     (left_over / "lock").touch()
     write_variables(NEW, tmp_path / "w.msgpack")
     assert os.listdir(tmp_path) == ["w.msgpack"]
 
 
-def test_a_folder_that_has_been_removed_is_not_brought_back_from_a_writer_that_was_killed(tmp_path, monkeypatch):
+def test_a_folder_that_has_been_removed_is_not_brought_back_from_a_writer_that_was_killed(
+    tmp_path, monkeypatch
+):
     without_exchange(monkeypatch)
     path = tmp_path / "w"
     write_variables(OLD, path)
     code = """
 import os, sys
 import numpy as np
-from kerasflax import _replacing, write_variables
-replace = _replacing._replace_folder
+from kerasflax.files import _replace
+from kerasflax import write_variables
+replace = _replace._replace_folder
 def replace_and_end(*arguments):
     replace(*arguments)
     os._exit(3)
-_replacing._exchange, _replacing._replace_folder = lambda: None, replace_and_end
+_replace._exchange, _replace._replace_folder = lambda: None, replace_and_end
 write_variables({"a": np.ones(3, np.float32)}, sys.argv[1])
 """
     assert run("-c", code, path).returncode == 3

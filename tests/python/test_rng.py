@@ -25,7 +25,9 @@ def test_streams_differ_by_name_call_and_seed():
 @given(st.lists(st.text(min_size=1), unique=True, max_size=4))
 def test_a_stream_does_not_depend_on_the_others(names):
     together = _rng.streams(STATE, names)
-    assert [data(together[name]) for name in names] == [data(_rng.streams(STATE, [name])[name]) for name in names]
+    assert [data(together[name]) for name in names] == [
+        data(_rng.streams(STATE, [name])[name]) for name in names
+    ]
 
 
 def test_the_initial_key_is_that_of_plain_flax():

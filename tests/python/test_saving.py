@@ -15,7 +15,9 @@ def model(seed):
     return keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(2), seed=seed)])
 
 
-@pytest.mark.parametrize(("name", "zipped"), [("m.keras", None), ("m.keras", True), ("m", False), ("m.h5", None)])
+@pytest.mark.parametrize(
+    ("name", "zipped"), [("m.keras", None), ("m.keras", True), ("m", False), ("m.h5", None)]
+)
 def test_a_saved_model_is_kerass_own(name, zipped, tmp_path):
     for seed in (1, 2):
         save_model(model(seed), str(tmp_path / name), zipped=zipped)
@@ -26,7 +28,9 @@ def test_a_saved_model_is_kerass_own(name, zipped, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "zipped"), [("m.keras", None), ("m", False)])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("other")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("other")]
+)
 def test_what_stops_saving_leaves_the_old_model(name, zipped, error, tmp_path, monkeypatch):
     save_model(model(1), str(tmp_path / name), zipped=zipped)
 
@@ -36,7 +40,9 @@ def test_what_stops_saving_leaves_the_old_model(name, zipped, error, tmp_path, m
     monkeypatch.setattr(zipfile.ZipFile, "writestr", stop)
     monkeypatch.setattr(FlaxLayer, "save_own_variables", stop)
     expected = FileError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected, match="cannot be written: No space" if expected is FileError else None):
+    with pytest.raises(
+        expected, match="cannot be written: No space" if expected is FileError else None
+    ):
         save_model(model(2), str(tmp_path / name), zipped=zipped)
     monkeypatch.undo()
     assert os.listdir(tmp_path) == [name]

@@ -30,10 +30,11 @@ from flax import linen as nn
 from modules import MLP, ConvNet
 
 import kerasflax
-from kerasflax import ConfigError, FlaxLayer, ModuleError, _allowed, freeze
+from kerasflax import ConfigError, FlaxLayer, ModuleError, freeze
 from kerasflax._models import check_savable
-from kerasflax._serialise import from_config, to_config
-from kerasflax._trees import Form, simplify
+from kerasflax.bridge._forms import Form, simplify
+from kerasflax.saving import _allowed
+from kerasflax.saving._to_json import from_config, to_config
 
 FIXTURES = Path(write.__file__).parent
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
@@ -125,8 +126,24 @@ VALUES = {
     "dict by number": {1: "a", (2, "x"): None},
     "frozen dict": flax.core.freeze({"a": {"b": (1, 2)}}),
     "sets": [{1, 2}, frozenset({"a"})],
-    "dtype": [np.dtype("float16"), jnp.dtype("bfloat16"), jnp.float32, jnp.bfloat16, np.float64, float, int],
-    "functions": [nn.relu, jax.nn.gelu, jnp.tanh, jax.lax.rsqrt, nn.initializers.zeros, nn.dot_product_attention, jnp.add],
+    "dtype": [
+        np.dtype("float16"),
+        jnp.dtype("bfloat16"),
+        jnp.float32,
+        jnp.bfloat16,
+        np.float64,
+        float,
+        int,
+    ],
+    "functions": [
+        nn.relu,
+        jax.nn.gelu,
+        jnp.tanh,
+        jax.lax.rsqrt,
+        nn.initializers.zeros,
+        nn.dot_product_attention,
+        jnp.add,
+    ],
     "partial": functools.partial(nn.leaky_relu, negative_slope=0.3),
     "class": [nn.BatchNorm, functools.partial(nn.Conv, use_bias=False)],
     "enum": [Kind.DEEP, jax.lax.Precision.HIGHEST],
@@ -141,7 +158,9 @@ def through_r(node):
     """What R makes of JSON, and hands back: a list of one scalar is that scalar, and integers are of 32 bits."""
     if isinstance(node, list):
         items = [through_r(item) for item in node]
-        return items[0] if len(items) == 1 and isinstance(items[0], (bool, int, float, str)) else items
+        return (
+            items[0] if len(items) == 1 and isinstance(items[0], (bool, int, float, str)) else items
+        )
     if isinstance(node, dict):
         return {key: through_r(item) for key, item in node.items()}
     return (node + 2**31) % 2**32 - 2**31 if type(node) is int else node
@@ -238,18 +257,25 @@ def test_partitioned_initializers_keep_their_names():
 MODULES = {
     "dense": nn.Dense(3, dtype=jnp.float16, kernel_init=nn.initializers.normal(0.3)),
     "sequential": nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]),
-    "nested": Holder(Settings(2), part=Holder(value={"a": (nn.relu,)}, part=nn.Dense(3, name="inner"))),
+    "nested": Holder(
+        Settings(2), part=Holder(value={"a": (nn.relu,)}, part=nn.Dense(3, name="inner"))
+    ),
     "lists and dicts of modules": Holder([nn.Dense(1), {"a": nn.Conv(2, (3,))}], part=nn.Dense(3)),
     "rnn": nn.RNN(nn.LSTMCell(4), time_major=False),
     "weight norm": nn.WeightNorm(nn.Dense(3)),
-    "attention": nn.MultiHeadDotProductAttention(2, qkv_features=4, precision=jax.lax.Precision.HIGHEST),
+    "attention": nn.MultiHeadDotProductAttention(
+        2, qkv_features=4, precision=jax.lax.Precision.HIGHEST
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_come_back_with_the_same_outputs(name):
     x = jnp.linspace(0, 1, 40).reshape(2, 5, 4)
-    outputs = [module.init_with_output(jax.random.key(1), x) for module in (MODULES[name], again(MODULES[name]))]
+    outputs = [
+        module.init_with_output(jax.random.key(1), x)
+        for module in (MODULES[name], again(MODULES[name]))
+    ]
     assert jax.tree.structure(outputs[0]) == jax.tree.structure(outputs[1])
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
@@ -262,12 +288,20 @@ def test_what_holds_itself_cannot_be_saved():
 
 
 def test_a_config_can_be_read_by_a_person():
-    config = FlaxLayer(nn.Dense(3, kernel_init=nn.initializers.normal(0.5)), name="net", seed=1).get_config()
+    config = FlaxLayer(
+        nn.Dense(3, kernel_init=nn.initializers.normal(0.5)), name="net", seed=1
+    ).get_config()
     assert json.loads(json.dumps(config)) == config
     assert config["format_version"] == 1
     assert config["module"] == {
         "object": "flax.linen:Dense",
-        "fields": {"features": 3, "kernel_init": {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.5}}},
+        "fields": {
+            "features": 3,
+            "kernel_init": {
+                "initializer": "jax.nn.initializers:normal",
+                "arguments": {"stddev": 0.5},
+            },
+        },
     }
 
 
@@ -276,7 +310,10 @@ UNSAVABLE = {
     "deep": (Holder({"a": [object()]}), r"Holder\.value\['a'\]\[0\]"),
     "text array": (Holder(np.array(["a"])), r"Holder\.value"),
     "key": (Holder(jax.random.key(0)), r"Holder\.value"),
-    "with a mesh": (Holder(nn.with_partitioning(nn.relu, (None,), mesh=object())), r"Holder\.value"),
+    "with a mesh": (
+        Holder(nn.with_partitioning(nn.relu, (None,), mesh=object())),
+        r"Holder\.value",
+    ),
 }
 
 
@@ -367,7 +404,15 @@ def test_no_error_prints_an_object_that_was_made_from_the_file():
 
 @pytest.mark.parametrize(
     "policy",
-    ["int8_from_float32", "int4/32_from_float32", "float8_from_float32", "gptq/4/128_from_float32", "mixed_", "", "x" * 99],
+    [
+        "int8_from_float32",
+        "int4/32_from_float32",
+        "float8_from_float32",
+        "gptq/4/128_from_float32",
+        "mixed_",
+        "",
+        "x" * 99,
+    ],
 )
 def test_a_policy_that_is_not_listed_is_not_made_of_its_name(policy):
     with pytest.raises(ConfigError, match="which is no dtype policy of a Flax layer"):
@@ -378,7 +423,9 @@ def test_a_policy_that_is_not_listed_is_not_made_of_its_name(policy):
 def test_a_policy_is_kept_where_there_is_one(policy):
     layer = FlaxLayer.from_config(FlaxLayer(nn.Dense(2), dtype=policy).get_config())
     layer(np.ones((1, 3), np.float32))
-    assert str(layer.variables_by_path["params/kernel"].dtype) == ("bfloat16" if policy == "bfloat16" else "float32")
+    assert str(layer.variables_by_path["params/kernel"].dtype) == (
+        "bfloat16" if policy == "bfloat16" else "float32"
+    )
     assert layer.get_config() == FlaxLayer.from_config(layer.get_config()).get_config()
 
 
@@ -395,7 +442,9 @@ def test_tokens_and_collections_that_were_given_are_there_after_loading(tmp_path
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     tokens = np.arange(8).reshape(2, 4) % 7
-    np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0))
+    np.testing.assert_array_equal(
+        loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0)
+    )
 
 
 def test_what_a_layer_was_called_with_is_kept(tmp_path):
@@ -442,9 +491,13 @@ def test_a_deferred_model_of_tokens_is_loaded(tmp_path):
     model.fit(tokens, np.zeros((2, 4, 2)), verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0))
+    np.testing.assert_array_equal(
+        loaded.predict(tokens, verbose=0), model.predict(tokens, verbose=0)
+    )
     model.reset_metrics()
-    assert loaded.train_on_batch(tokens, np.ones((2, 4, 2))) == model.train_on_batch(tokens, np.ones((2, 4, 2)))
+    assert loaded.train_on_batch(tokens, np.ones((2, 4, 2))) == model.train_on_batch(
+        tokens, np.ones((2, 4, 2))
+    )
 
 
 def run(code, **environment):
@@ -487,10 +540,19 @@ def test_a_new_process_finds_the_module_in_the_script_in_a_package_and_nowhere(t
     script = (tmp_path / "netpackage.py").read_text().replace("\n", "\n        ")
     for name, define in {"script": script, "package": "from netpackage import Net"}.items():
         path = str(tmp_path / f"{name}.keras")
-        expected = run(make.format(define=define, path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
-        found = run(load.format(define=define, path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+        expected = run(
+            make.format(define=define, path=path),
+            PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        )
+        found = run(
+            load.format(define=define, path=path),
+            PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        )
         assert found == expected
-        missing = run(load.format(define="", path=path), PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+        missing = run(
+            load.format(define="", path=path),
+            PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        )
         assert "'Net'" in missing
         assert ("import netpackage" if name == "package" else "the code that defines it") in missing
 
@@ -546,7 +608,14 @@ def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     tests = os.path.dirname(__file__)
 
     def printed(folder, kill):
-        return run(train.format(tests=tests, folder=str(tmp_path / folder), path=str(tmp_path / "m.keras"), kill=kill))
+        return run(
+            train.format(
+                tests=tests,
+                folder=str(tmp_path / folder),
+                path=str(tmp_path / "m.keras"),
+                kill=kill,
+            )
+        )
 
     assert printed("killed", kill=True) == ""
     assert printed("killed", kill=False) == printed("never killed", kill=False) != ""
@@ -554,14 +623,20 @@ def test_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
 
 # The recorded numbers come from optimized programs; tanh differs by 2e-5 without optimization.
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("path", sorted(FIXTURES.glob("v*/*.keras")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(FIXTURES.glob("v*/*.keras")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_files_of_every_version_are_read(path):
     expected = json.loads(path.with_suffix(".json").read_text())
     with keras.saving.custom_object_scope({"Fixture": write.Fixture}):
         model = keras.models.load_model(path)
-    np.testing.assert_allclose(model.predict(write.INPUTS, verbose=0), expected["predicted"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        model.predict(write.INPUTS, verbose=0), expected["predicted"], rtol=1e-5, atol=1e-6
+    )
     assert all(name.endswith("/bias") for name in model.layers[-1].frozen)
-    np.testing.assert_allclose(model.train_on_batch(write.INPUTS, write.TARGETS), expected["next_loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        model.train_on_batch(write.INPUTS, write.TARGETS), expected["next_loss"], rtol=1e-5
+    )
 
 
 # Foreign files ----------------------------------------------------------------------------------------------------------
@@ -575,8 +650,14 @@ HOSTILE = {
     "a class of the system": {"object": "subprocess:Popen", "fields": {"args": ["true"]}},
     "a package not imported": {"object": "antigravity:Net", "fields": {}},
     "a submodule of one": {"object": "test.support:Net", "fields": {}},
-    "a Linen class as a maker of NNX modules": {"constructor": "flax.linen:Dense", "arguments": [1]},
-    "a bridge to Linen as a maker of NNX modules": {"constructor": "flax.nnx.bridge.wrappers:ToLinen", "arguments": [1]},
+    "a Linen class as a maker of NNX modules": {
+        "constructor": "flax.linen:Dense",
+        "arguments": [1],
+    },
+    "a bridge to Linen as a maker of NNX modules": {
+        "constructor": "flax.nnx.bridge.wrappers:ToLinen",
+        "arguments": [1],
+    },
     "a private way": {"object": "flax.linen:Dense.__init__.__globals__", "fields": {}},
     "a function as a class": {"object": "flax.linen:vmap", "fields": {}},
     "no such field": {"object": "flax.linen:Dense", "fields": {"features": 1, "evil": 2}},
@@ -596,27 +677,57 @@ HOSTILE = {
     "an array of text": {"array": ["a"], "shape": [1], "dtype": "str"},
     "an array of objects": {"array": [1], "shape": [1], "dtype": "object"},
     "an array that is too large": {"array": [], "shape": [10**12], "dtype": "float32"},
-    "an array whose sizes overflow": {"array": [], "shape": [2**62, 0], "dtype": "float32", "of": "jax"},
+    "an array whose sizes overflow": {
+        "array": [],
+        "shape": [2**62, 0],
+        "dtype": "float32",
+        "of": "jax",
+    },
     "a function of a function": {"function": "jax.numpy:mask_indices"},
     "a wrong number": {"float": "__import__('os')"},
     "a set of lists": {"set": [[1]]},
-    "another package's class, through Flax": {"object": "flax.training.checkpoints:ocp.CheckpointManagerOptions"},
-    "another package's class, through a package": {"object": "kerasflax._serialise:np.ndarray"},
-    "a parent": {"object": "flax.linen:Dense", "fields": {"parent": {"object": "flax.linen:Dense", "fields": {"features": 1}}}},
+    "another package's class, through Flax": {
+        "object": "flax.training.checkpoints:ocp.CheckpointManagerOptions"
+    },
+    "another package's class, through a package": {
+        "object": "kerasflax.saving._to_json:np.ndarray"
+    },
+    "a parent": {
+        "object": "flax.linen:Dense",
+        "fields": {"parent": {"object": "flax.linen:Dense", "fields": {"features": 1}}},
+    },
     "a shaped dtype": {"dtype": "(1000000000,)f4"},
     "a dtype that is code": {"dtype": "(1,"},
-    "an accessor": {"object": "flax.nnx.proxy_caller:DelayedAccessor", "fields": {"actions": {"tuple": []}}},
+    "an accessor": {
+        "object": "flax.nnx.proxy_caller:DelayedAccessor",
+        "fields": {"actions": {"tuple": []}},
+    },
     "a dataclass of Flax": {"object": "flax.nnx.proxy_caller:GetAttr", "fields": {"name": "x"}},
-    "a sequence of classes": {"object": "flax.linen:Sequential", "fields": {"layers": [{"type": "flax.linen:Dense"}]}},
+    "a sequence of classes": {
+        "object": "flax.linen:Sequential",
+        "fields": {"layers": [{"type": "flax.linen:Dense"}]},
+    },
     "a sequence of data": {"object": "flax.linen:Sequential", "fields": {"layers": ["x"]}},
     "a module that makes what is called": {
         "object": "flax.linen:Dense",
-        "fields": {"features": 1, "dot_general_cls": {"object": "flax.linen:Dense", "fields": {"features": 1}}},
+        "fields": {
+            "features": 1,
+            "dot_general_cls": {"object": "flax.linen:Dense", "fields": {"features": 1}},
+        },
     },
-    "a partial of a module": {"partial": {"object": "flax.linen:Dense", "fields": {"features": 1}}, "keywords": {"rngs": 1}},
+    "a partial of a module": {
+        "partial": {"object": "flax.linen:Dense", "fields": {"features": 1}},
+        "keywords": {"rngs": 1},
+    },
     "a partial of a partial": {"partial": {"partial": {"function": "jax.nn:relu"}}},
-    "a partial of a wrapper": {"partial": {"type": "flax.nnx.bridge.wrappers:ToLinen"}, "keywords": {"skip_rng": True}},
-    "a partial of a class, with a wrong field": {"partial": {"type": "flax.linen:Dense"}, "keywords": {"evil": 1}},
+    "a partial of a wrapper": {
+        "partial": {"type": "flax.nnx.bridge.wrappers:ToLinen"},
+        "keywords": {"skip_rng": True},
+    },
+    "a partial of a class, with a wrong field": {
+        "partial": {"type": "flax.linen:Dense"},
+        "keywords": {"evil": 1},
+    },
     "a partial of a function, with a function": {
         "partial": {"function": "flax.linen:dot_product_attention"},
         "keywords": {"einsum": {"function": "jax.numpy:append"}},
@@ -648,9 +759,15 @@ def test_a_hostile_description_is_an_error_and_imports_nothing(name):
 
 def test_no_program_of_a_package_is_run(tmp_path, monkeypatch):
     (tmp_path / "programpackage").mkdir()
-    (tmp_path / "programpackage/__init__.py").write_text("from flax import linen as nn\nclass Net(nn.Module): pass\n")
-    (tmp_path / "programpackage/more.py").write_text("from flax import linen as nn\nclass Other(nn.Module): pass\n")
-    (tmp_path / "programpackage/__main__.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
+    (tmp_path / "programpackage/__init__.py").write_text(
+        "from flax import linen as nn\nclass Net(nn.Module): pass\n"
+    )
+    (tmp_path / "programpackage/more.py").write_text(
+        "from flax import linen as nn\nclass Other(nn.Module): pass\n"
+    )
+    (tmp_path / "programpackage/__main__.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("programpackage")
     with pytest.raises(ConfigError, match=r"Run `import programpackage\.more` first"):
@@ -685,15 +802,27 @@ def walk_to_exec(mark):
     """Two steps, to run a command: attributes are looked up by name until there is `exec`, which a wrapper then calls."""
     accessor = "flax.nnx.proxy_caller"
     actions = [
-        *({"object": f"{accessor}:GetAttr", "fields": {"name": name}} for name in ("__wrapped__", "__globals__")),
-        *({"object": f"{accessor}:GetItem", "fields": {"key": key}} for key in ("__builtins__", "exec")),
+        *(
+            {"object": f"{accessor}:GetAttr", "fields": {"name": name}}
+            for name in ("__wrapped__", "__globals__")
+        ),
+        *(
+            {"object": f"{accessor}:GetItem", "fields": {"key": key}}
+            for key in ("__builtins__", "exec")
+        ),
     ]
     return {
-        "partial": {"object": f"{accessor}:DelayedAccessor", "fields": {"actions": {"tuple": actions}}},
+        "partial": {
+            "object": f"{accessor}:DelayedAccessor",
+            "fields": {"actions": {"tuple": actions}},
+        },
         "arguments": [{"function": "jax.numpy:append"}],
     }, {
         "partial": {"type": "flax.nnx.bridge.wrappers:ToLinen"},
-        "keywords": {"args": {"tuple": [f"__import__('os').mkdir({str(mark)!r})"]}, "skip_rng": True},
+        "keywords": {
+            "args": {"tuple": [f"__import__('os').mkdir({str(mark)!r})"]},
+            "skip_rng": True,
+        },
     }
 
 
@@ -726,7 +855,11 @@ def payload(path):
 def lambda_that_makes(path):
     code = marshal.dumps(compile(f"__import__('os').mkdir({str(path)!r})", "file", "eval"))
     value = base64.b64encode(code).decode()
-    return {"class_name": "__lambda__", "config": {"value": value}, "registered_name": "kerasflax>FlaxLayer"}
+    return {
+        "class_name": "__lambda__",
+        "config": {"value": value},
+        "registered_name": "kerasflax>FlaxLayer",
+    }
 
 
 # As foreign files have run code in Keras.
@@ -745,16 +878,29 @@ ATTACKS = {
         method={"registered": "tests>make_folder", "config": {"dict": {"path": str(mark)}}}
     ),
     "an object of Keras's": lambda layer, mark: layer["config"].update(
-        module={"module": "os", "class_name": "mkdir", "config": {"path": str(mark)}, "registered_name": "mkdir"}
+        module={
+            "module": "os",
+            "class_name": "mkdir",
+            "config": {"path": str(mark)},
+            "registered_name": "mkdir",
+        }
     ),
     "a lambda of Keras's": lambda layer, mark: layer["config"].update(
         method={"class_name": "__lambda__", "config": {"value": payload(mark)}}
     ),
     # Keras looks for a lambda where its caller looks for regularizers, if a registered name leads it there.
-    "a lambda as a regularizer": lambda layer, mark: layer["config"].update(regularizers={"**": lambda_that_makes(mark)}),
-    "a lambda as a constraint": lambda layer, mark: layer["config"].update(constraints={"**": lambda_that_makes(mark)}),
-    "a lambda as a policy": lambda layer, mark: layer["config"].update(dtype=lambda_that_makes(mark)),
-    "the layer's own class": lambda layer, mark: layer.update(module="os", class_name="mkdir", registered_name="mkdir"),
+    "a lambda as a regularizer": lambda layer, mark: layer["config"].update(
+        regularizers={"**": lambda_that_makes(mark)}
+    ),
+    "a lambda as a constraint": lambda layer, mark: layer["config"].update(
+        constraints={"**": lambda_that_makes(mark)}
+    ),
+    "a lambda as a policy": lambda layer, mark: layer["config"].update(
+        dtype=lambda_that_makes(mark)
+    ),
+    "the layer's own class": lambda layer, mark: layer.update(
+        module="os", class_name="mkdir", registered_name="mkdir"
+    ),
     # CVE-2025-49655: a pickle in the place of a module.
     "a pickle": lambda layer, mark: layer["config"].update(module=payload(mark)),
     "a pickle as bytes": lambda layer, mark: layer["config"].update(
@@ -763,8 +909,12 @@ ATTACKS = {
     # CVE-2026-1462: a path in the config to something that is loaded and run.
     "a path": lambda layer, mark: layer["config"].update(filepath=str(mark)),
     "variables": lambda layer, mark: layer["config"].update(variables={"params": payload(mark)}),
-    "attributes by name, to exec": lambda layer, mark: layer["config"].update(module=through_dot_general(mark)),
-    "the same in a sequence": lambda layer, mark: layer["config"].update(module=sequence(*walk_to_exec(mark))),
+    "attributes by name, to exec": lambda layer, mark: layer["config"].update(
+        module=through_dot_general(mark)
+    ),
+    "the same in a sequence": lambda layer, mark: layer["config"].update(
+        module=sequence(*walk_to_exec(mark))
+    ),
     "the same in NNX": lambda layer, mark: layer["config"].update(
         module={"constructor": "flax.nnx:Sequential", "arguments": [*walk_to_exec(mark)]}
     ),
@@ -787,9 +937,14 @@ ATTACKS = {
     "the same in constraints": lambda layer, mark: layer["config"].update(
         constraints={"**": flax_layer(through_dot_general(mark))}
     ),
-    "the same as a dtype": lambda layer, mark: layer["config"].update(dtype=flax_layer(through_dot_general(mark))),
+    "the same as a dtype": lambda layer, mark: layer["config"].update(
+        dtype=flax_layer(through_dot_general(mark))
+    ),
     "the same in a registered layer": lambda layer, mark: layer["config"].update(
-        module={"registered": "kerasflax>FlaxLayer", "config": {"dict": {"module": {"dict": through_dot_general(mark)}}}}
+        module={
+            "registered": "kerasflax>FlaxLayer",
+            "config": {"dict": {"module": {"dict": through_dot_general(mark)}}},
+        }
     ),
     "a class of the bridge": lambda layer, mark: layer["config"].update(
         module={
@@ -843,13 +998,22 @@ def test_another_version_is_refused(version):
     ],
 )
 def test_other_parts_are_checked(key, value):
-    part = {"regularizer": "regularizers", "constraint": "constraints", "variable_dtype": "dtype"}.get(key, key)
+    part = {
+        "regularizer": "regularizers",
+        "constraint": "constraints",
+        "variable_dtype": "dtype",
+    }.get(key, key)
     with pytest.raises(ConfigError, match=key):
         FlaxLayer.from_config(FlaxLayer(nn.Dense(1)).get_config() | {part: value})
 
 
 @pytest.mark.parametrize(
-    "config", [{"input_shape": [1]}, {"input_shape": [-3], "input_dtype": "int32"}, {"input_dtype": ["int8"]}]
+    "config",
+    [
+        {"input_shape": [1]},
+        {"input_shape": [-3], "input_dtype": "int32"},
+        {"input_dtype": ["int8"]},
+    ],
 )
 def test_what_a_layer_is_built_on_is_checked(config):
     with pytest.raises(ConfigError, match="The input"):
@@ -879,7 +1043,13 @@ def test_what_flax_has_transformed_twice_is_not_chosen_in_silence():
         pass
 
     def repeated(axis):
-        return nn.vmap(Repeated, in_axes=axis, out_axes=axis, variable_axes={"params": 0}, split_rngs={"params": True})
+        return nn.vmap(
+            Repeated,
+            in_axes=axis,
+            out_axes=axis,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
 
     old = repeated(1)
     node = to_config(old(3), "net")
@@ -914,7 +1084,11 @@ def test_the_class_that_has_the_name_now_counts_whatever_it_is_derived_from():
 
 def test_a_registered_class_is_found_by_its_name_there_wherever_it_is_defined():
     def define(place):
-        body = {"__module__": place, "get_config": lambda self: {}, "from_config": classmethod(lambda cls, config: cls())}
+        body = {
+            "__module__": place,
+            "get_config": lambda self: {},
+            "from_config": classmethod(lambda cls, config: cls()),
+        }
         return keras.saving.register_keras_serializable("tests")(type("Known", (nn.Module,), body))
 
     old = define("somewhere")
@@ -927,8 +1101,17 @@ def test_a_registered_class_is_found_by_its_name_there_wherever_it_is_defined():
 def test_a_field_is_what_it_was_when_its_default_has_become_another():
     def define(default, options, function):
         annotations = {"rate": float, "options": dict, "function": Any}
-        body = {"__module__": __name__, "__annotations__": annotations, "rate": default, "function": function}
-        return type("Changing", (nn.Module,), body | {"options": dataclasses.field(default_factory=lambda: options)})
+        body = {
+            "__module__": __name__,
+            "__annotations__": annotations,
+            "rate": default,
+            "function": function,
+        }
+        return type(
+            "Changing",
+            (nn.Module,),
+            body | {"options": dataclasses.field(default_factory=lambda: options)},
+        )
 
     # A default that cannot be saved is left to the class.
     node = json.loads(json.dumps(to_config(define(0.5, {"a": 1}, len)(), "net")))
@@ -986,12 +1169,12 @@ def test_data_classes_are_found_if_a_module_declares_them_wherever_they_are_defi
     (tmp_path / "settingspackage.py").write_text(SETTINGS_PACKAGE)
     make = """
         import json, keras, sys
-        from kerasflax import _serialise
+        from kerasflax.saving import _to_json
         {}
         for node in json.loads({!r}):
             try:
-                print(_serialise.from_config(node, "it"))
-            except _serialise.ConfigError as error:
+                print(_to_json.from_config(node, "it"))
+            except _to_json.ConfigError as error:
                 print(error)
             assert ("settingspackage" in sys.modules) == {!r}
     """
@@ -1006,14 +1189,18 @@ def test_data_classes_are_found_if_a_module_declares_them_wherever_they_are_defi
         {"object": "settingspackage:Undeclared", "fields": {"width": 1}},
     ]
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    *found, refused, advice = run(make.format("import settingspackage", json.dumps(nodes), True), PYTHONPATH=path).splitlines()
+    *found, refused, advice = run(
+        make.format("import settingspackage", json.dumps(nodes), True), PYTHONPATH=path
+    ).splitlines()
     assert found == [
         "Plain(width=3, kind=<Kind.WIDE: 1>, more=(), inner=Inner(pair=Pair(a=1)), parts={})",
         *("Kind.WIDE", "1", "Bits.A", "Node(rate=1)"),
     ]
     assert "no field of a module is declared to hold it" in refused
     assert "custom_objects={'Undeclared': Undeclared}" in advice
-    assert "import settingspackage" in run(make.format("", json.dumps(nodes[:1]), False), PYTHONPATH=path)
+    assert "import settingspackage" in run(
+        make.format("", json.dumps(nodes[:1]), False), PYTHONPATH=path
+    )
 
 
 def test_fields_are_checked_against_their_declared_types(tmp_path, monkeypatch):
@@ -1037,13 +1224,23 @@ def test_fields_are_checked_against_their_declared_types(tmp_path, monkeypatch):
         {"object": "flax.linen:Dense", "fields": {"features": {"function": "jax.nn:relu"}}},
         {"object": "flax.linen:Dense", "fields": {"features": 1, "use_bias": "yes"}},
         {"object": "flax.linen:Dense", "fields": {"features": 2.5}},
-        {"object": "flax.linen:RNN", "fields": {"cell": {"object": "flax.linen:Dense", "fields": {"features": 1}}}},
+        {
+            "object": "flax.linen:RNN",
+            "fields": {"cell": {"object": "flax.linen:Dense", "fields": {"features": 1}}},
+        },
         {"constructor": "flax.nnx:Linear", "arguments": [2], "keywords": {"out_features": "x"}},
     ):
-        with pytest.raises(ConfigError, match=r"cannot be made as it is described: .*declared type|is not (data|a module)"):
+        with pytest.raises(
+            ConfigError,
+            match=r"cannot be made as it is described: .*declared type|is not (data|a module)",
+        ):
             from_config(wrong, "it")
     # Flax takes these as well.
-    for right in ({"features": 2.0}, {"features": {"number": 2, "dtype": "int32"}}, {"features": 2, "dtype": "float32"}):
+    for right in (
+        {"features": 2.0},
+        {"features": {"number": 2, "dtype": "int32"}},
+        {"features": 2, "dtype": "float32"},
+    ):
         from_config({"object": "flax.linen:Dense", "fields": right}, "it")
 
 
@@ -1070,7 +1267,9 @@ def test_no_class_whose_methods_python_calls_is_made_even_if_it_is_declared(acti
             {"set": [node]},
             [{"dict": [[node, 1]]}],
         ):
-            with pytest.raises(ConfigError, match=r"runs code|function makes|described wrongly") as error:
+            with pytest.raises(
+                ConfigError, match=r"runs code|function makes|described wrongly"
+            ) as error:
                 from_config(around, "it")
             assert "custom_objects" in str(error.value) or "wrongly" in str(error.value), kind
         assert not mark.exists(), kind
@@ -1087,7 +1286,7 @@ def test_a_class_of_a_command_line_is_not_taken_for_a_written_one(method, tmp_pa
         import dataclasses, os, typing
         from flax import linen as nn
         from kerasflax import ConfigError
-        from kerasflax._serialise import from_config
+        from kerasflax.saving._to_json import from_config
         @dataclasses.dataclass
         class Acts:
             value: str
@@ -1169,7 +1368,9 @@ def test_no_name_in_a_file_imports_anything(tmp_path, monkeypatch):
         "    import importlib\n"
         "    return importlib.import_module(f'lazypackage.{name}')\n"
     )
-    (tmp_path / "lazypackage/sub.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
+    (tmp_path / "lazypackage/sub.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("lazypackage")
     before = set(sys.modules)
@@ -1183,7 +1384,18 @@ def test_no_name_in_a_file_imports_anything(tmp_path, monkeypatch):
     )
     for name in names:
         for node in (
-            *({kind: name} for kind in ("object", "type", "function", "initializer", "constructor", "custom", "enum")),
+            *(
+                {kind: name}
+                for kind in (
+                    "object",
+                    "type",
+                    "function",
+                    "initializer",
+                    "constructor",
+                    "custom",
+                    "enum",
+                )
+            ),
             {"enum": name, "member": "A"},
             {"named_tuple": name, "fields": []},
             {"registered": name},
@@ -1199,11 +1411,23 @@ def test_no_name_in_a_file_imports_anything(tmp_path, monkeypatch):
 
 def test_only_what_is_listed_is_taken_from_flax():
     nnx = importlib.import_module("flax.nnx")
-    for kind in (nnx.GraphDef, nnx.OfType, nnx.Variable, nnx.Rngs, nn.Module, nnx.Module, flax.struct.PyTreeNode):
+    for kind in (
+        nnx.GraphDef,
+        nnx.OfType,
+        nnx.Variable,
+        nnx.Rngs,
+        nn.Module,
+        nnx.Module,
+        flax.struct.PyTreeNode,
+    ):
         for form in ("object", "type", "constructor", "named_tuple", "enum"):
             with pytest.raises(ConfigError):
                 from_config(
-                    {form: f"{kind.__module__}:{kind.__qualname__}", **({"member": "A"} if form == "enum" else {})}, "it"
+                    {
+                        form: f"{kind.__module__}:{kind.__qualname__}",
+                        **({"member": "A"} if form == "enum" else {}),
+                    },
+                    "it",
                 )
 
 
@@ -1219,10 +1443,15 @@ WRAPPED = {
 def test_a_wrapper_of_nnx_takes_modules_of_the_list_alone(name):
     wrapper = "flax.nnx.bridge.wrappers:ToLinen"
     with pytest.raises(ConfigError):
-        from_config({"object": wrapper, "fields": {"nnx_class": WRAPPED[name], "skip_rng": True}}, "it")
+        from_config(
+            {"object": wrapper, "fields": {"nnx_class": WRAPPED[name], "skip_rng": True}}, "it"
+        )
     right = {"nnx_class": {"type": "flax.nnx:Linear"}, "args": {"tuple": [4, 3]}}
     assert from_config({"object": wrapper, "fields": right}, "it").nnx_class.__name__ == "Linear"
-    for wrong in ({"args": {"tuple": [4, "x"]}}, {"kwargs": {"dict": {"dot_general": {"type": "flax.linen:Dense"}}}}):
+    for wrong in (
+        {"args": {"tuple": [4, "x"]}},
+        {"kwargs": {"dict": {"dot_general": {"type": "flax.linen:Dense"}}}},
+    ):
         with pytest.raises(ConfigError):
             from_config({"object": wrapper, "fields": right | wrong}, "it")
 
@@ -1277,23 +1506,36 @@ def test_keras_own_regularizers_and_those_given_come_back():
     x = np.ones((2, 3), np.float32)
     arguments = {
         "activity_regularizer": keras.regularizers.L1L2(0.25, 0.5),
-        "regularizers": {"**/kernel": keras.regularizers.OrthogonalRegularizer(0.1), "bias": keras.regularizers.L1(0.5)},
-        "constraints": {"**/kernel": keras.constraints.MinMaxNorm(0.5, 1.5), "bias": keras.constraints.UnitNorm(axis=[0])},
+        "regularizers": {
+            "**/kernel": keras.regularizers.OrthogonalRegularizer(0.1),
+            "bias": keras.regularizers.L1(0.5),
+        },
+        "constraints": {
+            "**/kernel": keras.constraints.MinMaxNorm(0.5, 1.5),
+            "bias": keras.constraints.UnitNorm(axis=[0]),
+        },
         "dtype": "mixed_bfloat16",
     }
-    arguments["regularizers"] = {f"params/{key}": value for key, value in arguments["regularizers"].items()}
-    arguments["constraints"] = {f"params/{key}": value for key, value in arguments["constraints"].items()}
+    arguments["regularizers"] = {
+        f"params/{key}": value for key, value in arguments["regularizers"].items()
+    }
+    arguments["constraints"] = {
+        f"params/{key}": value for key, value in arguments["constraints"].items()
+    }
     layer = FlaxLayer(nn.Dense(2), **arguments)
     config = json.loads(json.dumps(layer.get_config()))
     loaded = FlaxLayer.from_config(config)
     assert json.loads(json.dumps(loaded.get_config())) == config
     assert loaded.dtype_policy.name == "mixed_bfloat16"
     plain = FlaxLayer.from_config(
-        FlaxLayer(nn.Dense(2), activity_regularizer="l2").get_config() | {"activity_regularizer": "l1"}
+        FlaxLayer(nn.Dense(2), activity_regularizer="l2").get_config()
+        | {"activity_regularizer": "l1"}
     )
     plain(x)
     assert len(plain.losses) == 1
-    own = json.loads(json.dumps(FlaxLayer(nn.Dense(2), activity_regularizer=Doubled()).get_config()))
+    own = json.loads(
+        json.dumps(FlaxLayer(nn.Dense(2), activity_regularizer=Doubled()).get_config())
+    )
     with pytest.raises(ConfigError, match=r"custom_objects=\{'Doubled': Doubled\}"):
         FlaxLayer.from_config(own)
     with keras.saving.custom_object_scope({"Doubled": Doubled}):
@@ -1312,7 +1554,9 @@ def flax_layer(module):
 
 LAYERS = {
     "a layer of kerasflax": flax_layer({"object": "flax.linen:Dense", "fields": {"features": 1}}),
-    "a form": keras_object("Form", {"model": 0, "positions": [0]}, "kerasflax._trees", "kerasflax>Form"),
+    "a form": keras_object(
+        "Form", {"model": 0, "positions": [0]}, "kerasflax.bridge._forms", "kerasflax>Form"
+    ),
     "a layer of Keras": keras_object("Dense", {"units": 1}, "keras.layers"),
     "a lambda layer": keras_object("Lambda", {"function": "x"}, "keras.layers"),
     "a saved model": keras_object("TFSMLayer", {"filepath": "x"}, "keras.layers"),
@@ -1352,7 +1596,14 @@ def test_a_hostile_form_is_refused():
 
 
 @pytest.mark.parametrize(
-    "model", [{"dict": [[1, 0], ["a", 1]]}, {"set": [0, 1]}, {"tuple": [0, 0.5]}, 3, [0, {"dict": {"a": "b"}}]]
+    "model",
+    [
+        {"dict": [[1, 0], ["a", 1]]},
+        {"set": [0, 1]},
+        {"tuple": [0, 0.5]},
+        3,
+        [0, {"dict": {"a": "b"}}],
+    ],
 )
 def test_a_form_of_what_jax_cannot_take_apart_is_refused(model):
     for config in (
@@ -1403,7 +1654,9 @@ def test_many_modules_of_one_class_are_read_in_time():
     class Small(nn.Module):
         value: int = 0
 
-    nodes = [{"object": f"{__name__}:{Small.__qualname__}", "fields": {"value": i}} for i in range(3000)]
+    nodes = [
+        {"object": f"{__name__}:{Small.__qualname__}", "fields": {"value": i}} for i in range(3000)
+    ]
     begin = time.perf_counter()
     assert [module.value for module in from_config(nodes, "it")] == list(range(3000))
     assert time.perf_counter() - begin < 10
@@ -1412,7 +1665,19 @@ def test_many_modules_of_one_class_are_read_in_time():
 def test_errors_are_short_whatever_the_file_says():
     long = "x" * 10**6
     nodes = [
-        *({key: long} for key in ("object", "type", "function", "initializer", "constructor", "custom", "registered", "dtype")),
+        *(
+            {key: long}
+            for key in (
+                "object",
+                "type",
+                "function",
+                "initializer",
+                "constructor",
+                "custom",
+                "registered",
+                "dtype",
+            )
+        ),
         {"object": f"{long}:{long}", "fields": {}},
         {"object": "flax.linen:Dense", "fields": {long: 1}},
         {"object": "flax.linen:Dense", "fields": {"features": long}},
@@ -1431,8 +1696,14 @@ def test_errors_are_short_whatever_the_file_says():
         assert len(str(error.value)) < 2000
     base = FlaxLayer(nn.Dense(1)).get_config()
     parts = [
-        *({key: long} for key in ("format_version", "method", "module", "given", "activity_regularizer")),
-        *({key: {long: long}} for key in ("regularizers", "constraints", "given", "method", "dtype", "frozen")),
+        *(
+            {key: long}
+            for key in ("format_version", "method", "module", "given", "activity_regularizer")
+        ),
+        *(
+            {key: {long: long}}
+            for key in ("regularizers", "constraints", "given", "method", "dtype", "frozen")
+        ),
         {long: 1},
         {"name": [long]},
         {"frozen": [[long]]},
@@ -1472,7 +1743,10 @@ def test_the_time_for_a_description_grows_with_its_size():
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"params/kernel": [[7], "int4"]}, "'params/kernel' has the dtype 'int4', which no Keras variable has"),
+        (
+            {"params/kernel": [[7], "int4"]},
+            "'params/kernel' has the dtype 'int4', which no Keras variable has",
+        ),
         ({"a/" * 300: [[7], "float32"]}, "it nests deeper than 256 levels"),
     ],
 )
@@ -1505,7 +1779,13 @@ def test_nothing_that_is_listed_reaches_a_callable_an_attribute_a_file_or_the_pr
 
 
 def test_an_entry_of_a_list_is_the_object_itself():
-    for table in (_allowed.FUNCTIONS, _allowed.FACTORIES, _allowed.MODULES, _allowed.HOLDERS, _allowed.ENUMS):
+    for table in (
+        _allowed.FUNCTIONS,
+        _allowed.FACTORIES,
+        _allowed.MODULES,
+        _allowed.HOLDERS,
+        _allowed.ENUMS,
+    ):
         for name, value in _allowed.entries(table):
             namespace, _, attribute = name.partition(":")
             assert vars(sys.modules[namespace])[attribute] is value
@@ -1519,8 +1799,20 @@ def test_every_field_of_flax_that_takes_a_function_has_its_role():
         if dataclasses.is_dataclass(kind):
             declared = {field: str(f.type) for field, f in kind.__dataclass_fields__.items()}
         else:
-            declared = {key: str(p.annotation) for key, p in inspect.signature(kind.__init__).parameters.items()}
+            declared = {
+                key: str(p.annotation)
+                for key, p in inspect.signature(kind.__init__).parameters.items()
+            }
         for field, text in declared.items():
-            calls = any(word in text for word in ("Callable[...", "Initializer", "DotGeneralT", "EinsumT", "PromoteDtypeFn"))
+            calls = any(
+                word in text
+                for word in (
+                    "Callable[...",
+                    "Initializer",
+                    "DotGeneralT",
+                    "EinsumT",
+                    "PromoteDtypeFn",
+                )
+            )
             if calls:
                 assert field in _allowed.ROLES, (name, field)

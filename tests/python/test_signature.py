@@ -3,8 +3,8 @@ import inspect
 
 import pytest
 
-from kerasflax import MethodError, _foreign
-from kerasflax._signature import MODE_ARGUMENTS, signature_of
+from kerasflax import MethodError, _host
+from kerasflax.adapters._signature import MODE_ARGUMENTS, signature_of
 
 
 def filled(method, inputs="x", training=True, mask=None, fields=None):
@@ -52,22 +52,33 @@ def test_a_dict_is_spread_over_arguments_of_its_names():
     assert filled(lambda self, inputs, a=0, b=0: 0, both) == ((both,), {})
     assert filled(lambda self, a, c=0: 0, both) == ((both,), {})
     named = {"inputs": 1, "mask": 2}
-    assert filled(lambda self, inputs, mask=None, train=0: 0, named, mask="keras") == ((1, 2), {"train": True})
+    assert filled(lambda self, inputs, mask=None, train=0: 0, named, mask="keras") == (
+        (1, 2),
+        {"train": True},
+    )
 
 
 def test_a_list_is_spread_over_several_arguments_without_a_default():
     assert filled(lambda self, a, b, training, c=0: 0, [1, 2]) == ((1, 2), {"training": True})
     assert filled(lambda self, a, b=0: 0, [1, 2]) == (([1, 2],), {})
-    with pytest.raises(MethodError, match=r"Nothing fills `b`, `c` of `f`.*; the input is a list of 2"):
+    with pytest.raises(
+        MethodError, match=r"Nothing fills `b`, `c` of `f`.*; the input is a list of 2"
+    ):
         filled(lambda self, a, b, c: 0, [1, 2])
 
 
 def test_a_mode_argument_that_a_field_settles_is_not_passed():
-    assert filled(lambda self, x, deterministic=None: 0, fields={"deterministic": True}) == (("x",), {})
+    assert filled(lambda self, x, deterministic=None: 0, fields={"deterministic": True}) == (
+        ("x",),
+        {},
+    )
 
 
 def test_a_mode_argument_without_a_default_is_filled_whatever_the_fields():
-    assert filled(lambda self, x, training: 0, fields={"training": False}) == (("x",), {"training": True})
+    assert filled(lambda self, x, training: 0, fields={"training": False}) == (
+        ("x",),
+        {"training": True},
+    )
 
 
 def test_a_mode_field_that_is_none_is_set_for_the_call_where_no_argument_is():
@@ -78,7 +89,9 @@ def test_a_mode_field_that_is_none_is_set_for_the_call_where_no_argument_is():
 
 
 def test_an_argument_that_nothing_fills_is_an_error_that_names_it():
-    with pytest.raises(MethodError, match=r"Nothing fills `b`, `c` of `f`, whose arguments are \(a, b, c, d=1\)"):
+    with pytest.raises(
+        MethodError, match=r"Nothing fills `b`, `c` of `f`, whose arguments are \(a, b, c, d=1\)"
+    ):
         filled(lambda self, a, b, c, d=1: 0)
 
 
@@ -102,12 +115,12 @@ def test_another_language_can_say_what_its_functions_take():
 
     wrapper.__wrapped__ = foreign
     formals = {"self": False, "inputs": False, "training": True, "...": False}
-    _foreign.register(lambda function: formals if function is foreign else None, None, None, None)
+    _host.register(lambda function: formals if function is foreign else None, None, None, None)
     try:
         assert filled(wrapper) == (("x",), {"training": True})
         assert filled(lambda self, tokens: 0) == (("x",), {})
     finally:
-        _foreign.register(None, None, None, None)
+        _host.register(None, None, None, None)
     assert str(inspect.signature(foreign)) == "(*args, **kwargs)"
     assert filled(wrapper) == (("x",), {})
 
@@ -117,11 +130,11 @@ def test_names_that_python_does_not_have_are_left_to_their_defaults_or_filled_by
         return 0
 
     formals = {"module": False, ".x": False, "na.rm": True, "lambda": True, "training": False}
-    _foreign.register(lambda function: formals if function is foreign else None, None, None, None)
+    _host.register(lambda function: formals if function is foreign else None, None, None, None)
     try:
         assert filled(foreign) == (("x",), {"training": True})
     finally:
-        _foreign.register(None, None, None, None)
+        _host.register(None, None, None, None)
 
 
 def test_what_a_partial_holds_is_left_to_it():
@@ -130,5 +143,7 @@ def test_what_a_partial_holds_is_left_to_it():
 
 
 def test_a_part_of_the_input_named_like_the_mode_is_an_error():
-    with pytest.raises(MethodError, match="The input has a part named `training`, and so is the mode"):
+    with pytest.raises(
+        MethodError, match="The input has a part named `training`, and so is the mode"
+    ):
         filled(lambda self, a, training: 0, {"a": 1, "training": 2})

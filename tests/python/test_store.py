@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from keras.src.saving.saving_lib import H5IOStore
 from modules import ConvNet
 
-from kerasflax import FileError, FlaxLayer, NotBuiltError, VariablesError, _store
-from kerasflax._variables import named_leaves
+from kerasflax import FileError, FlaxLayer, NotBuiltError, VariablesError
+from kerasflax.bridge import _weights_file
+from kerasflax.bridge._variables import named_leaves
 
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
 Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
@@ -67,7 +68,9 @@ def test_every_variable_is_in_the_file_under_its_path(name, tmp_path):
 
     def model():
         layer = FlaxLayer(case.module, method=case.method, name="net")
-        layer(jax.tree.map(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), case.first))
+        layer(
+            jax.tree.map(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), case.first)
+        )
         return layer, Holder(layer)
 
     layer, saved = model()
@@ -101,7 +104,16 @@ def test_any_tree_comes_back_to_the_bit(tree):
         assert got.tobytes() == expected.tobytes(), path
 
 
-DTYPES = ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8", "uint32", "bool", "float32"]
+DTYPES = [
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int8",
+    "uint32",
+    "bool",
+    "float32",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,18 +139,25 @@ def test_values_of_any_dtype_come_back_to_the_bit(dtype, tmp_path):
 
 
 def test_weights_in_several_files_come_back(tmp_path):
-    layers = [FlaxLayer(nn.Sequential([nn.Dense(256), nn.Dense(256)]), name="net", seed=seed) for seed in (1, 2)]
+    layers = [
+        FlaxLayer(nn.Sequential([nn.Dense(256), nn.Dense(256)]), name="net", seed=seed)
+        for seed in (1, 2)
+    ]
     models = [keras.Sequential([keras.Input((256,)), layer]) for layer in layers]
     models[0].save_weights(tmp_path / "m.weights.json", max_shard_size=0.0003)
     assert len(list(tmp_path.glob("*.h5"))) > 1
     models[1].load_weights(tmp_path / "m.weights.json")
     for path, leaf in named_leaves(layers[0].flax_variables).items():
-        np.testing.assert_array_equal(leaf, named_leaves(layers[1].flax_variables)[path], err_msg=path)
+        np.testing.assert_array_equal(
+            leaf, named_leaves(layers[1].flax_variables)[path], err_msg=path
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_a_file_that_does_not_fit_is_an_error_that_lists_the_places_and_sets_nothing(tmp_path):
-    model_of(nn.Sequential([nn.Dense(3), nn.Dense(2)]), 1, (4,)).save_weights(tmp_path / "m.weights.h5")
+    model_of(nn.Sequential([nn.Dense(3), nn.Dense(2)]), 1, (4,)).save_weights(
+        tmp_path / "m.weights.h5"
+    )
     other = model_of(nn.Sequential([nn.Dense(5)]), 2, (4,))
     before = named_leaves(other.get_layer("net").flax_variables)
     with pytest.raises(ValueError, match="could not be loaded") as error:
@@ -238,7 +257,9 @@ PATHS = st.lists(st.sampled_from(NASTY), min_size=1, max_size=4).map("/".join)
 def saved(variables, path):
     store = H5IOStore(path, mode="w")
     try:
-        _store.save({path: variable.value for path, variable in variables.items()}, store.make("layers/net"))
+        _weights_file.save(
+            {path: variable.value for path, variable in variables.items()}, store.make("layers/net")
+        )
     finally:
         store.close()
 
@@ -246,7 +267,7 @@ def saved(variables, path):
 def loaded(variables, path):
     store = H5IOStore(path, mode="r")
     try:
-        _store.load(variables, store.get("layers/net"), "net")
+        _weights_file.load(variables, store.get("layers/net"), "net")
     finally:
         store.close()
 
@@ -268,7 +289,9 @@ def test_names_that_hdf5_has_are_what_version_1_makes_of_them(tmp_path):
     saved({"a": Value([1.0]), "a/b": Value([2.0]), "c/.": Value([3.0])}, tmp_path / "m.h5")
     with h5py.File(tmp_path / "m.h5") as file:
         names = []
-        file["layers/net/vars"].visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
+        file["layers/net/vars"].visititems(
+            lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None
+        )
         index = json.loads(file["layers/net/vars/index.json"][()].tobytes())
     assert sorted(names) == ["a/%", "a/b", "c/%2E", "index.json"]
     assert index.keys() == {"format_version", "dtypes"}
@@ -281,7 +304,10 @@ def test_a_tree_that_is_too_deep_is_not_saved(tmp_path):
 
 def tampered(tmp_path, change, shape=(3,)):
     """A file of two weights, of which one has been changed, loaded."""
-    saved({"w": Value(np.ones(shape, np.float32)), "v": Value(np.ones(3, np.float32))}, tmp_path / "m.h5")
+    saved(
+        {"w": Value(np.ones(shape, np.float32)), "v": Value(np.ones(3, np.float32))},
+        tmp_path / "m.h5",
+    )
     with h5py.File(tmp_path / "m.h5", "a") as file:
         group = file["layers/net/vars"]
         del group["w"]
@@ -319,7 +345,9 @@ def bomb(group):
 
 def peak():
     """The most memory that the process has had, in bytes; the system counts in kilobytes, and macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 DAMAGE = {
@@ -327,7 +355,9 @@ DAMAGE = {
     "bytes": lambda group: group.create_dataset("w", data=np.array([b"a", b"b", b"c"])),
     "bytes without an end": lambda group: group.create_dataset("w", (3,), dtype="S1000000"),
     "a compound": lambda group: group.create_dataset("w", data=np.zeros(3, "f4,i4")),
-    "references": lambda group: group.create_dataset("w", data=[group.ref] * 3, dtype=h5py.ref_dtype),
+    "references": lambda group: group.create_dataset(
+        "w", data=[group.ref] * 3, dtype=h5py.ref_dtype
+    ),
     "nothing": lambda group: group.create_dataset("w", data=h5py.Empty("f4")),
     "arrays in an array": lambda group: group.create_dataset("w", (3,), dtype="(2,)f4"),
     "opaque": lambda group: group.create_dataset("w", data=np.zeros(3, "V7")),
@@ -337,9 +367,15 @@ DAMAGE = {
     "a link to itself": lambda group: group.__setitem__("w", h5py.SoftLink("w")),
     "another file": external,
     "a pipe": fifo,
-    "numbers elsewhere": lambda group: group.create_dataset("w", (3,), "f4", external=[("/etc/passwd", 0, 12)]),
-    "a chunk of 4 GB": lambda group: group.create_dataset("w", (3,), "f4", chunks=(2**29,), maxshape=(None,), fillvalue=1),
-    "compressed": lambda group: group.create_dataset("w", data=np.ones(3, "f4"), compression="gzip"),
+    "numbers elsewhere": lambda group: group.create_dataset(
+        "w", (3,), "f4", external=[("/etc/passwd", 0, 12)]
+    ),
+    "a chunk of 4 GB": lambda group: group.create_dataset(
+        "w", (3,), "f4", chunks=(2**29,), maxshape=(None,), fillvalue=1
+    ),
+    "compressed": lambda group: group.create_dataset(
+        "w", data=np.ones(3, "f4"), compression="gzip"
+    ),
     "compressed twice": lambda group: bomb(group),
 }
 
@@ -347,7 +383,9 @@ DAMAGE = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_what_is_no_array_of_numbers_is_an_error_that_names_the_weight(case, tmp_path):
     before = peak()
-    with pytest.raises(FileError, match=r"The file is damaged: the layer 'net' (has|lists) w, which") as error:
+    with pytest.raises(
+        FileError, match=r"The file is damaged: the layer 'net' (has|lists) w, which"
+    ) as error:
         tampered(tmp_path, DAMAGE[case])
     assert isinstance(error.value, VariablesError)
     assert peak() < before + 2**28
@@ -356,7 +394,9 @@ def test_what_is_no_array_of_numbers_is_an_error_that_names_the_weight(case, tmp
 @pytest.mark.parametrize("shape", [(2**30,), (2**40,), (2**30, 2**30)])
 def test_a_weight_of_another_shape_is_not_read(shape, tmp_path):
     def change(group):
-        group.create_dataset("w", shape, "f4", chunks=(2**20,) * len(shape[:1]) + (1,) * len(shape[1:]))
+        group.create_dataset(
+            "w", shape, "f4", chunks=(2**20,) * len(shape[:1]) + (1,) * len(shape[1:])
+        )
 
     tracemalloc.start()
     try:
@@ -382,7 +422,12 @@ def an_index(paths):
 
 @pytest.mark.parametrize(
     "paths",
-    [["a/" * 15_000], ["a/" * 255 + str(i) for i in range(2000)], ["w" + "/value" * 200] * 1, [f"w{i}" for i in range(50_000)]],
+    [
+        ["a/" * 15_000],
+        ["a/" * 255 + str(i) for i in range(2000)],
+        ["w" + "/value" * 200] * 1,
+        [f"w{i}" for i in range(50_000)],
+    ],
 )
 def test_an_index_costs_what_its_size_is(paths, tmp_path):
     tracemalloc.start()
@@ -409,19 +454,32 @@ def test_an_index_that_unpacks_to_more_than_it_is_is_not_read(tmp_path):
 
 def test_a_version_of_any_length_is_quoted_in_a_few_words():
     with pytest.raises(FileError) as error:
-        _store.load({}, {"index.json": np.frombuffer(json.dumps({"format_version": "x" * 10**6}).encode(), np.uint8)}, "net")
+        _weights_file.load(
+            {},
+            {
+                "index.json": np.frombuffer(
+                    json.dumps({"format_version": "x" * 10**6}).encode(), np.uint8
+                )
+            },
+            "net",
+        )
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("dtype", ["(1,", "f4,", "object", "str", "(2,)f4", 3, None, ["f4"], "datetime64[s]"])
+@pytest.mark.parametrize(
+    "dtype", ["(1,", "f4,", "object", "str", "(2,)f4", 3, None, ["f4"], "datetime64[s]"]
+)
 def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
     with pytest.raises(FileError, match="is no dtype of numbers"):
-        _store.load({"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net")
+        _weights_file.load(
+            {"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net"
+        )
 
 
 @pytest.mark.parametrize(
-    "names", [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}]
+    "names",
+    [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}],
 )
 def test_a_name_that_the_index_makes_up_is_refused(names):
     with pytest.raises(FileError, match="cannot be read"):
-        _store.load({"params/kernel": Value([1.0])}, index(names=names), "net")
+        _weights_file.load({"params/kernel": Value([1.0])}, index(names=names), "net")

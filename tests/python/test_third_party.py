@@ -20,15 +20,20 @@ import pytest
 from flax import linen as nn
 
 from kerasflax import FlaxLayer
-from kerasflax._trees import simplify
-from kerasflax._variables import named_leaves
+from kerasflax.bridge._forms import simplify
+from kerasflax.bridge._variables import named_leaves
 
 # Old libraries on a new JAX, whose warnings kerasflax's own are unlike: those stay errors. And Keras takes no input by the name
 # that brax gives images, and says so.
 pytestmark = [
     *(
         pytest.mark.filterwarnings(f"ignore::{category}")
-        for category in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning", "SyntaxWarning")
+        for category in (
+            "DeprecationWarning",
+            "FutureWarning",
+            "PendingDeprecationWarning",
+            "SyntaxWarning",
+        )
     ),
     pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict:UserWarning:keras"),
 ]
@@ -62,7 +67,10 @@ class Case:
     build: Callable[..., nn.Module]
     inputs: Callable[[int, int], PyTree]
     imports: tuple[str, ...] = ()
-    arguments: Callable[[PyTree], tuple[tuple[Any, ...], dict[str, Any]]] = lambda inputs: ((inputs,), {})
+    arguments: Callable[[PyTree], tuple[tuple[Any, ...], dict[str, Any]]] = lambda inputs: (
+        (inputs,),
+        {},
+    )
     method: Callable[..., Any] | None = None
     mode: tuple[str, bool] | None = None
     draws: bool = False
@@ -98,7 +106,9 @@ class Case:
             arguments, keywords = self.arguments(inputs)
             rngs = dict.fromkeys(self.streams, jax.random.key(SEED))
             mutable = nn.DenyList(["params"])
-            return module.apply(variables, *arguments, rngs=rngs, mutable=mutable, **keywords, **self.keywords())[0]
+            return module.apply(
+                variables, *arguments, rngs=rngs, mutable=mutable, **keywords, **self.keywords()
+            )[0]
 
         return jax.jit(run)(variables, inputs)
 
@@ -124,7 +134,9 @@ def tokens(*names):
 
     def inputs(batch, length):
         parts = {
-            "position_ids": np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)).copy(),
+            "position_ids": np.broadcast_to(
+                np.arange(length, dtype=np.int32), (batch, length)
+            ).copy(),
             "type_ids": np.zeros((batch, length), np.int32),
             "ids": integers(batch, length),
             "mask": np.ones((batch, length), np.int32),
@@ -150,11 +162,21 @@ def hugging_face(model, name, config, inputs, sizes, **options):
         lambda modeling, package: getattr(modeling, name)(getattr(package, config)(**sizes)),
         inputs,
         imports=(f"transformers.models.{model}.modeling_flax_{model}", "transformers"),
-        **{"arguments": spread if is_dict else Case.arguments, "mode": ("deterministic", True), "draws": True} | options,
+        **{
+            "arguments": spread if is_dict else Case.arguments,
+            "mode": ("deterministic", True),
+            "draws": True,
+        }
+        | options,
     )
 
 
-HIDDEN = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+HIDDEN = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 TEXT = HIDDEN | {"vocab_size": 60, "max_position_embeddings": 32}
 IMAGE = HIDDEN | {"image_size": 16, "patch_size": 8}
 POSITIONED = tokens("input_ids", "attention_mask", "position_ids")
@@ -189,7 +211,9 @@ class Attention(nn.Module):
 
         return jraph.GAT(
             attention_query_fn=lambda nodes: nn.Dense(8)(nodes),
-            attention_logit_fn=lambda sent, received, edges: nn.Dense(1)(jnp.concatenate((sent, received), axis=-1)),
+            attention_logit_fn=lambda sent, received, edges: nn.Dense(1)(
+                jnp.concatenate((sent, received), axis=-1)
+            ),
             node_update_fn=lambda nodes: nn.Dense(4)(nodes),
         )(graph).nodes
 
@@ -220,7 +244,9 @@ def messages(batch, length):
 
 
 CASES = {
-    "transformers: Bert": hugging_face("bert", "FlaxBertModule", "BertConfig", TYPED, TEXT, output=last),
+    "transformers: Bert": hugging_face(
+        "bert", "FlaxBertModule", "BertConfig", TYPED, TEXT, output=last
+    ),
     "transformers: Bert, a classifier": hugging_face(
         "bert",
         "FlaxBertForSequenceClassificationModule",
@@ -228,18 +254,32 @@ CASES = {
         TYPED,
         TEXT,
         arguments=lambda inputs: ((), {**inputs, "head_mask": None}),
-        method=lambda module, inputs, deterministic: module(**inputs, head_mask=None, deterministic=deterministic),
+        method=lambda module, inputs, deterministic: module(
+            **inputs, head_mask=None, deterministic=deterministic
+        ),
         output=lambda outputs: outputs["logits"],
     ),
     "transformers: Roberta": hugging_face(
-        "roberta", "FlaxRobertaModule", "RobertaConfig", TYPED, TEXT | {"max_position_embeddings": 40}, output=last
+        "roberta",
+        "FlaxRobertaModule",
+        "RobertaConfig",
+        TYPED,
+        TEXT | {"max_position_embeddings": 40},
+        output=last,
     ),
     "transformers: DistilBert": hugging_face(
         "distilbert",
         "FlaxDistilBertModule",
         "DistilBertConfig",
         tokens("input_ids", "attention_mask"),
-        {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32},
+        {
+            "vocab_size": 60,
+            "dim": 16,
+            "n_layers": 1,
+            "n_heads": 2,
+            "hidden_dim": 32,
+            "max_position_embeddings": 32,
+        },
         output=last,
     ),
     "transformers: GPT2": hugging_face(
@@ -251,7 +291,13 @@ CASES = {
         output=lambda outputs: outputs["logits"],
     ),
     "transformers: Llama": hugging_face(
-        "llama", "FlaxLlamaModule", "LlamaConfig", POSITIONED, TEXT | {"num_key_value_heads": 1}, draws=False, output=last
+        "llama",
+        "FlaxLlamaModule",
+        "LlamaConfig",
+        POSITIONED,
+        TEXT | {"num_key_value_heads": 1},
+        draws=False,
+        output=last,
     ),
     "transformers: T5": hugging_face(
         "t5",
@@ -349,7 +395,10 @@ CASES = {
         tolerance=1e-4,
     ),
     "brax: MLP": Case(
-        "brax", lambda networks: networks.MLP([8, 4], layer_norm=True), vectors(6), imports=("brax.training.networks",)
+        "brax",
+        lambda networks: networks.MLP([8, 4], layer_norm=True),
+        vectors(6),
+        imports=("brax.training.networks",),
     ),
     "brax: SNMLP, with state of its own": Case(
         "brax",
@@ -361,12 +410,17 @@ CASES = {
     "brax: VisionMLP, of a dict": Case(
         "brax",
         lambda networks: networks.VisionMLP([8, 4], state_obs_key="state"),
-        lambda batch, length: {"pixels/view_0": floats(batch, 16, 16, 3), "state": floats(batch, 5)},
+        lambda batch, length: {
+            "pixels/view_0": floats(batch, 16, 16, 3),
+            "state": floats(batch, 5),
+        },
         imports=("brax.training.networks",),
     ),
     "brax: PolicyModuleWithStd, two outputs": Case(
         "brax",
-        lambda networks: networks.PolicyModuleWithStd(3, [8], nn.swish, nn.initializers.lecun_uniform(), False, "log", 1.0),
+        lambda networks: networks.PolicyModuleWithStd(
+            3, [8], nn.swish, nn.initializers.lecun_uniform(), False, "log", 1.0
+        ),
         vectors(6),
         imports=("brax.training.networks",),
         output=lambda outputs: outputs[0],
@@ -384,12 +438,18 @@ CASES = {
         imports=("ott.neural.networks.potentials",),
     ),
     "e3x: TensorDense": Case(
-        "e3x", lambda e3x: e3x.nn.TensorDense(features=4, max_degree=1), lambda batch, length: floats(batch, 1, 4, 6)
+        "e3x",
+        lambda e3x: e3x.nn.TensorDense(features=4, max_degree=1),
+        lambda batch, length: floats(batch, 1, 4, 6),
     ),
-    "e3x: MessagePass": Case("e3x", lambda e3x: e3x.nn.MessagePass(), messages, arguments=spread, tolerance=1e-4),
+    "e3x: MessagePass": Case(
+        "e3x", lambda e3x: e3x.nn.MessagePass(), messages, arguments=spread, tolerance=1e-4
+    ),
     "flaxmodels: StyleGAN2's discriminator": Case(
         "flaxmodels",
-        lambda flaxmodels: flaxmodels.stylegan2.Discriminator(resolution=8, fmap_base=32, fmap_max=8, mbstd_group_size=1),
+        lambda flaxmodels: flaxmodels.stylegan2.Discriminator(
+            resolution=8, fmap_base=32, fmap_max=8, mbstd_group_size=1
+        ),
         images(8),
         tolerance=1e-4,
     ),
@@ -399,12 +459,16 @@ CASES = {
         vectors(8),
         mode=("train", False),
     ),
-    "jraph: GraphNetwork": Case("jraph", lambda jraph: GraphNetwork(), graphs, output=lambda outputs: outputs.nodes),
+    "jraph: GraphNetwork": Case(
+        "jraph", lambda jraph: GraphNetwork(), graphs, output=lambda outputs: outputs.nodes
+    ),
     "jraph: GAT": Case("jraph", lambda jraph: Attention(), graphs),
 }
 
 if not any(importlib.util.find_spec(case.package) for case in CASES.values()):
-    pytest.skip("none of the packages is installed whose modules are wrapped here", allow_module_level=True)
+    pytest.skip(
+        "none of the packages is installed whose modules are wrapped here", allow_module_level=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,7 +506,9 @@ def give_jax_its_old_names(patch):
 
 
 def renaming(function, old, new):
-    return lambda *args, **keywords: function(*args, **{new if name == old else name: x for name, x in keywords.items()})
+    return lambda *args, **keywords: function(
+        *args, **{new if name == old else name: x for name, x in keywords.items()}
+    )
 
 
 def keras_inputs(case):
@@ -451,9 +517,15 @@ def keras_inputs(case):
     def tensor(path, x, y):
         shape = [a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)]
         name = getattr(path[-1], "key", None) if path else None
-        return keras.Input(batch_shape=shape, dtype=str(x.dtype), name=None if name is None or "/" in name else name)
+        return keras.Input(
+            batch_shape=shape,
+            dtype=str(x.dtype),
+            name=None if name is None or "/" in name else name,
+        )
 
-    return jax.tree_util.tree_map_with_path(tensor, case.inputs(BATCH, LENGTH), case.inputs(OTHER_BATCH, OTHER_LENGTH))
+    return jax.tree_util.tree_map_with_path(
+        tensor, case.inputs(BATCH, LENGTH), case.inputs(OTHER_BATCH, OTHER_LENGTH)
+    )
 
 
 def arrays(tree):
@@ -465,7 +537,9 @@ def assert_same(got, expected, tolerance):
     assert got.keys() == expected.keys()
     for path in expected:
         scale = max(1.0, float(np.max(np.abs(expected[path]), initial=0.0)))
-        np.testing.assert_allclose(got[path], expected[path], rtol=0, atol=tolerance * scale, err_msg=path)
+        np.testing.assert_allclose(
+            got[path], expected[path], rtol=0, atol=tolerance * scale, err_msg=path
+        )
 
 
 def is_same(left, right):
@@ -482,7 +556,8 @@ def test_the_output_spec_has_the_shapes_of_the_outputs(wrapped):
             outputs.setdefault(path, []).append(output.shape)
     specs = {path: tuple(spec.shape) for path, spec in arrays(wrapped.outputs).items()}
     assert specs == {
-        path: tuple(a if a == b else None for a, b in zip(*shapes, strict=True)) for path, shapes in outputs.items()
+        path: tuple(a if a == b else None for a, b in zip(*shapes, strict=True))
+        for path, shapes in outputs.items()
     }
 
 
@@ -505,14 +580,20 @@ def test_a_model_predicts_on_another_batch_size(wrapped):
 def test_steps_of_training_move_the_weights(wrapped):
     case, layer = wrapped.case, wrapped.layer
     output = case.output(wrapped.outputs)
-    features = keras.ops.mean(output, axis=tuple(range(1, len(output.shape) - 1))) if len(output.shape) > 2 else output
+    features = (
+        keras.ops.mean(output, axis=tuple(range(1, len(output.shape) - 1)))
+        if len(output.shape) > 2
+        else output
+    )
     predictions = keras.layers.Dense(1)(features if len(output.shape) > 1 else features[:, None])
     model = keras.Model(wrapped.inputs, predictions)
     model.compile("adam", "mse")
     before = [np.asarray(variable) for variable in layer.trainable_variables]
     losses = [model.train_on_batch(case.inputs(BATCH, LENGTH), floats(BATCH, 1)) for _ in range(2)]
     assert np.isfinite(losses).all()
-    moved = [not np.array_equal(a, b) for a, b in zip(before, layer.trainable_variables, strict=True)]
+    moved = [
+        not np.array_equal(a, b) for a, b in zip(before, layer.trainable_variables, strict=True)
+    ]
     assert sum(moved) > len(moved) / 2
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kerasflax._trace import Spec, TraceAgainError, trace, until_learned
+from kerasflax.tracing._trace import Spec, TraceAgainError, trace, until_learned
 
 
 def result(function, *shapes):
@@ -28,7 +28,9 @@ def test_code_that_branches_on_an_unknown_size_is_traced_with_numbers():
         return jnp.concatenate([x, x]) if int(x.shape[0]) < 5 else x
 
     assert result(branches, (None, 3)) == Spec((None, 3), "float32")
-    assert result(lambda x: jnp.ones(4 if int(x.shape[0]) > 1 else 5), (None, 3)) == Spec((4,), "float32")
+    assert result(lambda x: jnp.ones(4 if int(x.shape[0]) > 1 else 5), (None, 3)) == Spec(
+        (4,), "float32"
+    )
 
 
 def test_an_error_of_the_code_itself_comes_out_with_the_symbolic_one_as_its_cause():
@@ -53,7 +55,11 @@ def test_wanted_results_are_computed_without_the_rest():
 
 
 def test_results_that_depend_on_an_argument_without_values_see_ones():
-    traced = trace(lambda data, x, y: (x.mean(0) + data[0], y), Spec((2,), "float32"), *[Spec((None, 3), "float32")] * 2)
+    traced = trace(
+        lambda data, x, y: (x.mean(0) + data[0], y),
+        Spec((2,), "float32"),
+        *[Spec((None, 3), "float32")] * 2,
+    )
     (mean,) = traced.evaluate([True, False], np.array([5, 6], np.float32))
     np.testing.assert_array_equal(mean, [6, 6, 6])
 
@@ -104,7 +110,10 @@ def test_a_constant_of_the_code_is_copied():
 def test_traces_with_unknown_sizes_leave_nothing_in_jaxs_caches():
     def count_after(number):
         for _ in range(number):
-            trace(lambda x: jnp.tanh(jnp.add(x, 1.0)) * jnp.subtract(x, 2.0), Spec((None, 3), "float32"))
+            trace(
+                lambda x: jnp.tanh(jnp.add(x, 1.0)) * jnp.subtract(x, 2.0),
+                Spec((None, 3), "float32"),
+            )
         gc.collect()
         return len(gc.get_objects())
 

@@ -7,7 +7,7 @@ from flax import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasflax._trees import simplify
+from kerasflax.bridge._forms import simplify
 
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -20,9 +20,20 @@ class Output:
 
 
 def test_what_keras_does_not_know_becomes_a_dict_by_field_without_none():
-    tree = {"o": Output(1, hidden=(2, None)), "p": Pair(3, None), "q": Pair(4, 5), "f": flax.core.freeze({"x": 6}), "n": None}
+    tree = {
+        "o": Output(1, hidden=(2, None)),
+        "p": Pair(3, None),
+        "q": Pair(4, 5),
+        "f": flax.core.freeze({"x": 6}),
+        "n": None,
+    }
     simple, form = simplify(tree)
-    assert simple == {"o": {"last": 1, "hidden": (2,)}, "p": {"left": 3}, "q": Pair(4, 5), "f": {"x": 6}}
+    assert simple == {
+        "o": {"last": 1, "hidden": (2,)},
+        "p": {"left": 3},
+        "q": Pair(4, 5),
+        "f": {"x": 6},
+    }
     assert form.restore(simple) == tree
 
 
@@ -31,7 +42,9 @@ class Unnamed:
         self.children = children
 
 
-jax.tree_util.register_pytree_node(Unnamed, lambda node: (node.children, None), lambda _, children: Unnamed(*children))
+jax.tree_util.register_pytree_node(
+    Unnamed, lambda node: (node.children, None), lambda _, children: Unnamed(*children)
+)
 
 
 def test_a_node_whose_children_have_no_names_becomes_a_list():

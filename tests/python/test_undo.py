@@ -39,7 +39,9 @@ def watched(run, note):
         return in_function
 
     before = sys.gettrace()
-    sys.settrace(lambda frame, event, argument: in_function if is_watched(frame.f_code.co_filename) else None)
+    sys.settrace(
+        lambda frame, event, argument: in_function if is_watched(frame.f_code.co_filename) else None
+    )
     try:
         return run()
     finally:
@@ -111,12 +113,19 @@ class Part(nnx.Module):
 
 USERS = Nnx(rngs=nnx.Rngs(7))
 GIVEN = {
-    "params": {"dense": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2), "bias": np.ones(2, np.float32)}},
+    "params": {
+        "dense": {
+            "kernel": np.arange(6, dtype=np.float32).reshape(3, 2),
+            "bias": np.ones(2, np.float32),
+        }
+    },
     "counts": {"n": np.int32(3)},
 }
 L2 = {"regularizers": {"**/kernel": keras.regularizers.L2(0.1)}}
 CASES = {
-    "an NNX module": lambda: FlaxLayer(USERS, constraints={"**/bias": keras.constraints.NonNeg()}, **L2),
+    "an NNX module": lambda: FlaxLayer(
+        USERS, constraints={"**/bias": keras.constraints.NonNeg()}, **L2
+    ),
     "given variables": lambda: FlaxLayer(Linen(), variables=GIVEN, trainable=False),
     "initial values": lambda: FlaxLayer(Linen(), seed=5, **L2),
     "a lazy module": lambda: FlaxLayer(LazyModule(Nnx), seed=5),
@@ -142,11 +151,24 @@ def values_of(layer):
 def everything(layer):
     """What a layer is, and what Keras notes of it: attributes, tracked objects, the thread's scopes."""
     tracker = layer._tracker
-    held = [{name: id(value) for name, value in vars(each).items()} for each in (layer, layer._memory, layer._adapter)]
-    tracked = [list(map(id, store)) for _, store in tracker.config.values()], [set(ids) for ids in tracker.stored_ids.values()]
+    held = [
+        {name: id(value) for name, value in vars(each).items()}
+        for each in (layer, layer._memory, layer._adapter)
+    ]
+    tracked = (
+        [list(map(id, store)) for _, store in tracker.config.values()],
+        [set(ids) for ids in tracker.stored_ids.values()],
+    )
     scopes = ("name_scope_stack", "uninitialized_variables")
     thread = [list(global_state.get_global_attribute(name) or ()) for name in scopes]
-    return held, tracked, tracker.locked, thread, global_state.get_global_attribute("current_call_ctx"), gc.isenabled()
+    return (
+        held,
+        tracked,
+        tracker.locked,
+        thread,
+        global_state.get_global_attribute("current_call_ctx"),
+        gc.isenabled(),
+    )
 
 
 def content_of(module):
@@ -209,7 +231,9 @@ def test_a_build_that_is_broken_off_at_any_line_leaves_the_layer_as_it_was(case)
 def assert_built_as(layer, other, where):
     np.testing.assert_equal(values_of(layer), values_of(other), where)
     for attribute in ("trainable", "regularizer", "constraint", "shape"):
-        of_each = ([repr(getattr(w, attribute))[:30] for w in each.weights] for each in (layer, other))
+        of_each = (
+            [repr(getattr(w, attribute))[:30] for w in each.weights] for each in (layer, other)
+        )
         assert next(of_each) == next(of_each), where
     assert layer._tracker.locked, where
 
@@ -236,8 +260,15 @@ def test_a_pattern_that_fits_nothing_can_be_corrected(argument):
             build(layer)
         assert everything(layer) == before
     setattr(layer, argument, {"**/bias": value})
-    np.testing.assert_allclose(layer(X), X @ USERS.linear.kernel[...] + USERS.linear.bias[...], rtol=1e-5)
-    assert [bool(getattr(w, argument.rstrip("s"))) for w in layer.weights] == [True, False, False, False]
+    np.testing.assert_allclose(
+        layer(X), X @ USERS.linear.kernel[...] + USERS.linear.bias[...], rtol=1e-5
+    )
+    assert [bool(getattr(w, argument.rstrip("s"))) for w in layer.weights] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert len(layer.weights) == 4
 
 
@@ -265,11 +296,17 @@ def test_a_setup_that_fails_fails_the_build_and_no_more(error, way):
     assert len(layer.weights) == 2
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), ValueError("no values")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), MemoryError(), ValueError("no values")], ids=repr
+)
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_an_initializer_that_fails_fails_the_build_and_no_more(api, error):
     told = Told(error)
-    module = nn.Dense(2, kernel_init=told) if api == "linen" else LazyModule(nnx.Linear, 3, 2, kernel_init=told)
+    module = (
+        nn.Dense(2, kernel_init=told)
+        if api == "linen"
+        else LazyModule(nnx.Linear, 3, 2, kernel_init=told)
+    )
     try:
         layer = FlaxLayer(module, seed=1)
     except type(error):
@@ -312,7 +349,9 @@ def test_a_fit_whose_deferred_build_was_broken_off_can_be_begun_again():
     assert len(chosen) > 5
     other = model()
     for line in chosen:
-        assert broken_off(lambda: other.fit(X, y, shuffle=False, verbose=0), line, KeyboardInterrupt())
+        assert broken_off(
+            lambda: other.fit(X, y, shuffle=False, verbose=0), line, KeyboardInterrupt()
+        )
         assert other.layers[0].weights == []
     other.fit(X, y, shuffle=False, verbose=0)
     np.testing.assert_equal(values_of(other.layers[0]), values_of(undisturbed.layers[0]))
@@ -384,7 +423,9 @@ def broken_off_at_the(count, run, line):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_assignment_that_fails_is_undone_in_every_layer_of_a_model(monkeypatch, times):
-    model = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")])
+    model = keras.Sequential(
+        [keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")]
+    )
     before = [np.asarray(w) for w in model.weights]
     value, assign = zeros(_models.variables(model)), keras.Variable.assign
     for number in range(4):
@@ -410,7 +451,9 @@ def test_an_assignment_that_fails_is_undone_in_every_layer_of_a_model(monkeypatc
 
 
 def test_what_is_trained_changes_as_a_whole_or_not_at_all():
-    model = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")])
+    model = keras.Sequential(
+        [keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")]
+    )
 
     def flags():
         return [w.trainable for w in model.weights], [layer.frozen for layer in model.layers]
@@ -418,7 +461,10 @@ def test_what_is_trained_changes_as_a_whole_or_not_at_all():
     before = flags()
     for change, undo in (
         (lambda: kerasflax.freeze(model), lambda: kerasflax.unfreeze(model)),
-        (lambda: setattr(model.layers[0], "trainable", False), lambda: setattr(model.layers[0], "trainable", True)),
+        (
+            lambda: setattr(model.layers[0], "trainable", False),
+            lambda: setattr(model.layers[0], "trainable", True),
+        ),
     ):
         lines = lines_of(change)
         after = flags()
@@ -470,4 +516,6 @@ def test_a_call_that_fails_after_the_build_leaves_a_built_layer_in_a_model_of_on
     PENDING.clear()
     outputs = model(X)
     np.testing.assert_equal(values_of(layer), expected)
-    np.testing.assert_allclose(outputs, X @ expected["params/dense/kernel"] + expected["params/dense/bias"], rtol=1e-5)
+    np.testing.assert_allclose(
+        outputs, X @ expected["params/dense/kernel"] + expected["params/dense/bias"], rtol=1e-5
+    )

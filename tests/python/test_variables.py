@@ -11,8 +11,9 @@ from flax import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasflax import StateError, VariablesError, _variables
-from kerasflax._variables import Template, fitted, named_leaves
+from kerasflax import StateError, VariablesError
+from kerasflax.bridge import _variables
+from kerasflax.bridge._variables import Template, fitted, named_leaves
 
 ARRAY = np.ones(2, np.float32)
 Pair = collections.namedtuple("Pair", "a b")
@@ -27,10 +28,16 @@ class Moments:
 @pytest.mark.parametrize(
     ("tree", "paths"),
     [
-        ({"params": {"Dense_0": {"kernel": 1, "bias": 2}}}, ["params/Dense_0/bias", "params/Dense_0/kernel"]),
+        (
+            {"params": {"Dense_0": {"kernel": 1, "bias": 2}}},
+            ["params/Dense_0/bias", "params/Dense_0/kernel"],
+        ),
         (flax.core.freeze({"params": {"a": 1}}), ["params/a"]),
         ({"params": {"w": nn.Partitioned(ARRAY, names=("x",))}}, ["params/w"]),
-        ({"params": {"w": nn.Partitioned(nn.Partitioned(ARRAY, names=("x",)), names=("y",))}}, ["params/w"]),
+        (
+            {"params": {"w": nn.Partitioned(nn.Partitioned(ARRAY, names=("x",)), names=("y",))}},
+            ["params/w"],
+        ),
         ({"state": {"m": Moments(ARRAY, ARRAY)}}, ["state/m/mean", "state/m/var"]),
         ({"state": {"m": [Moments(ARRAY, None), ARRAY]}}, ["state/m/0", "state/m/1"]),
         ({"state": (1, [2, None])}, ["state/0", "state/1/0"]),
@@ -46,7 +53,9 @@ def test_a_leaf_is_named_by_its_path(tree, paths):
 names = st.text("abc_.0", min_size=1, max_size=3)
 trees = st.recursive(
     st.integers() | st.none() | st.just("static"),
-    lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=3) | st.tuples(inner),
+    lambda inner: (
+        st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=3) | st.tuples(inner)
+    ),
     max_leaves=12,
 )
 
@@ -73,12 +82,24 @@ def anywhere(path, shape):
 
 
 def fit(given, **kwargs):
-    return fitted(EXPECTED, given, fixed_shape=lambda path: path.startswith("params"), place=anywhere, **kwargs)
+    return fitted(
+        EXPECTED,
+        given,
+        fixed_shape=lambda path: path.startswith("params"),
+        place=anywhere,
+        **kwargs,
+    )
 
 
 def test_every_misfit_is_listed_by_path_with_both_sides():
     with pytest.raises(VariablesError) as error:
-        fit({"params": {"w": np.ones((2, 1)), "extra": ARRAY}, "stats": {"n": "text", "m": ARRAY}, "kernel": ARRAY})
+        fit(
+            {
+                "params": {"w": np.ones((2, 1)), "extra": ARRAY},
+                "stats": {"n": "text", "m": ARRAY},
+                "kernel": ARRAY,
+            }
+        )
     assert str(error.value) == (
         "`variables` does not fit the module in 6 places:\n"
         "  stats/n: str 'text' is no array of numbers\n"
@@ -103,7 +124,9 @@ def test_state_takes_the_given_shape_and_params_do_not():
 
 
 def test_a_collection_that_the_module_does_not_create_is_taken_as_given():
-    arrays = fit({"params": {"w": ARRAY, "b": 0.0}, "stats": {"n": ARRAY}, "constants": {"c": jnp.arange(2)}})
+    arrays = fit(
+        {"params": {"w": ARRAY, "b": 0.0}, "stats": {"n": ARRAY}, "constants": {"c": jnp.arange(2)}}
+    )
     assert arrays["constants/c"].dtype == jnp.int32
 
 
@@ -111,12 +134,25 @@ def test_integers_become_floats_where_floats_belong_and_the_other_way_where_noth
     given = {"params": {"w": np.array([1, 2]), "b": True}, "stats": {"n": ARRAY}}
     assert {array.dtype.name for array in fit(given).values()} == {"float32"}
     expected = {"s/n": np.zeros(2, np.uint32)}
-    whole = fitted(expected, {"s": {"n": np.array([3.0, 2.0**32 - 1])}}, fixed_shape=lambda path: True, place=anywhere)
+    whole = fitted(
+        expected,
+        {"s": {"n": np.array([3.0, 2.0**32 - 1])}},
+        fixed_shape=lambda path: True,
+        place=anywhere,
+    )
     assert whole["s/n"].tolist() == [3, 2**32 - 1]
     assert whole["s/n"].dtype == jnp.uint32
     for lost in ([1.5, 0.0], [-1.0, 0.0], [np.nan, 0.0], [2.0**32, 0.0]):
-        with pytest.raises(VariablesError, match=r"n: expected uint32\(2\), got values of float64 that it does not hold"):
-            fitted(expected, {"s": {"n": np.array(lost)}}, fixed_shape=lambda path: True, place=anywhere)
+        with pytest.raises(
+            VariablesError,
+            match=r"n: expected uint32\(2\), got values of float64 that it does not hold",
+        ):
+            fitted(
+                expected,
+                {"s": {"n": np.array(lost)}},
+                fixed_shape=lambda path: True,
+                place=anywhere,
+            )
 
 
 def test_complex_numbers_become_real_ones_where_they_are(recwarn):
@@ -125,7 +161,10 @@ def test_complex_numbers_become_real_ones_where_they_are(recwarn):
         if fits:
             assert fit(given)["params/w"].tolist() == [1, 2]
         else:
-            with pytest.raises(VariablesError, match=r"w: expected .*, got values of complex128 that it does not hold"):
+            with pytest.raises(
+                VariablesError,
+                match=r"w: expected .*, got values of complex128 that it does not hold",
+            ):
                 fit(given)
     assert not recwarn.list
 
@@ -138,15 +177,25 @@ def test_half_precision_given_stays_half_precision():
 def test_variables_are_named_by_scopes_and_hold_the_arrays():
     arrays = {"params/Dense_0/kernel": jnp.ones((2, 3)), "stats/key": jnp.zeros(2, jnp.uint32)}
     with keras.name_scope("layer"):
-        variables = _variables.create(arrays, trainable=lambda path: path.startswith("params"), parameter_dtype="bfloat16")
+        variables = _variables.create(
+            arrays, trainable=lambda path: path.startswith("params"), parameter_dtype="bfloat16"
+        )
     kernel, key = variables.values()
-    assert (kernel.path, kernel.trainable, kernel.dtype) == ("layer/params/Dense_0/kernel", True, "bfloat16")
+    assert (kernel.path, kernel.trainable, kernel.dtype) == (
+        "layer/params/Dense_0/kernel",
+        True,
+        "bfloat16",
+    )
     assert (key.path, key.trainable, key.dtype) == ("layer/stats/key", False, "uint32")
 
 
 def test_an_update_that_changes_the_structure_names_the_path():
-    variables = _variables.create({"cache/k": jnp.ones(2)}, trainable=lambda path: False, parameter_dtype=None)
+    variables = _variables.create(
+        {"cache/k": jnp.ones(2)}, trainable=lambda path: False, parameter_dtype=None
+    )
     with pytest.raises(StateError, match="Net created the variable cache/new"):
         _variables.checked_update(variables, {"cache/new": ARRAY}, "Net")
-    with pytest.raises(StateError, match=r"Net changed the shape of cache/k in a call from \(2\) to \(3, 1\)"):
+    with pytest.raises(
+        StateError, match=r"Net changed the shape of cache/k in a call from \(2\) to \(3, 1\)"
+    ):
         _variables.checked_update(variables, {"cache/k": np.ones((3, 1))}, "Net")

@@ -11,7 +11,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.extra import numpy as st_numpy
 
 from kerasflax import FlaxLayer
-from kerasflax._variables import named_leaves
+from kerasflax.bridge._variables import named_leaves
 
 FLOATS = ["float32", "float16", "bfloat16"]
 INTEGERS = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]
@@ -37,10 +37,16 @@ def arrays(draw):
     size = int(np.prod(shape, dtype=int))
     values = draw(st.lists(elements, min_size=size, max_size=size))
     with np.errstate(over="ignore"):
-        return np.array(values, np.float32 if dtype.name in FLOATS else dtype).astype(dtype).reshape(shape)
+        return (
+            np.array(values, np.float32 if dtype.name in FLOATS else dtype)
+            .astype(dtype)
+            .reshape(shape)
+        )
 
 
-inner = st.recursive(arrays(), lambda trees: st.dictionaries(NAMES, trees, min_size=1, max_size=3), max_leaves=6)
+inner = st.recursive(
+    arrays(), lambda trees: st.dictionaries(NAMES, trees, min_size=1, max_size=3), max_leaves=6
+)
 trees = st.dictionaries(NAMES, inner, min_size=1, max_size=3)
 
 
@@ -53,7 +59,9 @@ def layer_of(tree):
 def check(through, examples=60):
     """Call `through(layer, other)`, and check that it gave the other layer the values of the first one, to the bit."""
 
-    @settings(deadline=None, max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        deadline=None, max_examples=examples, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(trees)
     def comes_back(tree):
         layer, other = layer_of(tree), layer_of(jax.tree.map(np.zeros_like, tree))

@@ -1,6 +1,5 @@
 """Flax modules as Keras layers."""
 
-from ._checkpoint import read_variables, write_variables
 from ._errors import (
     ArgumentError,
     BackendError,
@@ -16,12 +15,13 @@ from ._errors import (
     StateError,
     VariablesError,
 )
-from ._export import export_model, import_model
 from ._layer import FlaxLayer
-from ._lazy import LazyModule
 from ._models import freeze, parameters, unfreeze
-from ._rename import Report
-from ._saving import save_model
+from .adapters._lazy import LazyModule
+from .files._checkpoint import read_variables, write_variables
+from .files._keras_model import save_model
+from .files._rename import Report
+from .files._stablehlo import export_model, import_model
 
 __all__ = [
     "ArgumentError",

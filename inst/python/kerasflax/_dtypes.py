@@ -14,8 +14,21 @@ def _known() -> Mapping[str, np.dtype[Any]]:
     unsigned: list[type[np.generic]] = [np.uint8, np.uint16, np.uint32, np.uint64]
     floats: list[type[np.generic]] = [np.float16, np.float32, np.float64, np.longdouble]
     # Among them the functions `finfo` and `iinfo`.
-    small = [dtype for dtype in vars(ml_dtypes).values() if isinstance(dtype, type) and issubclass(dtype, np.generic)]
-    kinds: list[type[np.generic]] = [np.bool_, *signed, *unsigned, *floats, np.complex64, np.complex128, np.clongdouble, *small]
+    small = [
+        dtype
+        for dtype in vars(ml_dtypes).values()
+        if isinstance(dtype, type) and issubclass(dtype, np.generic)
+    ]
+    kinds: list[type[np.generic]] = [
+        np.bool_,
+        *signed,
+        *unsigned,
+        *floats,
+        np.complex64,
+        np.complex128,
+        np.clongdouble,
+        *small,
+    ]
     return {np.dtype(kind).name: np.dtype(kind) for kind in kinds}
 
 

@@ -20,9 +20,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from . import _arguments, _paths, _plan, _rng, _serialise, _store, _variables
-from ._adapter import Method, adapt, is_module
-from ._call import Call, call_of, current
+from . import _paths, _rng
 from ._errors import (
     ArgumentError,
     BackendError,
@@ -32,11 +30,15 @@ from ._errors import (
     StateError,
     VariablesError,
 )
-from ._memory import copied
-from ._running import module_is_running
-from ._trace import DependsOnSizeError, Spec, Trace, as_array, trace, until_learned
-from ._trees import Form, Formed, map_leaves, simplify
-from ._undo import all_or_nothing, scopes_kept
+from .adapters._context import module_is_running
+from .adapters._protocol import Method, adapt, is_module
+from .bridge import _arguments, _variables, _weights_file
+from .bridge._call import Call, call_of, current
+from .bridge._forms import Form, Formed, map_leaves, simplify
+from .bridge._memory import copied
+from .bridge._transaction import all_or_nothing, scopes_kept
+from .saving import _plan, _to_json
+from .tracing._trace import DependsOnSizeError, Spec, Trace, as_array, trace, until_learned
 
 PyTree = Any
 
@@ -45,10 +47,10 @@ _FORMAT_VERSION = 1
 _CONFIGURED = {"name", "trainable", "autocast", "seed"}
 # What it gives when it has been checked: Keras would make whatever is described.
 _CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
-    "dtype": _serialise.policy_from_config,
-    "activity_regularizer": _serialise.regularizers_from_config,
-    "regularizers": functools.partial(_serialise.by_pattern, check=_serialise.regularizers_from_config),
-    "constraints": functools.partial(_serialise.by_pattern, check=_serialise.constraints_from_config),
+    "dtype": _to_json.policy_from_config,
+    "activity_regularizer": _to_json.regularizers_from_config,
+    "regularizers": functools.partial(_to_json.by_pattern, check=_to_json.regularizers_from_config),
+    "constraints": functools.partial(_to_json.by_pattern, check=_to_json.constraints_from_config),
 }
 _LOSSES = "losses"
 # As Keras names it below the layer's own path.
@@ -77,7 +79,7 @@ class FlaxLayer(keras.layers.Layer):
 
     The method receives the layer's input as `inputs` (or as its first argument), and the mode as `training`, `train`,
     `is_training`, or negated as `deterministic` or `use_running_average`, whichever of them it has. The rule is written
-    down in `kerasflax._signature`. With `trainable=False` the module runs in inference mode, as Keras's own
+    down in `kerasflax.adapters._signature`. With `trainable=False` the module runs in inference mode, as Keras's own
     `BatchNormalization` does.
 
     Initial values are those of `module.init(jax.random.key(seed), inputs)`, in inference mode, for the true shapes and
@@ -134,9 +136,13 @@ class FlaxLayer(keras.layers.Layer):
         seed = _arguments.checked_seed(seed)
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
-            raise ArgumentError(f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}.")
+            raise ArgumentError(
+                f"`dtype` must be a floating-point dtype or policy, got {self.variable_dtype!r}."
+            )
         self.seed = seed
-        self.regularizers = _arguments.by_pattern("regularizers", regularizers, keras.regularizers.get)
+        self.regularizers = _arguments.by_pattern(
+            "regularizers", regularizers, keras.regularizers.get
+        )
         self.constraints = _arguments.by_pattern("constraints", constraints, keras.constraints.get)
         self._adapter = adapt(_arguments.checked_module(module), method)
         # A bound method would keep its module, with all values of one of NNX.
@@ -145,7 +151,9 @@ class FlaxLayer(keras.layers.Layer):
         # Python's generator, which `keras.utils.set_random_seed` seeds, is what Keras draws unset seeds from, too.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
-        self._follows_policy = kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
+        self._follows_policy = (
+            kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
+        )
         self._paths: tuple[str, ...] = ()
         self._ordered_variables: tuple[keras.Variable, ...] = ()
         self._memory = _Memory(given=_variables.overlaid(self._adapter.take_values(), variables))
@@ -164,7 +172,9 @@ class FlaxLayer(keras.layers.Layer):
         """
         if form is not None and type(form) is not Form:
             raise ConfigError(f"The input's form is described wrongly: {_plan.shown(form)}.")
-        is_called_by_keras = in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
+        is_called_by_keras = (
+            in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
+        )
         if form is None:
             inputs, form = simplify(inputs)
         if not form.is_plain:
@@ -175,17 +185,23 @@ class FlaxLayer(keras.layers.Layer):
         with contextlib.ExitStack() as stack:
             if not self.built:
                 stack.enter_context(self._memory.lock)
-                stack.enter_context(all_or_nothing(self, self._memory, self._adapter, is_done=lambda: self.built))
+                stack.enter_context(
+                    all_or_nothing(self, self._memory, self._adapter, is_done=lambda: self.built)
+                )
                 # Keras tells `build` the shapes alone.
                 call.inputs, call.input_dtypes = inputs, jax.tree.map(self._dtype_in_call, inputs)
-                mask = kwargs.get("mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs))
+                mask = kwargs.get(
+                    "mask", jax.tree.map(lambda x: getattr(x, "_keras_mask", None), inputs)
+                )
                 call.mask_spec = jax.tree.map(_spec_of, _mask_if_any(mask))
             else:
                 stack.enter_context(scopes_kept())
             stack.callback(current.set, current.get())
             current.set(call)
             outputs = super().__call__(inputs, *args, **kwargs)
-        if is_called_by_keras or any(isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)):
+        if is_called_by_keras or any(
+            isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)
+        ):
             return outputs
         return outputs if call.output_form is None else call.output_form.restore(outputs)
 
@@ -223,13 +239,20 @@ class FlaxLayer(keras.layers.Layer):
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
         if _SEED_PATH in variables:
-            raise StateError(f"{self._adapter.name} has a variable {_SEED_PATH}, where the layer keeps its seed.\nRename it.")
+            raise StateError(
+                f"{self._adapter.name} has a variable {_SEED_PATH}, where the layer keeps its seed.\nRename it."
+            )
         trainable = [path for path in variables if self._path_is_trainable(path)]
         unknown = set(memory.frozen) - set(trainable)
         if unknown:
             names = ", ".join(f"{path:.200}" for path in sorted(unknown)[:5])
-            raise ConfigError(f"{self._adapter.name} has no trainable weights {names}, to be frozen.")
-        for attribute, values in (("regularizer", self.regularizers), ("constraint", self.constraints)):
+            raise ConfigError(
+                f"{self._adapter.name} has no trainable weights {names}, to be frozen."
+            )
+        for attribute, values in (
+            ("regularizer", self.regularizers),
+            ("constraint", self.constraints),
+        ):
             for pattern, value in values.items():
                 for path in _paths.matched(pattern, trainable):
                     setattr(variables[path], attribute, value)
@@ -244,12 +267,18 @@ class FlaxLayer(keras.layers.Layer):
         # Only now that they are tracked as trainable: Keras hands the layer's own setting to them.
         self.trainable = self.trainable
 
-    def _trace_init(self, spec: PyTree, mask_spec: PyTree, form: Form | None) -> tuple[_variables.Template, Trace]:
+    def _trace_init(
+        self, spec: PyTree, mask_spec: PyTree, form: Form | None
+    ) -> tuple[_variables.Template, Trace]:
         templates = []
 
-        def init(key_data: jax.Array, inputs: PyTree, mask: PyTree) -> tuple[Formed, dict[str, jax.Array]]:
+        def init(
+            key_data: jax.Array, inputs: PyTree, mask: PyTree
+        ) -> tuple[Formed, dict[str, jax.Array]]:
             key = jax.random.wrap_key_data(key_data)
-            outputs, variables = self._adapter.init(key, form.restore(inputs) if form else inputs, mask=mask)
+            outputs, variables = self._adapter.init(
+                key, form.restore(inputs) if form else inputs, mask=mask
+            )
             template, arrays = _variables.Template.of(variables)
             templates.append(template)
             return Formed.of(outputs), arrays
@@ -264,10 +293,16 @@ class FlaxLayer(keras.layers.Layer):
         given = self._kept(self._memory.given)
 
         def fixed_shape(path: str) -> bool:
-            return self._path_is_trainable(path) or not (self._adapter.takes_others or path in expected)
+            return self._path_is_trainable(path) or not (
+                self._adapter.takes_others or path in expected
+            )
 
         arrays = _variables.fitted(
-            expected, given, fixed_shape=fixed_shape, place=_variables.sharding, surplus=self._adapter.is_part
+            expected,
+            given,
+            fixed_shape=fixed_shape,
+            place=_variables.sharding,
+            surplus=self._adapter.is_part,
         )
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
@@ -280,25 +315,42 @@ class FlaxLayer(keras.layers.Layer):
     ) -> tuple[_variables.Template, dict[str, jax.Array]]:
         """Zeros in the place of variables that were given to the layer whose config this one was made from."""
         with jax.ensure_compile_time_eval():
-            zeros = {path: jnp.zeros(spec.shape, spec.dtype) for path, spec in self._memory.given_specs.items()}
+            zeros = {
+                path: jnp.zeros(spec.shape, spec.dtype)
+                for path, spec in self._memory.given_specs.items()
+            }
         known = {_variables.collection_of(path) for path in template.leaves}
-        others = {path: array for path, array in zeros.items() if _variables.collection_of(path) not in known}
+        others = {
+            path: array
+            for path, array in zeros.items()
+            if _variables.collection_of(path) not in known
+        }
         arrays = {**arrays, **zeros}
         return template.extended(_variables.nested(others), arrays), arrays
 
     def _initial_values(self, traced: Trace, inputs: PyTree) -> dict[str, jax.Array]:
         outputs, expected = traced.result
-        open_ = [f"  {path}: {spec.dtype}{spec.shape}" for path, spec in expected.items() if None in spec.shape]
+        open_ = [
+            f"  {path}: {spec.dtype}{spec.shape}"
+            for path, spec in expected.items()
+            if None in spec.shape
+        ]
         if open_:
             raise ShapeError(
                 f"The input's shape leaves the shape of these variables of {self._adapter.name} open (None):\n"
                 + "\n".join(open_)
                 + "\nGive the input's whole shape: the batch size by `keras.Input(batch_shape=...)`, say."
             )
-        too_large = [f"  {path}: {spec.dtype}{spec.shape}" for path, spec in expected.items() if spec.size > 2**48]
+        too_large = [
+            f"  {path}: {spec.dtype}{spec.shape}"
+            for path, spec in expected.items()
+            if spec.size > 2**48
+        ]
         if too_large:
             # JAX ends the process where a product of sizes overflows.
-            raise ShapeError(f"No memory holds these variables of {self._adapter.name}:\n" + "\n".join(too_large))
+            raise ShapeError(
+                f"No memory holds these variables of {self._adapter.name}:\n" + "\n".join(too_large)
+            )
         wanted = [False] * len(jax.tree.leaves(outputs)) + [True] * len(expected)
         with jax.ensure_compile_time_eval():
             key_data = jax.random.key_data(_rng.initial_key(self._drawn_seed))
@@ -325,7 +377,13 @@ class FlaxLayer(keras.layers.Layer):
 
     # Call ----------------------------------------------------------------------------------------------------------------
 
-    def call(self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None) -> PyTree:
+    def call(
+        self,
+        inputs: PyTree,
+        training: bool | None = None,
+        mask: PyTree = None,
+        form: Form | None = None,
+    ) -> PyTree:
         """Call the module; see `keras.layers.Layer.call`. `form` says what `inputs` were before they were simplified."""
         self._memory.has_been_trained |= bool(training) and in_stateless_scope()
         training = bool(training) and self.trainable
@@ -335,13 +393,17 @@ class FlaxLayer(keras.layers.Layer):
             seed_state = self.seed_generator.state
             with _raised_as_is():
                 formed, state, sown, next_seed_state = until_learned(
-                    lambda: self._compiled(arrays, inputs, mask, seed_state.value, training=training, form=form)
+                    lambda: self._compiled(
+                        arrays, inputs, mask, seed_state.value, training=training, form=form
+                    )
                 )
             self._take_sown(sown)
             if state or next_seed_state is not None:
                 variables = self._saved_variables()
                 drawn = {} if next_seed_state is None else {_SEED_PATH: next_seed_state}
-                _variables.assign((variables[path], value) for path, value in (state | drawn).items())
+                _variables.assign(
+                    (variables[path], value) for path, value in (state | drawn).items()
+                )
         call, outputs = call_of(self), formed.simplified()
         call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
         return outputs
@@ -350,7 +412,11 @@ class FlaxLayer(keras.layers.Layer):
         """Keep other threads from the variables: a call, an assignment and whatever reads them all take turns."""
         # In a stateless scope the values are the scope's, and what calls the layer while a module runs must not wait for a
         # thread that waits for the module.
-        return contextlib.nullcontext() if in_stateless_scope() or module_is_running() else self._memory.lock
+        return (
+            contextlib.nullcontext()
+            if in_stateless_scope() or module_is_running()
+            else self._memory.lock
+        )
 
     def _apply(
         self,
@@ -369,7 +435,11 @@ class FlaxLayer(keras.layers.Layer):
         held = dict(zip(self._paths, arrays, strict=True))
         variables = self._template.tree(held)
         outputs, state, sown = self._adapter.apply(
-            variables, form.restore(inputs) if form else inputs, training=training, mask=mask, seed_state=seed_state
+            variables,
+            form.restore(inputs) if form else inputs,
+            training=training,
+            mask=mask,
+            seed_state=seed_state,
         )
         # What is no array is refused. A tree that JAX maps would come back with its dicts sorted.
         for value in jax.tree.leaves((outputs, sown)):
@@ -380,7 +450,11 @@ class FlaxLayer(keras.layers.Layer):
         (formed, sown), updates = _variables.apart((Formed.of(outputs), sown), updates, arrays)
         updates = _variables.checked_update(self.variables_by_path, updates, self._adapter.name)
         # A count of calls: see `_rng`.
-        next_seed_state = seed_state + jnp.array([0, 1], seed_state.dtype) if self._adapter.draws(training) else None
+        next_seed_state = (
+            seed_state + jnp.array([0, 1], seed_state.dtype)
+            if self._adapter.draws(training)
+            else None
+        )
         return formed, updates, sown, next_seed_state
 
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
@@ -390,14 +464,22 @@ class FlaxLayer(keras.layers.Layer):
             self._memory.sown = self._memory.sown_here.value = sown
 
     def compute_output_spec(
-        self, inputs: PyTree, training: bool | None = None, mask: PyTree = None, form: Form | None = None
+        self,
+        inputs: PyTree,
+        training: bool | None = None,
+        mask: PyTree = None,
+        form: Form | None = None,
     ) -> PyTree:
         """The Keras tensors that the layer returns for Keras tensors; a size that depends on an unknown one is None."""
         specs = jax.tree.map(_spec_of, (inputs, _mask_if_any(mask)))
         with _raised_as_is():
-            outputs = self._output_spec(*specs, training=bool(training) and self.trainable, form=form)
+            outputs = self._output_spec(
+                *specs, training=bool(training) and self.trainable, form=form
+            )
         call_of(self).output_shapes = [spec.shape for spec in outputs.leaves]
-        return map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.simplified())
+        return map_leaves(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.simplified()
+        )
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
         """Hand the input's mask on to the outputs that still have the axes that it masks."""
@@ -406,15 +488,24 @@ class FlaxLayer(keras.layers.Layer):
         axes, shapes = tuple(previous_mask.shape), call_of(self).output_shapes
         if shapes is None:
             specs = jax.tree.map(_spec_of, (inputs, previous_mask))
-            shapes = [spec.shape for spec in self._output_spec(*specs, training=False, form=None).leaves]
-        return [previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None for shape in shapes]
+            shapes = [
+                spec.shape for spec in self._output_spec(*specs, training=False, form=None).leaves
+            ]
+        return [
+            previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None
+            for shape in shapes
+        ]
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or a nested structure of shapes."""
-        outputs = self._output_spec(_specs(input_shape, self._memory.input_dtypes), None, training=False, form=None)
+        outputs = self._output_spec(
+            _specs(input_shape, self._memory.input_dtypes), None, training=False, form=None
+        )
         return map_leaves(lambda spec: spec.shape, outputs.simplified())
 
-    def _output_spec(self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None) -> Formed:
+    def _output_spec(
+        self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None
+    ) -> Formed:
         if not self.built:
             return self._trace_init(inputs, mask, form)[1].result[0]
         known = self._memory.output_specs
@@ -494,7 +585,11 @@ class FlaxLayer(keras.layers.Layer):
 
     def _kept(self, variables: Any) -> Any:
         """Given variables without what the module sows; anything else is `fitted`'s to refuse."""
-        return self._adapter.state(_variables.plain(variables)) if isinstance(variables, Mapping) else variables
+        return (
+            self._adapter.state(_variables.plain(variables))
+            if isinstance(variables, Mapping)
+            else variables
+        )
 
     def assign_variables(self, arrays: Mapping[str, jax.Array]) -> None:
         """Set variables by path, as `fitted_variables` returns them: all, or where that is broken off, none."""
@@ -561,7 +656,7 @@ class FlaxLayer(keras.layers.Layer):
     # Config --------------------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The layer in JSON, without the values of its weights; see `kerasflax._serialise`.
+        """The layer in JSON, without the values of its weights; see `kerasflax.saving._to_json`.
 
         Raises:
             ConfigError: The module, or its method, cannot be described; the message names the field.
@@ -572,14 +667,23 @@ class FlaxLayer(keras.layers.Layer):
             config.pop("dtype", None)
         return config | {
             "format_version": _FORMAT_VERSION,
-            "module": _serialise.described(self.module),
-            "method": self._memory.method_config or _serialise.method_to_config(self.method, self.module),
+            "module": _to_json.described(self.module),
+            "method": self._memory.method_config
+            or _to_json.method_to_config(self.method, self.module),
             "seed": self.seed,
             "autocast": self.autocast,
-            "regularizers": {path: keras.regularizers.serialize(value) for path, value in self.regularizers.items()},
-            "constraints": {path: keras.constraints.serialize(value) for path, value in self.constraints.items()},
+            "regularizers": {
+                path: keras.regularizers.serialize(value)
+                for path, value in self.regularizers.items()
+            },
+            "constraints": {
+                path: keras.constraints.serialize(value) for path, value in self.constraints.items()
+            },
             "frozen": self.frozen,
-            "given": {path: [list(spec.shape), spec.dtype] for path, spec in self._memory.given_specs.items()},
+            "given": {
+                path: [list(spec.shape), spec.dtype]
+                for path, spec in self._memory.given_specs.items()
+            },
         }
 
     @classmethod
@@ -589,7 +693,7 @@ class FlaxLayer(keras.layers.Layer):
         Raises:
             ConfigError: It is no such description, or of a later version, or names a class that is not there.
         """
-        config = dict(_serialise.checked(config, Mapping, "The layer"))
+        config = dict(_to_json.checked(config, Mapping, "The layer"))
         version = config.pop("format_version", None)
         if type(version) is not int or version != _FORMAT_VERSION:
             raise ConfigError(
@@ -603,17 +707,23 @@ class FlaxLayer(keras.layers.Layer):
     @classmethod
     def _from_config(cls, config: dict[str, Any]) -> FlaxLayer:
         # Everything is checked before anything is made.
-        plan = _serialise.planned(config.pop("module", None), "The module")
+        plan = _to_json.planned(config.pop("module", None), "The module")
         if plan.tag not in (_plan.MODULE, _plan.TRUSTED):
-            raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
+            raise ConfigError(
+                f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module."
+            )
         method_config = config.pop("method", None)
-        method = _serialise.method_from_config(method_config)
+        method = _to_json.method_from_config(method_config)
         for name, kind in (("autocast", bool), ("trainable", bool), ("name", str | None)):
             if name in config and not isinstance(config[name], kind):
                 raise ConfigError(f"`{name}` is described wrongly: {_plan.shown(config[name])}.")
-        frozen = tuple(_serialise.checked_names(config.pop("frozen", []), "frozen"))
-        given = _serialise.checked_specs(config.pop("given", {}), "given")
-        makers = {name: check(config.pop(name), name) for name, check in _CHECKED.items() if name in config}
+        frozen = tuple(_to_json.checked_names(config.pop("frozen", []), "frozen"))
+        given = _to_json.checked_specs(config.pop("given", {}), "given")
+        makers = {
+            name: check(config.pop(name), name)
+            for name, check in _CHECKED.items()
+            if name in config
+        }
         seed = config.get("seed")
         if type(seed) is int and -(2**31) <= seed < 0:
             # A config that R has handed on: its integers have 31 bits and a sign.
@@ -624,8 +734,10 @@ class FlaxLayer(keras.layers.Layer):
             raise ConfigError(f"The layer is described with {names}, which no layer has.")
         module = plan.make()
         if not is_module(module):
-            raise ConfigError(f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module.")
-        _serialise.checked_method(method, module)
+            raise ConfigError(
+                f"The layer's module is described as {_plan.shown(plan.node)}, which is no Flax module."
+            )
+        _to_json.checked_method(method, module)
         layer = cls(module, method, **config, **{name: make() for name, make in makers.items()})
         layer._memory.method_config = method_config
         layer._memory.frozen, layer._memory.given_specs = frozen, given
@@ -640,18 +752,20 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for such an input."""
-        config = _serialise.checked(config, Mapping, "The input")
-        spec = _serialise.checked_spec(config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True)
+        config = _to_json.checked(config, Mapping, "The input")
+        spec = _to_json.checked_spec(
+            config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True
+        )
         with contextlib.ExitStack() as stack:
             stack.callback(current.set, current.get())
             current.set(Call(self, input_dtypes=spec.dtype))
             self.build(spec.shape)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax._store`."""
+        """Write the weights by path, and the seed's state, for Keras's files; see `kerasflax.bridge._weights_file`."""
         with self.alone():
             values = {path: variable.value for path, variable in self._saved_variables().items()}
-        _store.save(values, store)
+        _weights_file.save(values, store)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the weights and the seed's state from one of Keras's files.
@@ -662,7 +776,7 @@ class FlaxLayer(keras.layers.Layer):
         """
         try:
             with self.alone():
-                _store.load(self._saved_variables(), store, self.name)
+                _weights_file.load(self._saved_variables(), store, self.name)
         except VariablesError:
             # A layer that has not been built fits what such a layer has saved.
             self.check_built()
@@ -739,7 +853,9 @@ def _made_as_described() -> Iterator[None]:
     except (BackendError, ConfigError):
         raise
     except Exception as error:
-        raise ConfigError(f"The layer cannot be made as it is described: {error!s:.1000}") from error
+        raise ConfigError(
+            f"The layer cannot be made as it is described: {error!s:.1000}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -766,7 +882,9 @@ def _refuse_misdeclared_input(built_on: PyTree, inputs: PyTree) -> None:
             # Looking at a frame's variables keeps alive what its function has let go.
             continue
         model = frame.f_locals.get("self")
-        if not isinstance(model, keras.Sequential) or not isinstance(model._layers[0], keras.layers.InputLayer):
+        if not isinstance(model, keras.Sequential) or not isinstance(
+            model._layers[0], keras.layers.InputLayer
+        ):
             continue
         meant = built_on if isinstance(built_on, str) else None
         if frame.f_code.co_name == "_maybe_build":

@@ -70,7 +70,10 @@ def _nodes(paths: Iterable[str]) -> int:
     count, before = 0, list[str]()
     for path in sorted(paths):
         names = path.split(SEPARATOR)
-        common = next((i for i, pair in enumerate(zip(names, before, strict=False)) if pair[0] != pair[1]), len(before))
+        common = next(
+            (i for i, pair in enumerate(zip(names, before, strict=False)) if pair[0] != pair[1]),
+            len(before),
+        )
         count, before = count + len(names) - min(common, len(names)), names
     return count
 

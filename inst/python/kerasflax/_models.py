@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _paths, _variables
+from . import _paths
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
+from .bridge import _variables
 
 PyTree = Any
 _Row = tuple[str, str | None, str, keras.Variable]
@@ -32,15 +33,23 @@ def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
         ArgumentError: There is none, two have one name, or it is no model.
     """
     if not isinstance(model, keras.layers.Layer):
-        raise ArgumentError(f"A Flax layer, or a model that holds one, is needed, got {type(model).__name__}.")
+        raise ArgumentError(
+            f"A Flax layer, or a model that holds one, is needed, got {type(model).__name__}."
+        )
     found = [layer for layer in model._flatten_layers() if isinstance(layer, FlaxLayer)]
     if not found:
-        classes = sorted({type(layer).__name__ for layer in model._flatten_layers(include_self=False)})
-        raise ArgumentError(f"{model.name!r} holds no Flax layer; it holds {', '.join(classes) or 'no layer'}.")
+        classes = sorted(
+            {type(layer).__name__ for layer in model._flatten_layers(include_self=False)}
+        )
+        raise ArgumentError(
+            f"{model.name!r} holds no Flax layer; it holds {', '.join(classes) or 'no layer'}."
+        )
     layers = {layer.name: layer for layer in found}
     if len(layers) < len(found):
         twice = sorted({layer.name for layer in found if layers[layer.name] is not layer})
-        raise ArgumentError(f"Two Flax layers of {model.name!r} have the name {twice[0]!r}.\nGive each a `name` of its own.")
+        raise ArgumentError(
+            f"Two Flax layers of {model.name!r} have the name {twice[0]!r}.\nGive each a `name` of its own."
+        )
     return layers
 
 
@@ -66,7 +75,12 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     """
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
-    return _variables.nested({path: _known_elsewhere(np.asarray(value)) for path, value in target.values_by_path().items()})
+    return _variables.nested(
+        {
+            path: _known_elsewhere(np.asarray(value))
+            for path, value in target.values_by_path().items()
+        }
+    )
 
 
 def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
@@ -92,7 +106,11 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
         for layer in sorted((layer for layer, _ in fitted), key=id):
             stack.enter_context(layer.alone())
         known = [(layer.variables_by_path, arrays) for layer, arrays in fitted]
-        _variables.assign((variables[path], array) for variables, arrays in known for path, array in arrays.items())
+        _variables.assign(
+            (variables[path], array)
+            for variables, arrays in known
+            for path, array in arrays.items()
+        )
 
 
 def fitted_variables(
@@ -108,11 +126,15 @@ def fitted_variables(
     layers = flax_layers(target)
     known = ", ".join(map(repr, layers))
     if not isinstance(value, Mapping):
-        raise VariablesError(f"The variables of a model are a dict by layer, of {known}; got {type(value).__name__}.")
+        raise VariablesError(
+            f"The variables of a model are a dict by layer, of {known}; got {type(value).__name__}."
+        )
     fitted, problems = [], []
     for name, tree in value.items():
         if name not in layers:
-            problems.append(f"Layer {name!r} is not there:\n  {name}: the model's Flax layers are {known}")
+            problems.append(
+                f"Layer {name!r} is not there:\n  {name}: the model's Flax layers are {known}"
+            )
             continue
         try:
             fitted.append((layers[name], layers[name].fitted_variables(tree)))
@@ -155,14 +177,22 @@ def unfreeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = Non
     return _warned(*set_frozen(target, path, False))
 
 
-def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool) -> tuple[list[str], str | None]:
+def set_frozen(
+    target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool
+) -> tuple[list[str], str | None]:
     """Do what `freeze` and `unfreeze` do; return the changed paths, and a warning where there is something to be done."""
     named = _named_layers(target)
     for layer in named.values():
         layer.check_built()
-    places = {prefix + path: (layer, path) for prefix, layer in named.items() for path in layer.trainable_paths}
+    places = {
+        prefix + path: (layer, path)
+        for prefix, layer in named.items()
+        for path in layer.trainable_paths
+    }
     patterns = ["**"] if path is None else [path] if isinstance(path, str) else list(path)
-    chosen = dict.fromkeys(found for pattern in patterns for found in _paths.matched(pattern, list(places)))
+    chosen = dict.fromkeys(
+        found for pattern in patterns for found in _paths.matched(pattern, list(places))
+    )
     frozen = {id(layer): set(layer.frozen) for layer in named.values()}
     changed = []
     for found in chosen:
@@ -177,7 +207,11 @@ def set_frozen(target: FlaxLayer | keras.Model, path: str | list[str] | None, va
             layer.frozen = sorted(frozen[id(layer)])
     optimizer = getattr(target, "optimizer", None)
     # A layer, or a model in another one, is not told what trains it.
-    is_trained = any(layer.has_been_trained for layer in named.values()) if optimizer is None else optimizer.built
+    is_trained = (
+        any(layer.has_been_trained for layer in named.values())
+        if optimizer is None
+        else optimizer.built
+    )
     return changed, _COMPILE_AGAIN if changed and is_trained else None
 
 

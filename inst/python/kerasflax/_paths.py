@@ -43,7 +43,11 @@ def matched(pattern: str, paths: Sequence[str]) -> list[str]:
         near += difflib.get_close_matches(pattern[:_SHOWN], paths[:_NEAR], cutoff=0)
         raise ArgumentError(
             f"No trainable weight has a path that fits {pattern[:_SHOWN]!r}.\n"
-            + (f"The nearest of {len(paths)} are {', '.join(near)}." if near else "There is none to choose from.")
+            + (
+                f"The nearest of {len(paths)} are {', '.join(near)}."
+                if near
+                else "There is none to choose from."
+            )
         )
     return found
 
@@ -87,7 +91,11 @@ class _Part:
         at, last, state = 0, text.rfind("]"), 1
         while at < len(text):
             # The first character of a set is one of it, if it is the bracket that ends others.
-            end = text.find("]", at + 2 + (text[at + 1 : at + 2] == "!")) if text[at] == "[" and at < last else -1
+            end = (
+                text.find("]", at + 2 + (text[at + 1 : at + 2] == "!"))
+                if text[at] == "[" and at < last
+                else -1
+            )
             if text[at] == "*":
                 self._stays |= state
             else:
@@ -106,7 +114,9 @@ class _Part:
     def _moves_by(self, character: str) -> int:
         """The states in which a character goes on to the next."""
         of_sets = (state for state, text in self._of_sets if _is_of_set(text, character))
-        return functools.reduce(int.__or__, of_sets, self._of_letters.get(character, 0) | self._of_any)
+        return functools.reduce(
+            int.__or__, of_sets, self._of_letters.get(character, 0) | self._of_any
+        )
 
     def fits(self, name: str) -> bool:
         """Whether a name fits."""

@@ -1,0 +1,1 @@
+"""Flax's module systems behind one protocol."""

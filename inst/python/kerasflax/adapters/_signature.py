@@ -1,0 +1,325 @@
+"""What a method takes, and how a call fills it.
+
+The whole rule:
+
+    argument                                            gets
+    inputs; without one of that name, the first         the layer's input, whole
+    training, train, is_training, enable_dropout,
+    update_stats                                        True in training, False otherwise
+    deterministic, use_running_average                  the opposite
+    mask                                                the input's Keras mask, where there is one
+    any other with a default                            its default
+    any other without a default                         (an error: nothing can fill it)
+
+A dict whose names are all arguments of the method is spread over them, unless that leaves out an argument `inputs`, which then
+gets the dict whole. A list or tuple is spread over several arguments without a default. A mode argument with a default that is
+also a field of the module, and set there, is left to the field; a mode field that is None, where the method has no such
+argument, is set for the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import keyword
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from .. import _host
+from .._errors import MethodError
+
+# The mode arguments and whether they are true in training.
+MODE_ARGUMENTS: Mapping[str, bool] = {
+    "training": True,
+    "train": True,
+    "is_training": True,
+    "enable_dropout": True,
+    "update_stats": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """How the arguments of one method are filled.
+
+    Attributes:
+        name: The method, as messages name it.
+        parameters: Its parameters but the module, by name and in order, the variadic ones left out.
+        variadic: Whether it takes arguments beyond those.
+        collects: Whether it takes any number of arguments by position, so that no argument by name alone is the input.
+        held: The arguments that fields of the module, or a `functools.partial`, already settle.
+        mode_fields: The fields of the module that are set to the mode for a call.
+    """
+
+    name: str
+    parameters: Mapping[str, inspect.Parameter]
+    variadic: bool
+    collects: bool = False
+    held: frozenset[str] = frozenset()
+    mode_fields: frozenset[str] = frozenset()
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the method takes Keras's mask."""
+        return "mask" in self.parameters
+
+    @property
+    def takes_mode_by_position(self) -> bool:
+        """Whether there is a mode argument that can be given by position as well as by name."""
+        return any(
+            name in MODE_ARGUMENTS and p.kind is p.POSITIONAL_OR_KEYWORD
+            for name, p in self.parameters.items()
+        )
+
+    def fields(self, *, training: bool) -> dict[str, bool]:
+        """The values of the mode fields."""
+        return _mode(self.mode_fields, training)
+
+    def fill(
+        self, inputs: Any, *, training: bool, mask: Any = None, mode_by_position: bool = False
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one call.
+
+        Args:
+            inputs: The layer's input, a pytree of arrays.
+            training: The mode.
+            mask: The input's mask, a pytree of boolean arrays and None.
+            mode_by_position: Whether the mode is given by position where it can be, as a lifted transform with
+                `static_argnums` asks for, and not by name, as others do.
+
+        Returns:
+            Positional arguments and keyword arguments.
+
+        Raises:
+            MethodError: An argument without a default is left.
+        """
+        modes = _mode(self.parameters.keys() - self.held, training)
+        free = {
+            name: p
+            for name, p in self.parameters.items()
+            if name not in modes and name not in self.held
+        }
+        values = self._spread(inputs, free)
+        collected: tuple[Any, ...] = ()
+        if values is None:
+            target = (
+                "inputs"
+                if "inputs" in free
+                else next((name for name in free if self._can_take_input(name)), None)
+            )
+            if target is None and not self.variadic:
+                raise MethodError(
+                    f"{self.name} takes no input: its arguments are {self._shown()}.\n"
+                    "Give it an argument `inputs` (after the module), which receives the layer's input."
+                )
+            if target is None:
+                collected, values = (inputs,), {}
+            else:
+                values = {target: inputs}
+        if self.takes_mask and (mask is not None or _required(self.parameters["mask"])):
+            values.setdefault("mask", mask)
+        missing = [
+            name for name, parameter in free.items() if _required(parameter) and name not in values
+        ]
+        if missing:
+            raise MethodError(
+                f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, whose arguments are "
+                f"{self._shown()}; the input is {_described(inputs)}.\n"
+                "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
+                "(module, inputs, training) that takes the input apart."
+            )
+        if collected:
+            return collected, modes | values
+        return self._bind(values, modes, mode_by_position)
+
+    def _can_take_input(self, name: str) -> bool:
+        return name != "mask" and not (
+            self.collects and self.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        )
+
+    def _spread(self, inputs: Any, free: Mapping[str, inspect.Parameter]) -> dict[str, Any] | None:
+        """The values of several arguments, or None where one gets the input whole."""
+        if (
+            isinstance(inputs, Mapping)
+            and "inputs" not in free
+            and set(inputs) <= set(self.parameters)
+        ):
+            modes = [name for name in inputs if name not in free]
+            if modes:
+                raise MethodError(
+                    f"The input has a part named `{modes[0]}`, and so is the mode among the arguments {self._shown()} of "
+                    f"{self.name}.\nGive the part another name, or `method` a function of (module, inputs, training)."
+                )
+        if (
+            isinstance(inputs, Mapping)
+            and inputs
+            and set(inputs) <= set(free)
+            and "inputs" not in free.keys() - inputs.keys()
+        ):
+            return dict(inputs)
+        required = [name for name, parameter in free.items() if _required(parameter)]
+        if type(inputs) in (list, tuple) and "inputs" not in free:
+            # The mask is one of the parts where there are as many parts, and otherwise what Keras knows.
+            for names in (required, [name for name in required if name != "mask"]):
+                if len(inputs) == len(names) > 1:
+                    return dict(zip(names, inputs, strict=True))
+        return None
+
+    def _bind(
+        self, values: dict[str, Any], modes: dict[str, Any], mode_by_position: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arrays by position as far as they go, which lifted transforms ask for; the mode by name where it may be."""
+        positional = []
+        for name, parameter in self.parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                break
+            if name in values:
+                positional.append(values.pop(name))
+            elif name in modes and (
+                mode_by_position or parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+            ):
+                positional.append(modes.pop(name))
+            elif mode_by_position and not _required(parameter):
+                positional.append(parameter.default)
+            else:
+                break
+        return tuple(positional), modes | values
+
+    def _shown(self) -> str:
+        return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
+
+
+def signature_of(
+    method: Callable[..., Any], name: str, fields: Mapping[str, Any] | None = None
+) -> Signature:
+    """Read what an unbound method takes.
+
+    Args:
+        method: A function whose first argument is the module.
+        name: The method, as messages name it.
+        fields: The fields of the module and their values.
+
+    Raises:
+        MethodError: The function takes no module, or its signature cannot be read.
+    """
+    parameters = list(_parameters(method, name))
+    if not parameters:
+        raise MethodError(
+            f"{name} takes no arguments.\nA method takes the module first, then `inputs`, and `training` when it wants it."
+        )
+    if parameters[0].kind not in _VARIADIC:
+        del parameters[0]
+    named = {p.name: p for p in parameters if p.kind not in _VARIADIC}
+    fixed = frozenset(method.keywords if isinstance(method, functools.partial) else ())
+    mode_fields = {
+        field: value for field, value in (fields or {}).items() if field in MODE_ARGUMENTS
+    }
+    return Signature(
+        name=name,
+        parameters=named,
+        variadic=len(named) < len(parameters),
+        collects=any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters),
+        held=frozenset(
+            field
+            for field, value in mode_fields.items()
+            if value is not None and field in named and not _required(named[field])
+        )
+        | fixed,
+        mode_fields=frozenset(
+            field for field, value in mode_fields.items() if value is None and field not in named
+        ),
+    )
+
+
+def unbound(
+    kind: type, method: Any, base: type, methods: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+    """The function behind a layer's `method`, to be called with the module first.
+
+    Args:
+        kind: The module's class.
+        method: None for `__call__`, a name, a method of the module, or a function that takes the module first.
+        base: The class of all modules.
+        methods: The module's methods by name.
+
+    Raises:
+        MethodError: There is no such method, or it is another module's.
+    """
+    if method is None:
+        method = "__call__"
+    if isinstance(method, str):
+        if method not in methods:
+            has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
+            raise MethodError(f"{kind.__name__} has no method `{method}`.\nIt has {has}.")
+        return methods[method]
+    if not callable(method) or isinstance(method, (type, base)):
+        raise MethodError(
+            f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
+        )
+    if isinstance(method, functools.partial) and not method.args:
+        return functools.partial(unbound(kind, method.func, base, methods), **method.keywords)
+    owner = getattr(method, "__self__", None)
+    if not isinstance(owner, base):
+        return method
+    if type(owner) is not kind:
+        raise MethodError(
+            f"`method` is bound to another module, of class {type(owner).__name__}; "
+            f"`module` is of class {kind.__name__}.\n"
+            "Pass that module as `module`, or a method of this one."
+        )
+    return method.__func__
+
+
+def as_attention_mask(mask: Any) -> Any:
+    """Keras's masks are of (batch, time); Flax's attention takes those of (batch, head, query, key)."""
+    return jax.tree.map(lambda each: each[:, None, None, :] if each.ndim == 2 else each, mask)
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
+
+
+def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:
+    return {name: training is MODE_ARGUMENTS[name] for name in names if name in MODE_ARGUMENTS}
+
+
+def _parameters(method: Callable[..., Any], name: str) -> Any:
+    formals = _host.formals(inspect.unwrap(method))
+    if formals is not None:
+        parameters = [
+            _foreign_parameter(argument, has_default) for argument, has_default in formals.items()
+        ]
+        return [parameter for parameter in parameters if parameter is not None]
+    try:
+        return inspect.signature(method).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"What {name} takes cannot be read: {error}") from error
+
+
+def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | None:
+    if argument == "...":
+        return inspect.Parameter("dots", inspect.Parameter.VAR_KEYWORD)
+    if argument.isidentifier() and not keyword.iskeyword(argument):
+        default = None if has_default else inspect.Parameter.empty
+        return inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+    # A name that Python does not have: left to its default, or filled by position.
+    name = re.sub(r"\W", "_", f"_{argument}")
+    return None if has_default else inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, Mapping):
+        return f"a dict with {', '.join(map(repr, inputs))}"
+    return (
+        f"a {type(inputs).__name__} of {len(inputs)}"
+        if isinstance(inputs, (list, tuple))
+        else "one array"
+    )

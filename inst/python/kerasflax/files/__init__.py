@@ -1,0 +1,1 @@
+"""Variables and models in files."""

@@ -1,0 +1,1 @@
+"""Abstract traces of a module, and initial values computed from them."""
