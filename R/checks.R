@@ -116,11 +116,11 @@ check_variables <- function(variables, arg = "variables", fit = function(part) N
     if (length(problems) == 0) {
       return(invisible(variables))
     }
-    message <- tryCatch({
+    others <- tryCatch({
       fit(without_problems(variables))
-      ""
-    }, error = conditionMessage)
-    problems <- c(problems, escape_braces(trimws(grep("^  ", strsplit(message, "\n")[[1]], value = TRUE))))
+      NULL
+    }, kerasflax_error = \(condition) condition$problems)
+    problems <- c(problems, escape_braces(others))
     abort_kerasflax(
       c("{.arg {arg}} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
       cause = "variables",
@@ -139,7 +139,7 @@ check_variables <- function(variables, arg = "variables", fit = function(part) N
 }
 
 check_flax_layer <- function(object, call = caller_env()) {
-  if (inherits(object, "kerasflax._layer.FlaxLayer")) {
+  if (is_instance(object, "flax_layer")) {
     return(invisible(object))
   }
   abort_kerasflax(
@@ -279,7 +279,7 @@ is_python_object <- function(x) inherits(x, "python.builtin.object")
 
 is_python_class <- function(x) inherits(x, "python.builtin.type")
 
-is_keras_layer <- function(x) inherits(x, "keras.src.layers.layer.Layer")
+is_keras_layer <- function(x) is_instance(x, "layer")
 
 is_python_array <- function(x) {
   reticulate::py_has_attr(x, "shape") && reticulate::py_has_attr(x, "dtype") &&
@@ -290,12 +290,10 @@ is_python_container <- function(x) {
   inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict")) && length(x) > 0
 }
 
-is_sequential <- function(x) inherits(x, "keras.src.models.sequential.Sequential")
+is_sequential <- function(x) is_instance(x, "sequential")
 
 # Also how to make one; not Keras's layers, which are NNX modules in Keras's NNX mode.
-is_flax_module <- function(x) {
-  inherits(x, c("flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax.adapters._lazy.LazyModule")) && !is_keras_layer(x)
-}
+is_flax_module <- function(x) is_instance(x, "flax_module") && !is_keras_layer(x)
 
 is_named_list <- function(x) is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
 

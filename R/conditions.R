@@ -19,20 +19,29 @@ with_r_conditions <- function(expr, otherwise = NULL, call = caller_env()) {
       if (!is.null(origin)) {
         rlang::cnd_signal(as_r_condition(origin))
       }
-      is_ours <- inherits(exception, "kerasflax._errors.KerasFlaxError")
+      is_ours <- is_instance(exception, "error")
       cause <- if (is_ours) exception$cause else otherwise
-      if (!is.null(cause)) {
-        # Not through cli: the text is not a template.
-        rlang::abort(
-          in_r_words(reticulate::py_str(exception)),
-          class = error_class(cause),
-          parent = python_parent(exception),
-          call = call
-        )
+      if (is.null(cause)) {
+        stop(exception)
       }
-      stop(exception)
+      problems <- if (is_ours) problems_in(exception) else character()
+      what <- if (is_ours) exception$what else reticulate::py_str(exception)
+      # Not through cli: the text is not a template.
+      rlang::abort(
+        c(what, rlang::set_names(problems, rep("x", length(problems))), i = if (is_ours) exception$advice),
+        class = error_class(cause),
+        problems = problems,
+        parent = python_parent(exception),
+        call = call
+      )
     }
   )
+}
+
+# What is wrong by path, as one text for each path.
+problems_in <- function(exception) {
+  problems <- exception$problems
+  sprintf("%s: %s", names(problems), unlist(problems, use.names = FALSE))
 }
 
 # The exception as the parent of an R condition, without its text, which would be shown twice.
@@ -83,24 +92,4 @@ advice_on_if <- function(condition) {
       "Use `op_where()` for a choice by element, `op_cond()` for one between computations."
     )
   }
-}
-
-# The core speaks of Python's things. Only whole words, since names of the user's own stand among them.
-in_r_words <- function(text) {
-  words <- c(
-    "`module[.]init[(][)]`" = "`module$init()`",
-    "[{]\"params\": [{][.]{3}[}][}]" = "list(params = list(...))",
-    "\\ba dict\\b" = "a named list",
-    "a function of [(]module, inputs, training[)]" = "a `function(module, inputs, training)`",
-    "keras[.]Input[(]batch_shape=[.]{3}[)]" = "keras_input(batch_shape = ...)",
-    "Install it: pip install ([\\w.-]+)" = "Install it: reticulate::py_require(\"\\1\") before Python is used, or py_install()",
-    "`import ([\\w.]+)`" = "`reticulate::import(\"\\1\")`",
-    "custom_objects=[{]'(\\w+)': (\\w+)[}]" = "custom_objects = list(\\1 = \\2)",
-    "`checked=False`" = "`checked = FALSE`",
-    "\\bNone\\b" = "NULL"
-  )
-  for (python in names(words)) {
-    text <- gsub(python, words[[python]], text, perl = TRUE)
-  }
-  text
 }

@@ -57,13 +57,15 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
     check_variables(like, arg = "like")
   }
   told <- NULL
-  tree <- with_r_conditions(unconverted_core()$read_variables(
+  tree <- call_core(
+    "read_variables",
     path,
     like = as_variables(like),
     rename = as_rename(rename),
     progress = if (isTRUE(progress)) as_callback(progress_bar()),
-    report = as_callback(function(report) told <<- reticulate::py_str(report))
-  ))
+    report = as_callback(function(report) told <<- reticulate::py_str(report)),
+    .convert = FALSE
+  )
   if (!is.null(rename) && !is.null(told)) {
     rlang::inform(told)
   }
@@ -81,7 +83,7 @@ flax_write <- function(object, path, metadata = NULL) {
     check_metadata(metadata)
     metadata <- as.list(metadata)
   }
-  with_r_conditions(the$core$write_variables(as_single(as_variables(object)), path, metadata = metadata))
+  call_core("write_variables", as_single(as_variables(object)), path, metadata = metadata)
   invisible(object)
 }
 
@@ -132,12 +134,6 @@ check_rename <- function(rename, call = caller_env()) {
       call = call
     )
   }
-}
-
-# The core as a module whose functions return what they return, and not what R makes of it.
-unconverted_core <- function() {
-  name <- the$core$`__name__`
-  reticulate::import(name, convert = FALSE)
 }
 
 as_rename <- function(rename) {

@@ -42,7 +42,7 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
   if (!is_keras_layer(model)) {
     abort_kerasflax(c("{.arg model} must be a Keras model.", x = "It is {what_is(model)}."), cause = "object")
   }
-  with_r_conditions(the$core$export_model(model, path, platforms = as.list(platforms)))
+  call_core("export_model", model, path, platforms = as.list(platforms))
   invisible(model)
 }
 
@@ -51,7 +51,7 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 flax_import <- function(path, checked = TRUE) {
   check_file_path(path)
   check_layer_argument(list(checked = checked), "checked", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
-  run <- with_r_conditions(unconverted_core()$import_model(path, checked = checked))
+  run <- call_core("import_model", path, checked = checked, .convert = FALSE)
   function(inputs) {
     check_inputs(inputs)
     as_r_arrays(with_r_conditions(run(inputs)))

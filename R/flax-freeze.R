@@ -39,7 +39,7 @@ set_frozen <- function(object, path, value, call = caller_env()) {
   check_flax_object(object, call = call)
   check_path_patterns(path, call = call)
   patterns <- if (!is.null(path)) as.list(unname(path))
-  result <- with_r_conditions(the$core$`_models`$set_frozen(object, patterns, value), call = call)
+  result <- call_core("set_frozen", object, patterns, value, .call = call)
   if (!is.null(result[[2]])) {
     rlang::warn(result[[2]])
   }

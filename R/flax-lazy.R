@@ -45,5 +45,5 @@ flax_lazy <- function(factory, ...) {
   if (!inherits(factory, "flax_module")) {
     factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
   }
-  with_r_conditions(rlang::exec(the$core$LazyModule, factory, !!!lapply(rlang::list2(...), as_field_value)))
+  call_core("LazyModule", factory, !!!lapply(rlang::list2(...), as_field_value))
 }

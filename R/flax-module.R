@@ -92,25 +92,24 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
   methods <- c(parts[is_method], list(`__call__` = call))
   is_required <- vapply(fields, \(field) field$is_required, NA)
   types <- lapply(fields, \(field) python_type(field$type))
-  class <- with_r_conditions(the$core$`_protocol`$adapter_of(api)$module_class(
+  class <- call_core(
+    "module_class",
+    api,
     .name,
     "<r-globalenv>",
     required = as_named_dict(types[is_required]),
     optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
     methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
-  ))
+  )
   arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
-  body <- quote({
-    given <- mget(as.character(names(fields)), envir = rlang::current_env(), inherits = FALSE)
-    construct_module(class, fields, given)
-  })
   if (api == "nnx") {
-    # Without random numbers to make it of, it is left to the layer, which has some.
     arguments <- c(arguments, list(rngs = NULL))
-    body[[3]]$make <- quote(if (is.null(rngs)) the$core$LazyModule else \(...) rlang::exec(..., rngs = rngs))
   }
-  constructor <- rlang::new_function(as.pairlist(arguments), body)
-  environment(constructor) <- rlang::env(asNamespace("kerasflax"), class = class, fields = fields)
+  constructor <- rlang::new_function(
+    as.pairlist(arguments),
+    quote(construct_module(class, fields, api, rlang::current_env())),
+    rlang::env(asNamespace("kerasflax"), class = class, fields = fields, api = api)
+  )
   structure(constructor, class = c("flax_module", "function"), name = .name, methods = setdiff(names(methods), "__call__"))
 }
 
@@ -141,18 +140,29 @@ r_to_py.flax_module <- function(x, convert = FALSE) {
 
 shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
 
-# `make` is what calls the class.
-construct_module <- function(class, fields, given, make = rlang::exec, call = caller_env()) {
+# Makes an instance from the arguments of a constructor, which are the variables of its frame.
+construct_module <- function(class, fields, api, frame) {
+  given <- mget(as.character(names(fields)), envir = frame, inherits = FALSE)
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
   if (length(missing) > 0) {
     abort_kerasflax(
       c("{.fn {class$`__name__`}} needs {.arg {missing}}.", i = "Give {cli::qty(length(missing))}{?it/them} by name."),
       cause = "field",
-      call = call
+      call = frame
     )
   }
-  values <- Map(\(field, value, name) as_field_value(coerced(value, field$type, name, call)), fields, given, names(fields))
-  with_r_conditions(rlang::exec(make, class, !!!values), call = call)
+  values <- Map(
+    \(field, value, name) as_field_value(coerced(value, field$type, name, frame)),
+    fields, given, names(fields)
+  )
+  if (api == "linen") {
+    with_r_conditions(rlang::exec(class, !!!values), call = frame)
+  } else if (is.null(frame$rngs)) {
+    # The layer, which has random streams, makes the module.
+    call_core("LazyModule", class, !!!values, .call = frame)
+  } else {
+    with_r_conditions(rlang::exec(class, !!!values, rngs = frame$rngs), call = frame)
+  }
 }
 
 # A value of a field as one of its type; NULL is one of every type.

@@ -49,7 +49,7 @@ flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
   check_layer_argument(list(stats = stats), "stats", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
   check_backend()
-  columns <- with_r_conditions(unconverted_core()$parameters(object, stats = stats))
+  columns <- call_core("parameters", object, stats = stats, .convert = FALSE)
   parameters <- new_parameters(as_columns(columns))
   parameters <- parameters[natural_order(parameters), ]
   rownames(parameters) <- NULL
@@ -95,8 +95,8 @@ natural_order <- function(x) {
 }
 
 check_parameters_object <- function(object, call = caller_env()) {
-  is_model <- inherits(object, "keras.src.models.model.Model")
-  if (!is_model && !inherits(object, "kerasflax._layer.FlaxLayer")) {
+  is_model <- is_instance(object, "model")
+  if (!is_model && !is_instance(object, "flax_layer")) {
     abort_kerasflax(
       c(
         "{.arg object} must be a layer made by {.fn layer_flax_module_wrapper}, or a Keras model.",

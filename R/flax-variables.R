@@ -37,8 +37,7 @@
 flax_variables <- function(object, as = c("r", "jax")) {
   as <- rlang::arg_match(as)
   check_flax_object(object)
-  models <- the$core$`_models`
-  with_r_conditions(if (as == "r") models$numpy_variables(object) else models$variables(object))
+  call_core(if (as == "r") "numpy_variables" else "variables", object)
 }
 
 #' @rdname flax_variables
@@ -46,8 +45,8 @@ flax_variables <- function(object, as = c("r", "jax")) {
 `flax_variables<-` <- function(object, value) {
   check_flax_object(object)
   check_variables(value, arg = "value", fit = function(part) {
-    with_r_conditions(the$core$`_models`$fitted_variables(object, as_variables(part)))
+    call_core("fitted_variables", object, as_variables(part))
   })
-  with_r_conditions(the$core$`_models`$set_variables(object, as_variables(value)))
+  call_core("set_variables", object, as_variables(value))
   invisible(object)
 }

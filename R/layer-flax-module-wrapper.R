@@ -128,16 +128,14 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
   # An R function is called what its user calls it.
   method_name <- substitute(method)
   method_name <- if (is.symbol(method_name)) as.character(method_name) else "method"
-  layer <- with_r_conditions(
-    rlang::exec(
-      the$core$FlaxLayer,
-      module,
-      method = as_method(method, method_name),
-      variables = as_variables(variables),
-      !!!as_layer_arguments(dots)
-    ),
-    # What the layer itself refuses, Keras says in its own words.
-    otherwise = "argument"
+  layer <- call_core(
+    "FlaxLayer",
+    module,
+    method = as_method(method, method_name),
+    variables = as_variables(variables),
+    !!!as_layer_arguments(dots),
+    # Keras's own errors about the layer's arguments.
+    .otherwise = "argument"
   )
   with_r_conditions(if (is.null(object)) layer else compose(object, layer))
 }

@@ -38,14 +38,14 @@
 #' @export
 save_model <- function(model, filepath = NULL, overwrite = FALSE, zipped = NULL, ...) {
   if (is_keras_layer(model)) {
-    with_r_conditions(the$core$`_models`$check_savable(model))
+    call_core("check_savable", model)
   }
   if (is.null(filepath) || !is_keras_layer(model)) {
     return(keras3::save_model(model, filepath, overwrite = overwrite, zipped = zipped, ...))
   }
   check_file_path(filepath)
   check_overwrite(filepath, overwrite)
-  with_r_conditions(the$core$save_model(model, filepath, zipped = zipped))
+  call_core("save_model", model, filepath, zipped = zipped)
   invisible(model)
 }
 

@@ -187,7 +187,7 @@ rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concate
   NextMethod()
 }
 
-is_in_module <- function() the$core$`_context`$module_is_running()
+is_in_module <- function() core_function("module_is_running")()
 
 # `instead` is put after "Use", and is no template.
 stop_on_tracer <- function(generic, instead, call = caller_env(2)) {

@@ -691,7 +691,7 @@ layer_of <- function(case) {
 # The keys of its next call.
 keys_of <- function(layer, streams) {
   if (length(streams)) {
-    the$core$`_rng`$streams(layer$seed_generator$state$value, as.list(streams))
+    reticulate::import("kerasflax._rng")$streams(layer$seed_generator$state$value, as.list(streams))
   }
 }
 

@@ -56,12 +56,12 @@ test_that("an error of the core's keeps its whole text and the exception as its 
     class = "kerasflax_error_variables"
   )
   expect_match(conditionMessage(condition), "params/a {b} {{c}} {.cls d}: missing", fixed = TRUE)
-  expect_s3_class(condition$parent$exception, "kerasflax._errors.VariablesError")
+  expect_s3_class(condition$parent$exception, "kerasflax.VariablesError")
 })
 
 test_that("the causes in Python's exceptions are documented", {
   skip_without_flax()
-  causes <- vapply(the$core$KerasFlaxError$`__subclasses__`(), \(class) class$cause, "")
+  causes <- vapply(reticulate::import("kerasflax")$KerasFlaxError$`__subclasses__`(), \(class) class$cause, "")
   rd <- tools::Rd_db("kerasflax")[["layer_flax_module_wrapper.Rd"]]
   text <- paste(capture.output(tools::Rd2txt(rd, options = list(underline_titles = FALSE))), collapse = " ")
   for (cause in causes) {
@@ -78,10 +78,8 @@ test_that("what `if` says of a tensor gains what to write, wherever the layer is
   expect_error(layer_flax_module_wrapper(array(1, c(2, 3)), flax_linen()$Dense(1L), \(module, x) if (x > 0) x), "op_cond")
 })
 
-test_that("the line to type is one of R", {
-  text <- "Run `import nets.small` first, or give the class: `custom_objects={'Net': Net}`."
-  expect_identical(
-    kerasflax:::in_r_words(text),
-    "Run `reticulate::import(\"nets.small\")` first, or give the class: `custom_objects = list(Net = Net)`."
-  )
+test_that("R says everything that a message says differently", {
+  skip_without_flax()
+  words <- reticulate::import("kerasflax._host")$WORDS
+  expect_setequal(names(kerasflax:::core_words), reticulate::iterate(words$keys()))
 })

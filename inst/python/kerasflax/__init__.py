@@ -49,3 +49,8 @@ __all__ = [
     "unfreeze",
     "write_variables",
 ]
+
+# Where users find them, whichever file defines them.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

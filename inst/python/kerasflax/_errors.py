@@ -15,19 +15,50 @@
     ├── StateError       (ValueError)    a call changed the structure of the state
     └── VariablesError   (ValueError)    variables that do not fit the module, or that a file cannot hold
 
-Every message says what is wrong and what was got, then one thing to do. `cause` is the short name under which R knows it: an
-exception with cause "module" arrives there as a condition of class `kerasflax_error_module`.
+An error is data: `what` is wrong, the `problems` by path, and the `advice`. `str()` puts them
+together for Python; R makes a condition of them. `cause` is the name of the class in R: an error
+with the cause "module" is a condition of class `kerasflax_error_module` there.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class KerasFlaxError(Exception):
-    """Base of all errors that kerasflax itself raises."""
+    """Base of all errors that kerasflax itself raises.
+
+    Args:
+        what: What is wrong and what was got, in one sentence.
+        problems: What is wrong in each place, by path.
+        advice: One thing to do.
+        **kwargs: Keywords of the built-in exception, such as the `name` of an `ImportError`.
+    """
 
     cause: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        what: str = "",
+        *,
+        problems: Mapping[str, str] | None = None,
+        advice: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(what, **kwargs)
+        self.problems = dict(problems or {})
+        self.advice = advice
+
+    @property
+    def what(self) -> str:
+        """What is wrong, in one sentence."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        places = [f"  {path}: {problem}" for path, problem in self.problems.items()]
+        lines = [self.what, *places, self.advice]
+        return "\n".join(line for line in lines if line)
 
 
 class ArgumentError(KerasFlaxError, TypeError):

@@ -1,85 +1,111 @@
-"""What another language tells of its functions and errors.
+"""What the language that runs Python tells kerasflax about its own functions, errors and words.
 
-A function of R shows Python the signature `(*args, **kwargs)`, an error in it knows nothing of tensors, and Python cannot find
-it by its name. R registers here how more can be had. Without another language nothing is registered, and nothing is told.
+R runs Python inside its own process. Python sees every R function with the signature
+`(*args, **kwargs)`, an R error says nothing about tensors, and Python cannot find an R function by
+its name. R registers functions here that answer these questions. In a plain Python process nothing
+is registered, and each function below returns what holds for Python.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ._errors import FieldError
 
-Formals = Callable[[Callable[..., Any]], "Mapping[str, bool] | None"]
-Advice = Callable[[BaseException], "str | None"]
-Named = Callable[[str], "Callable[..., Any] | None"]
-Name = Callable[[Callable[..., Any]], "str | None"]
-Words = Callable[[str], str]
+# What differs between languages in a message. R has the same names in `core_words` (R/core.R).
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "None",
+        "dict": "a dict",
+        "init": "`module.init()`",
+        "params": '`{{"params": {{...}}}}`',
+        "method": "a function of `(module, inputs, training)`",
+        "batch shape": "`keras.Input(batch_shape=...)`",
+        "install": "Install it: `pip install {0}`",
+        "import": "`import {0}`",
+        "custom object": "`custom_objects={{{0!r}: {1}}}`",
+        "pattern": "`{{{0!r}: ...}}`",
+        "unchecked": "`checked=False`",
+    }
+)
 
-_formals: Formals | None = None
-_advice: Advice | None = None
-_named: Named | None = None
-_name: Name | None = None
-_words: Words | None = None
+
+def _nothing(_: Any) -> None:
+    return None
 
 
-def register(
-    formals: Formals | None,
-    advice: Advice | None,
-    named: Named | None,
-    name: Name | None,
-    words: Words | None = None,
-) -> None:
-    """Let another language tell.
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A language that runs Python.
 
-    Args:
-        formals: From a Python function to its arguments, in order, each with whether it has a default; None for a
-            function that is not of that language.
-        advice: From an exception to what its message leaves unsaid, None for nothing.
-        named: From a name to the function that the user has defined under it, None where there is none.
-        name: From a Python function to the name under which `named` finds it, None where it does not.
-        words: From a message that speaks of Python's things to one that speaks of the language's.
+    Attributes:
+        formals: From a Python function to its arguments, in order, each with whether it has a
+            default. None if the function is not written in the host language.
+        advice: From an exception to a sentence that helps with it, or None.
+        named: From a name to the function that the user has defined under it, or None.
+        name: From a Python function to the name under which `named` finds it, or None.
+        words: The host's way of saying each entry of `WORDS`.
     """
-    global _formals, _advice, _named, _name, _words
-    _formals, _advice, _named, _name, _words = formals, advice, named, name, words
+
+    formals: Callable[[Callable[..., Any]], Mapping[str, bool] | None] = _nothing
+    advice: Callable[[BaseException], str | None] = _nothing
+    named: Callable[[str], Callable[..., Any] | None] = _nothing
+    name: Callable[[Callable[..., Any]], str | None] = _nothing
+    words: Mapping[str, str] = dataclasses.field(default_factory=lambda: WORDS)
+
+
+_host = Host()
+
+
+def register(**parts: Any) -> None:
+    """Let another language answer. See `Host` for the parts; those left out are Python's."""
+    global _host
+    _host = Host(**parts)
 
 
 def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
-    """The arguments of a function of another language, each with whether it has a default; None where it is of Python."""
-    return _formals(function) if _formals else None
+    """The arguments of a function of the host language; None if it is a Python function."""
+    return _host.formals(function)
 
 
 def advice(error: BaseException) -> str | None:
-    """What to add to the message of an exception, if anything."""
-    return _advice(error) if _advice else None
+    """A sentence to add to the message of an exception, or None."""
+    return _host.advice(error)
 
 
 def named(name: str) -> Callable[..., Any] | None:
-    """The function that the user has defined under a name in another language, if any."""
-    return _named(name) if _named else None
+    """The function that the user has defined under a name in the host language, or None."""
+    return _host.named(name)
 
 
 def name(function: Callable[..., Any]) -> str | None:
-    """The name under which the user has defined a function of another language, if it is still found under it."""
-    return _name(function) if _name else None
+    """The name under which `named` finds a function, or None."""
+    return _host.name(function)
 
 
-def words(text: str) -> str:
-    """A message as the user's language says it."""
-    return _words(text) if _words else text
+def word(name: str, *args: str) -> str:
+    """What a message calls an entry of `WORDS`, in the language of the user."""
+    return _host.words[name].format(*args)
 
 
 def refuse_taken_names(class_name: str, names: Iterable[str], base: type) -> None:
-    """Check the names of fields and methods of a class of modules that another language defines.
+    """Check the names of the fields and methods of a module class defined in the host language.
 
     Raises:
-        FieldError: A name that Python or Flax has taken.
+        FieldError: Python or Flax already uses a name.
     """
     for name in names:
-        if keyword.iskeyword(name) or hasattr(base, name):
-            owner = "Python" if keyword.iskeyword(name) else "every Flax module"
-            raise FieldError(
-                f"{name!r} is a word of {owner}: a field or method of {class_name} needs another name."
-            )
+        if keyword.iskeyword(name):
+            reason = f"{name!r} is a reserved word in Python."
+        elif hasattr(base, name):
+            reason = f"every Flax module already has {name!r}."
+        else:
+            continue
+        raise FieldError(
+            f"{class_name} cannot have a field or method {name!r}: {reason}",
+            advice="Choose another name.",
+        )

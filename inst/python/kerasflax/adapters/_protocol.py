@@ -148,6 +148,11 @@ def adapter_of(api: str) -> type[Adapter]:
     return NnxAdapter
 
 
+def module_class(api: str, name: str, place: str, **parts: Any) -> type:
+    """Make a class of modules of one module system; see `Adapter.module_class`."""
+    return adapter_of(api).module_class(name, place, **parts)
+
+
 def _adapters() -> Iterator[type[Adapter]]:
     return (adapter_of(api) for api in APIS if f"flax.{api}" in sys.modules)
 

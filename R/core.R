@@ -1,0 +1,92 @@
+# The seam between R and Python. `inst/python/kerasflax/_r.py` lists everything that R calls, and
+# only this file calls it.
+
+# The Python classes that R knows, under the names that reticulate gives them.
+python_classes <- list(
+  error = "kerasflax.KerasFlaxError",
+  flax_layer = "kerasflax.FlaxLayer",
+  flax_module = c(
+    "flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax.LazyModule"
+  ),
+  layer = "keras.src.layers.layer.Layer",
+  model = "keras.src.models.model.Model",
+  sequential = "keras.src.models.sequential.Sequential"
+)
+
+is_instance <- function(x, class) inherits(x, python_classes[[class]])
+
+# How R says what Python's messages say differently. Python has the same names (`_host.WORDS`).
+core_words <- list(
+  none = "NULL",
+  dict = "a named list",
+  init = "`module$init()`",
+  params = "`list(params = list(...))`",
+  method = "a `function(module, inputs, training)`",
+  "batch shape" = "`keras_input(batch_shape = ...)`",
+  install = paste(
+    "Install it: `reticulate::py_require(\"{0}\")` before Python is used,",
+    "or `reticulate::py_install(\"{0}\")`"
+  ),
+  import = "`reticulate::import(\"{0}\")`",
+  "custom object" = "`custom_objects = list({0} = {1})`",
+  pattern = "`list(\"{0}\" = ...)`",
+  unchecked = "`checked = FALSE`"
+)
+
+# Declares the core, which reticulate imports when it is first used. The path stays on Python's
+# search path: reticulate does not add it again for a second attempt, after a failed first one.
+load_core <- function(path) {
+  add_path <- function() reticulate::import("sys", convert = FALSE)$path$insert(0L, path)
+  if (reticulate::py_available()) {
+    # Python is running, so that nothing is delayed.
+    add_path()
+    the$core <- reticulate::import("kerasflax._r")
+    register_r()
+  } else {
+    hooks <- list(before_load = add_path, on_load = register_r, on_error = abort_without_core)
+    the$core <- reticulate::import("kerasflax._r", delay_load = hooks)
+  }
+}
+
+abort_without_core <- function(error) {
+  abort_kerasflax(
+    c(
+      "Python cannot import what kerasflax needs.",
+      x = escape_braces(conditionMessage(error)),
+      i = "Run {.code library(kerasflax)} before Python is used, or install flax, jax and keras in \
+      the Python that {.code reticulate::py_config()} shows."
+    ),
+    cause = "package",
+    call = NULL
+  )
+}
+
+# Tells Python how to understand R's functions and errors, and which words R uses.
+register_r <- function() {
+  the$core$register(
+    formals = r_formals,
+    advice = r_advice,
+    named = r_method_of_name,
+    name = r_name_of_method,
+    words = core_words
+  )
+}
+
+# A function or class of the core. With `convert = FALSE`, it returns Python objects.
+core_function <- function(name, convert = TRUE) {
+  f <- do.call(`$`, list(the$core, name))
+  if (convert) {
+    f
+  } else {
+    do.call(`$`, list(reticulate::import("kerasflax._r", convert = FALSE), name))
+  }
+}
+
+# Calls a function or class of the core. Its errors become R conditions.
+call_core <- function(.name, ..., .convert = TRUE, .otherwise = NULL, .call = caller_env()) {
+  with_r_conditions(
+    rlang::exec(core_function(.name, .convert), ...),
+    otherwise = .otherwise,
+    call = .call
+  )
+}

@@ -1,0 +1,46 @@
+"""Everything that R calls. `R/core.R` is the only R file that uses this module.
+
+Objects that R gets from here (layers, errors) have their public attributes there, too.
+"""
+
+from . import (
+    FlaxLayer,
+    LazyModule,
+    export_model,
+    import_model,
+    parameters,
+    read_variables,
+    save_model,
+    write_variables,
+)
+from ._host import register
+from ._models import (
+    check_savable,
+    fitted_variables,
+    numpy_variables,
+    set_frozen,
+    set_variables,
+    variables,
+)
+from .adapters._context import module_is_running
+from .adapters._protocol import module_class
+
+__all__ = [
+    "FlaxLayer",
+    "LazyModule",
+    "check_savable",
+    "export_model",
+    "fitted_variables",
+    "import_model",
+    "module_class",
+    "module_is_running",
+    "numpy_variables",
+    "parameters",
+    "read_variables",
+    "register",
+    "save_model",
+    "set_frozen",
+    "set_variables",
+    "variables",
+    "write_variables",
+]
