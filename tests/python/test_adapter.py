@@ -13,7 +13,7 @@ from modules import MLP
 
 from kerasflax import ModuleError
 from kerasflax.adapters._protocol import APIS, Adapter, adapt, adapter_of
-from kerasflax.bridge._variables import Template
+from kerasflax.bridge._variables import split
 from kerasflax.tracing._trace import until_learned
 
 CASES = {
@@ -113,15 +113,15 @@ def test_a_module_system_is_imported_when_it_is_needed(script, arguments, tmp_pa
 
 
 def assert_same(got, expected):
-    got, expected = (Template.of(tree)[1] for tree in (got, expected))
+    got, expected = (split(tree)[1] for tree in (got, expected))
     assert got.keys() == expected.keys()
     for path in expected:
         np.testing.assert_allclose(got[path], expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
-def begun(adapter, key, inputs):
+def begun(module, adapter, key, inputs):
     """Outputs of `init`, and the values that a layer begins with."""
-    values = adapter.take_values()
+    values = adapter.values_of(module)
     outputs, variables = until_learned(lambda: adapter.init(key, inputs))
     if values is not None:
         assert jax.tree.structure(variables) == jax.tree.structure(values)
@@ -132,7 +132,7 @@ def begun(adapter, key, inputs):
 def test_init_is_plain_init_less_what_is_sown(case):
     adapter = adapt(case.module, case.method)
     key = jax.random.key(7)
-    outputs, variables = begun(adapter, key, case.first)
+    outputs, variables = begun(case.module, adapter, key, case.first)
     assert_same(
         variables, {name: tree for name, tree in case.init(key).items() if name not in case.sown}
     )
@@ -146,7 +146,7 @@ def test_init_is_plain_init_less_what_is_sown(case):
 @pytest.mark.parametrize("training", [False, True])
 def test_apply_is_plain_apply_with_the_streams_that_the_module_asks_for(case, training):
     adapter = adapt(case.module, case.method)
-    _, variables = begun(adapter, jax.random.key(7), case.first)
+    _, variables = begun(case.module, adapter, jax.random.key(7), case.first)
     seed_state = jnp.array([3, 5], jnp.uint32)
 
     def apply():

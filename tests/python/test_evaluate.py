@@ -55,7 +55,9 @@ def test_the_values_of_a_large_array_are_those_of_init():
 
 
 def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
-    monkeypatch.setattr(_initial_values, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False})
+    monkeypatch.setattr(
+        _initial_values, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False}
+    )
     assert_evaluated(init(Wide(4)), KEY)
 
 

@@ -171,9 +171,7 @@ def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(
         return result
 
     monkeypatch.setattr(os, "rename", lambda *arguments: look(*arguments, call=rename))
-    monkeypatch.setattr(
-        _replace, "_exchanged", lambda *arguments: look(*arguments, call=exchanged)
-    )
+    monkeypatch.setattr(_replace, "_exchanged", lambda *arguments: look(*arguments, call=exchanged))
     write_variables(NEW, path)
     assert seen
     assert all(value in ([0] * 3, [1] * 3) for value in seen)

@@ -115,12 +115,12 @@ def test_another_language_can_say_what_its_functions_take():
 
     wrapper.__wrapped__ = foreign
     formals = {"self": False, "inputs": False, "training": True, "...": False}
-    _host.register(lambda function: formals if function is foreign else None, None, None, None)
+    _host.register(formals=lambda function: formals if function is foreign else None)
     try:
         assert filled(wrapper) == (("x",), {"training": True})
         assert filled(lambda self, tokens: 0) == (("x",), {})
     finally:
-        _host.register(None, None, None, None)
+        _host.register()
     assert str(inspect.signature(foreign)) == "(*args, **kwargs)"
     assert filled(wrapper) == (("x",), {})
 
@@ -130,11 +130,11 @@ def test_names_that_python_does_not_have_are_left_to_their_defaults_or_filled_by
         return 0
 
     formals = {"module": False, ".x": False, "na.rm": True, "lambda": True, "training": False}
-    _host.register(lambda function: formals if function is foreign else None, None, None, None)
+    _host.register(formals=lambda function: formals if function is foreign else None)
     try:
         assert filled(foreign) == (("x",), {"training": True})
     finally:
-        _host.register(None, None, None, None)
+        _host.register()
 
 
 def test_what_a_partial_holds_is_left_to_it():

@@ -20,7 +20,7 @@ import pytest
 from flax import linen as nn
 
 from kerasflax import FlaxLayer
-from kerasflax.bridge._forms import simplify
+from kerasflax.bridge._forms import split
 from kerasflax.bridge._variables import named_leaves
 
 # Old libraries on a new JAX, whose warnings kerasflax's own are unlike: those stay errors. And Keras takes no input by the name
@@ -529,7 +529,7 @@ def keras_inputs(case):
 
 
 def arrays(tree):
-    return named_leaves({"out": simplify(tree)[0]})
+    return named_leaves({"out": split(tree)[1]})
 
 
 def assert_same(got, expected, tolerance):

@@ -7,7 +7,7 @@ from flax import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasflax.bridge._forms import simplify
+from kerasflax.bridge._forms import split
 
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -27,14 +27,14 @@ def test_what_keras_does_not_know_becomes_a_dict_by_field_without_none():
         "f": flax.core.freeze({"x": 6}),
         "n": None,
     }
-    simple, form = simplify(tree)
+    form, simple = split(tree)
     assert simple == {
         "o": {"last": 1, "hidden": (2,)},
         "p": {"left": 3},
         "q": Pair(4, 5),
         "f": {"x": 6},
     }
-    assert form.restore(simple) == tree
+    assert form.merge(simple) == tree
 
 
 class Unnamed:
@@ -48,9 +48,9 @@ jax.tree_util.register_pytree_node(
 
 
 def test_a_node_whose_children_have_no_names_becomes_a_list():
-    simple, form = simplify(Unnamed("a", "b"))
+    form, simple = split(Unnamed("a", "b"))
     assert simple == ["a", "b"]
-    assert form.restore(simple).children == ("a", "b")
+    assert form.merge(simple).children == ("a", "b")
 
 
 leaves = st.integers() | st.none()
@@ -69,9 +69,9 @@ trees = st.recursive(
 
 @given(trees)
 def test_a_simplified_tree_is_restored(tree):
-    simple, form = simplify(tree)
-    assert form.restore(simple) == tree
-    assert repr(form.restore(simple)) == repr(tree)
+    form, simple = split(tree)
+    assert form.merge(simple) == tree
+    assert repr(form.merge(simple)) == repr(tree)
     if tree is not None:
         assert None not in keras.tree.flatten(simple)
         assert sorted(keras.tree.flatten(simple)) == sorted(jax.tree.leaves(tree))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kerasflax import StateError, VariablesError
 from kerasflax.bridge import _variables
-from kerasflax.bridge._variables import Template, fitted, named_leaves
+from kerasflax.bridge._variables import fitted, named_leaves, split
 
 ARRAY = np.ones(2, np.float32)
 Pair = collections.namedtuple("Pair", "a b")
@@ -62,16 +62,16 @@ trees = st.recursive(
 
 @given(st.dictionaries(names, trees, max_size=3))
 def test_a_tree_put_together_again_is_the_tree(tree):
-    template, arrays = Template.of(tree)
-    assert template.tree(arrays) == tree
+    template, arrays = split(tree)
+    assert template.merge(arrays) == tree
     assert list(arrays) == [path for path, leaf in named_leaves(tree).items() if leaf != "static"]
 
 
 def test_a_typed_key_is_kept_as_data_and_comes_out_typed():
     key = jax.random.key(3, impl="rbg")
-    template, arrays = Template.of({"state": {"key": key}})
+    template, arrays = split({"state": {"key": key}})
     assert arrays["state/key"].dtype == jnp.uint32
-    assert template.tree(arrays)["state"]["key"] == key
+    assert template.merge(arrays)["state"]["key"] == key
 
 
 EXPECTED = {"params/w": ARRAY, "params/b": np.float32(0), "stats/n": np.zeros(3, np.float32)}

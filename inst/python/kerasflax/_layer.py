@@ -34,7 +34,7 @@ from .adapters._context import module_is_running
 from .adapters._protocol import Method, adapt, is_module
 from .bridge import _arguments, _variables, _weights_file
 from .bridge._call import Call, call_of, current
-from .bridge._forms import Form, Formed, map_leaves, simplify
+from .bridge._forms import Form, Formed, map_leaves, split
 from .bridge._memory import copied
 from .bridge._transaction import all_or_nothing, scopes_kept
 from .saving import _plan, _to_json
@@ -156,7 +156,9 @@ class FlaxLayer(keras.layers.Layer):
         )
         self._paths: tuple[str, ...] = ()
         self._ordered_variables: tuple[keras.Variable, ...] = ()
-        self._memory = _Memory(given=_variables.overlaid(self._adapter.take_values(), variables))
+        self._memory = _Memory(
+            given=_variables.overlaid(self._adapter.values_of(module), variables)
+        )
         # What Keras has put around the method belongs to a build, too: it marks the layer as built.
         self.build = self._once(self.build)  # type: ignore[method-assign]
         self._compiled = jax.jit(self._apply, static_argnames=("training", "form"), inline=True)
@@ -176,7 +178,7 @@ class FlaxLayer(keras.layers.Layer):
             in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
         )
         if form is None:
-            inputs, form = simplify(inputs)
+            form, inputs = split(inputs)
         if not form.is_plain:
             # A model repeats this call with what Keras was given, and hands the form on.
             kwargs["form"] = form
@@ -203,7 +205,7 @@ class FlaxLayer(keras.layers.Layer):
             isinstance(x, keras.KerasTensor) for x in jax.tree.leaves(outputs)
         ):
             return outputs
-        return outputs if call.output_form is None else call.output_form.restore(outputs)
+        return outputs if call.output_form is None else call.output_form.merge(outputs)
 
     def _once(self, build: Callable[..., None]) -> Callable[..., None]:
         """Make a build all or nothing, and let one thread at a time build. Keras refuses a second build."""
@@ -277,9 +279,9 @@ class FlaxLayer(keras.layers.Layer):
         ) -> tuple[Formed, dict[str, jax.Array]]:
             key = jax.random.wrap_key_data(key_data)
             outputs, variables = self._adapter.init(
-                key, form.restore(inputs) if form else inputs, mask=mask
+                key, form.merge(inputs) if form else inputs, mask=mask
             )
-            template, arrays = _variables.Template.of(variables)
+            template, arrays = _variables.split(variables)
             templates.append(template)
             return Formed.of(outputs), arrays
 
@@ -294,7 +296,7 @@ class FlaxLayer(keras.layers.Layer):
 
         def fixed_shape(path: str) -> bool:
             return self._path_is_trainable(path) or not (
-                self._adapter.takes_others or path in expected
+                self._adapter.allows_extra_collections or path in expected
             )
 
         arrays = _variables.fitted(
@@ -302,7 +304,7 @@ class FlaxLayer(keras.layers.Layer):
             given,
             fixed_shape=fixed_shape,
             place=_variables.sharding,
-            surplus=self._adapter.is_part,
+            surplus=self._adapter.allows_unused,
         )
         known = {_variables.collection_of(path) for path in template.leaves}
         provided = {name: tree for name, tree in given.items() if name not in known}
@@ -404,7 +406,7 @@ class FlaxLayer(keras.layers.Layer):
                 _variables.assign(
                     (variables[path], value) for path, value in (state | drawn).items()
                 )
-        call, outputs = call_of(self), formed.simplified()
+        call, outputs = call_of(self), formed.for_keras()
         call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
         return outputs
 
@@ -433,10 +435,10 @@ class FlaxLayer(keras.layers.Layer):
             The outputs, what becomes of the state, what was sown, and where random numbers were drawn what becomes of the seed.
         """
         held = dict(zip(self._paths, arrays, strict=True))
-        variables = self._template.tree(held)
+        variables = self._template.merge(held)
         outputs, state, sown = self._adapter.apply(
             variables,
-            form.restore(inputs) if form else inputs,
+            form.merge(inputs) if form else inputs,
             training=training,
             mask=mask,
             seed_state=seed_state,
@@ -444,7 +446,7 @@ class FlaxLayer(keras.layers.Layer):
         # What is no array is refused. A tree that JAX maps would come back with its dicts sorted.
         for value in jax.tree.leaves((outputs, sown)):
             as_array(value)
-        _, updates = _variables.Template.of(state)
+        _, updates = _variables.split(state)
         # What was read and not written need not be assigned.
         updates = {path: value for path, value in updates.items() if value is not held.get(path)}
         (formed, sown), updates = _variables.apart((Formed.of(outputs), sown), updates, arrays)
@@ -478,7 +480,7 @@ class FlaxLayer(keras.layers.Layer):
             )
         call_of(self).output_shapes = [spec.shape for spec in outputs.leaves]
         return map_leaves(
-            lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.simplified()
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.for_keras()
         )
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
@@ -501,7 +503,7 @@ class FlaxLayer(keras.layers.Layer):
         outputs = self._output_spec(
             _specs(input_shape, self._memory.input_dtypes), None, training=False, form=None
         )
-        return map_leaves(lambda spec: spec.shape, outputs.simplified())
+        return map_leaves(lambda spec: spec.shape, outputs.for_keras())
 
     def _output_spec(
         self, inputs: PyTree, mask: PyTree, *, training: bool, form: Form | None
@@ -548,7 +550,7 @@ class FlaxLayer(keras.layers.Layer):
             VariablesError: On assignment, when something does not fit; it lists every place by path.
         """
         values = self.values_by_path()
-        return self._template.tree({path: copied(value) for path, value in values.items()})
+        return self._template.merge({path: copied(value) for path, value in values.items()})
 
     @flax_variables.setter
     def flax_variables(self, value: Mapping[str, PyTree]) -> None:
@@ -558,7 +560,7 @@ class FlaxLayer(keras.layers.Layer):
     def _own_variables(self) -> dict[str, PyTree]:
         """What `flax_variables` returns, of the layer's own arrays: to be read at once, since the next step deletes them."""
         values = self.values_by_path()
-        return self._template.tree(values)
+        return self._template.merge(values)
 
     def values_by_path(self) -> dict[str, jax.Array]:
         """The layer's own arrays, as they were at one time: to be read at once, since the next training step deletes them."""

@@ -67,8 +67,8 @@ class LinenAdapter:
         self.method = unbound(type(module), method, nn.Module, _methods_of(module))
         self._signature = _signature(module, self.method)
         self.takes_mask = self._signature.takes_mask
-        self.is_part = method is not None
-        self.takes_others = True
+        self.allows_unused = method is not None
+        self.allows_extra_collections = True
         # What runs have taught; the values are replaced, and never changed.
         self._streams: Mapping[bool, frozenset[str]] = {
             True: frozenset({_USUAL_STREAM}),
@@ -165,8 +165,9 @@ class LinenAdapter:
         written = flax.core.unfreeze(written)
         return outputs, self.state(written), self._part(written, sown=True)
 
-    def take_values(self) -> None:
-        """See `Adapter.take_values`. A Linen module holds none."""
+    @staticmethod
+    def values_of(module: nn.Module) -> None:
+        """See `Adapter.values_of`. A Linen module holds none."""
 
     def to_flax(self, variables: Mapping[str, PyTree]) -> tuple[nn.Module, Mapping[str, PyTree]]:
         """See `Adapter.to_flax`."""

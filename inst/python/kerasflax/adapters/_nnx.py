@@ -53,38 +53,43 @@ class _Structure:
     variables: Mapping[Path, Any]
     types: Mapping[str, type]
 
-    @classmethod
-    def of(cls, module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
-        """Take a module apart: its structure, and its values by collection and path.
-
-        Raises:
-            ModuleError: Two types of variables have one name.
-        """
-        graphdef, state = nnx.split(module)
-        flat, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_variable)
-        variables: dict[Path, Any] = {}
-        types: dict[str, type] = {}
-        values: dict[str, PyTree] = {}
-        for keys, variable in flat:
-            kind = type(variable) if _is_variable(variable) else jax.Array
-            collection = _collection(kind)
-            if types.setdefault(collection, kind) is not kind:
-                raise ModuleError(
-                    f"{type(module).__name__} has variables of two types of the name {collection!r}.\n"
-                    "Register one under another name with `nnx.register_variable_name`."
-                )
-            place = (collection, *(key.key for key in keys))
-            variables[place] = jax.tree.structure(variable)
-            _put(values, place, variable.get_raw_value() if _is_variable(variable) else variable)
-        return cls(type(module), graphdef, treedef, variables, types), values
-
-    def module(self, values: Mapping[str, PyTree]) -> nnx.Module:
-        """Put a module together of values by collection and path."""
+    def merge(self, values: Mapping[str, PyTree]) -> nnx.Module:
+        """The module that has these values, by collection and path."""
         leaves = [
             jax.tree.unflatten(treedef, jax.tree.leaves(_get(values, place)))
             for place, treedef in self.variables.items()
         ]
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+
+def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
+    """Split a module into its structure and its values by collection and path.
+
+    Raises:
+        ModuleError: Two types of variables have one name.
+    """
+    graphdef, state = nnx.split(module)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_variable)
+    variables: dict[Path, Any] = {}
+    types: dict[str, type] = {}
+    values: dict[str, PyTree] = {}
+    for keys, variable in flat:
+        kind = type(variable) if _is_variable(variable) else jax.Array
+        collection = _collection(kind)
+        if types.setdefault(collection, kind) is not kind:
+            raise ModuleError(
+                f"{type(module).__name__} has variables of two types of the name {collection!r}.\n"
+                "Register one under another name with `nnx.register_variable_name`."
+            )
+        place = (collection, *(key.key for key in keys))
+        variables[place] = jax.tree.structure(variable)
+        _put(values, place, variable.get_raw_value() if _is_variable(variable) else variable)
+    return _Structure(type(module), graphdef, treedef, variables, types), values
+
+
+def _split_copy(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
+    """Split a copy that shares its arrays with the user's module, and nothing else."""
+    return _split(_parted(nnx.merge(*nnx.split(module)))[0])
 
 
 def _is_variable(value: Any) -> bool:
@@ -128,20 +133,18 @@ class NnxAdapter:
         self, module: nnx.Module | LazyModule, method: str | Callable[..., Any] | None
     ) -> None:
         self.module: nnx.Module | LazyModule = module
-        self._values: dict[str, PyTree] | None = None
         # What runs have taught; the values are replaced, and never changed.
         self._sown: frozenset[type] = frozenset()
         self._drawing: frozenset[bool] = frozenset()
         self._axes: frozenset[str] = frozenset()
         if isinstance(module, LazyModule):
             with self._running(None):
-                self._structure = module.abstractly(lambda made: _Structure.of(_parted(made)[0])[0])
+                self._structure = module.abstractly(lambda made: _split(_parted(made)[0])[0])
         else:
-            # Put together anew, it shares its arrays with the user's module, and nothing else.
-            self._structure, self._values = _Structure.of(_parted(nnx.merge(*nnx.split(module)))[0])
-            self._specs = jax.tree.map(_spec_of, self._values)
-            self.module = self._structure.module(self._specs)
-        self.is_part = self.takes_others = False
+            self._structure, values = _split_copy(module)
+            self._specs = jax.tree.map(_spec_of, values)
+            self.module = self._structure.merge(self._specs)
+        self.allows_unused = self.allows_extra_collections = False
         kind = self._structure.kind
         self.name = kind.__name__
         owner = getattr(method, "__self__", module)
@@ -156,14 +159,14 @@ class NnxAdapter:
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
 
-    def take_values(self) -> dict[str, PyTree] | None:
-        """See `Adapter.take_values`."""
-        values, self._values = self._values, None
-        return values
+    @staticmethod
+    def values_of(module: nnx.Module | LazyModule) -> dict[str, PyTree] | None:
+        """See `Adapter.values_of`."""
+        return None if isinstance(module, LazyModule) else _split_copy(module)[1]
 
     def to_flax(self, variables: Mapping[str, PyTree]) -> nnx.Module:
         """See `Adapter.to_flax`: a module."""
-        return self._structure.module(variables)
+        return self._structure.merge(variables)
 
     @in_turn
     def init(
@@ -172,7 +175,7 @@ class NnxAdapter:
         """See `Adapter.init`. The values of a `LazyModule` are those that it makes with `rngs=nnx.Rngs(key)`."""
         if isinstance(self.module, LazyModule):
             with self._running(None):
-                _, variables = _Structure.of(_parted(self.module.make(nnx.Rngs(key)))[0])
+                _, variables = _split(_parted(self.module.make(nnx.Rngs(key)))[0])
         else:
             # A module holds its values, so that these will not be asked for.
             variables = jax.tree.map(_zeros, self._specs)
@@ -233,7 +236,7 @@ class NnxAdapter:
         mask: PyTree,
         key: jax.Array,
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
-        module = self._structure.module(variables)
+        module = self._structure.merge(variables)
         if isinstance(module, nnx.MultiHeadAttention):
             mask = as_attention_mask(mask)
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
@@ -257,7 +260,7 @@ class NnxAdapter:
             raise TraceAgainError
         self._drawing |= {training} if rngs.default.count.get_value() is not undrawn else set()
         module, left = _parted(module)
-        structure, state = _Structure.of(module)
+        structure, state = _split(module)
         self._check_unchanged(structure)
         sown: dict[str, PyTree] = {}
         for each in (*captured, left):

@@ -31,8 +31,9 @@ class Adapter(Protocol):
         module: The module, as configs describe it.
         method: The function that is called with a module first. It holds no module.
         takes_mask: Whether the method takes Keras's mask.
-        is_part: Whether the method may use a part of the module's variables alone.
-        takes_others: Whether the module may read collections that only its user provides.
+        allows_unused: Whether the user may give variables that the method does not use.
+        allows_extra_collections: Whether the user may give collections that the module reads but
+            does not create.
     """
 
     base: ClassVar[type]
@@ -40,8 +41,8 @@ class Adapter(Protocol):
     module: Any
     method: Callable[..., Any]
     takes_mask: bool
-    is_part: bool
-    takes_others: bool
+    allows_unused: bool
+    allows_extra_collections: bool
 
     @classmethod
     def accepts(cls, module: object) -> bool:
@@ -68,8 +69,9 @@ class Adapter(Protocol):
             The outputs, and the variables by collection, without what the module sows.
         """
 
-    def take_values(self) -> Variables | None:
-        """Hand over the values that the module itself holds, with which a layer begins; None where it holds none."""
+    @staticmethod
+    def values_of(module: Any) -> Variables | None:
+        """The values that a module holds, with which its layer begins; None if it holds none."""
 
     def to_flax(self, variables: Variables) -> Any:
         """What Flax's users work with, holding these values: a module, or a module and its variables."""

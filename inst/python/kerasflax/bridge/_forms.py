@@ -29,24 +29,24 @@ class Form:
     """How a simplified tree is made what it was.
 
     Attributes:
-        model: The original, with numbers in the place of its leaves.
+        skeleton: The original, with the numbers from 0 instead of its leaves.
         positions: For each leaf of the original, its position among the leaves of the simplified tree.
     """
 
-    model: PyTree
+    skeleton: PyTree
     positions: tuple[int, ...]
 
     @functools.cached_property
     def is_plain(self) -> bool:
         """Whether the tree needs no form: simplified it is what it was, to JAX and to Keras, in the order of its dicts too."""
-        return _is_plain(self.model)
+        return _is_plain(self.skeleton)
 
     @functools.cached_property
     def _key(self) -> Hashable:
-        return jax.tree.structure(self.model), self.positions, _order(self.model)
+        return jax.tree.structure(self.skeleton), self.positions, _order(self.skeleton)
 
     def __eq__(self, other: object) -> bool:
-        """Forms are equal where trees restored by them have the same types, static fields and order."""
+        """Forms are equal if the trees that they merge have the same types, static fields and order."""
         return isinstance(other, Form) and self._key == other._key
 
     def __hash__(self) -> int:
@@ -55,7 +55,7 @@ class Form:
     def get_config(self) -> dict[str, Any]:
         """The form in JSON: models keep it with the call that they repeat."""
         return {
-            "model": _to_json.to_config(self.model, "The input"),
+            "model": _to_json.to_config(self.skeleton, "The input"),
             "positions": list(self.positions),
         }
 
@@ -83,21 +83,21 @@ class Form:
 
     @functools.cached_property
     def _simplified(self) -> PyTree:
-        return _simplified(self.model)
+        return _simplified(self.skeleton)
 
-    def simplify(self, leaves: Sequence[Any]) -> PyTree:
-        """The simplified tree that has the leaves of an original, in their order there."""
+    def for_keras(self, leaves: Sequence[Any]) -> PyTree:
+        """Keras's tree with the leaves of an original, in their order there."""
         return leaves[0] if self is _LEAF_FORM else map_leaves(leaves.__getitem__, self._simplified)
 
-    def restore(self, simplified: PyTree) -> PyTree:
-        """The original structure, its dicts in their order, with the leaves of a simplified tree."""
+    def merge(self, tree: PyTree) -> PyTree:
+        """The original structure, its dicts in their order, with the leaves of Keras's tree."""
         if self is _LEAF_FORM:
-            return simplified
-        leaves = jax.tree.leaves(simplified)
-        treedef = jax.tree.structure(self.model)
+            return tree
+        leaves = jax.tree.leaves(tree)
+        treedef = jax.tree.structure(self.skeleton)
         return ordered_like(
             jax.tree.unflatten(treedef, [leaves[position] for position in self.positions]),
-            self.model,
+            self.skeleton,
         )
 
 
@@ -120,9 +120,9 @@ class Formed:
         leaves, treedef = jax.tree.flatten(tree)
         return cls(tuple(leaves), _form_of(tree, treedef))
 
-    def simplified(self) -> PyTree:
-        """The simplified tree."""
-        return self.form.simplify(self.leaves)
+    def for_keras(self) -> PyTree:
+        """The tree as Keras handles it."""
+        return self.form.for_keras(self.leaves)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Form]:
         """The leaves, and what a trace is told of them."""
@@ -139,18 +139,18 @@ def _holds_alone(plan: Plan) -> bool:
     return plan.tag != MODULE and all(map(_holds_alone, plan.items))
 
 
-def simplify(tree: PyTree) -> tuple[PyTree, Form]:
-    """Take a tree to the form that Keras handles.
+def split(tree: PyTree) -> tuple[Form, PyTree]:
+    """Split a tree into its form and a tree that Keras handles. `Form.merge` puts them together.
 
     Nodes that Keras does not know become dicts by field (or lists, where their children have no names), and None is left
     out, with its key.
 
     Returns:
-        The simplified tree and its form.
+        The form and Keras's tree.
     """
     leaves, treedef = jax.tree.flatten(tree)
     form = _form_of(tree, treedef)
-    return form.simplify(leaves), form
+    return form, form.for_keras(leaves)
 
 
 def _form_of(tree: PyTree, treedef: Any) -> Form:

@@ -174,30 +174,28 @@ class Template:
     treedef: Any
     leaves: Mapping[str, _Leaf]
 
-    @classmethod
-    def of(cls, tree: PyTree) -> tuple[Template, dict[str, Any]]:
-        """Take a tree apart: its template, and its arrays by path (of typed keys, their data)."""
-        named = named_leaves(tree)
-        template = cls(
-            jax.tree.structure(tree), {path: _Leaf.of(value) for path, value in named.items()}
-        )
-        return template, {
-            path: _key_data(named[path]) if leaf.key_impl is not None else named[path]
-            for path, leaf in template.leaves.items()
-            if leaf.is_array
-        }
-
     def extended(self, collections: Mapping[str, PyTree], arrays: Mapping[str, Any]) -> Template:
         """The template of a tree that has more collections."""
-        return Template.of({**self.tree(arrays), **collections})[0] if collections else self
+        return split({**self.merge(arrays), **collections})[0] if collections else self
 
-    def tree(self, arrays: Mapping[str, Any]) -> PyTree:
-        """Put a tree together again from its arrays by path."""
+    def merge(self, arrays: Mapping[str, Any]) -> PyTree:
+        """The tree that has these arrays, by path."""
         leaves = [
             leaf.wrap(arrays[path]) if leaf.is_array else leaf.static
             for path, leaf in self.leaves.items()
         ]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def split(tree: PyTree) -> tuple[Template, dict[str, Any]]:
+    """Split a tree into its template and its arrays by path (the data of typed random keys)."""
+    named = named_leaves(tree)
+    leaves = {path: _Leaf.of(value) for path, value in named.items()}
+    return Template(jax.tree.structure(tree), leaves), {
+        path: _key_data(named[path]) if leaf.key_impl is not None else named[path]
+        for path, leaf in leaves.items()
+        if leaf.is_array
+    }
 
 
 def overlaid(base: Mapping[str, PyTree] | None, over: Any) -> Any:
@@ -246,7 +244,7 @@ def fitted(
             'Pass what `module.init()` returns, such as {"params": {...}}.'
         )
     given = plain(given)
-    _, arrays = Template.of(given)
+    _, arrays = split(given)
     others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
     if surplus:
         known = {collection_of(path) for path in expected}

@@ -115,7 +115,7 @@ def read_variables(
         what=f"What {str(path)!r} holds",
         advice=shown(targets),
     )
-    return template.tree(fitted)
+    return template.merge(fitted)
 
 
 def write_variables(
@@ -262,7 +262,7 @@ def _plain(tree: PyTree, argument: str) -> PyTree:
 
 def _expected(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
     """The template of a tree, and by path what has the shape and dtype to be expected."""
-    template, arrays = _variables.Template.of(_plain(tree, "like"))
+    template, arrays = _variables.split(_plain(tree, "like"))
     return template, {
         path: value if hasattr(value, "shape") else np.asarray(value)
         for path, value in arrays.items()

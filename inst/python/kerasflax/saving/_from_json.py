@@ -157,7 +157,7 @@ def checked_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any
 def custom_objects(name: str) -> str:
     """What to type, to give a function that makes a module."""
     shown_name = name[:80] if name.isidentifier() else "module"
-    return f"custom_objects={{{shown_name!r}: make_{shown_name.lower()}}}"
+    return _host.word("custom object", shown_name, f"make_{shown_name.lower()}")
 
 
 # Functions of the session, and registered ones --------------------------------------------------------------------------
@@ -507,7 +507,7 @@ class _Reader:
         if not (callable(found) and _lazy.takes_rngs(found)):
             raise ConfigError(
                 f"{place} is of the class {shown(name)}, and with which arguments it was made is not known.\n"
-                + _host.words(f"Give a function of `rngs` that makes it: `{custom_objects(name)}`.")
+                f"Give a function of `rngs` that makes it: {custom_objects(name)}."
             )
         return Plan(node, _lazy.LazyModule, MODULE, lambda: _lazy.LazyModule(found))
 

@@ -152,9 +152,7 @@ class Names:
             found = next(filter(None, given), None) or _there(namespace, name)
             if found is None and namespace.partition(".")[0] not in _LIBRARIES:
                 raise ConfigError(
-                    _host.words(
-                        f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"
-                    )
+                    f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"
                 )
             if found is None:
                 raise ConfigError(
@@ -187,9 +185,7 @@ class Names:
             warnings.warn(
                 f"{path} is of the class {name!r:.80}, of which Flax's transformations have made {len(defined)} here: the "
                 "newest is taken.\n"
-                + _host.words(
-                    f"Give another one by `custom_objects={{{name!r:.80}: {name:.80}}}`."
-                ),
+                f"Give another one by {_host.word('custom object', name[:80], name[:80])}.",
                 stacklevel=2,
             )
         return _newest(defined) if defined else None
@@ -262,7 +258,7 @@ def _given() -> Iterator[type]:
 def trusting(kind: type) -> str:
     """What to type, to let a file name a class that it could not."""
     name = f"{kind.__name__:.80}"
-    return _host.words(f"If it is to be trusted, give it: `custom_objects={{{name!r}: {name}}}`.")
+    return f"If it is to be trusted, give it: {_host.word('custom object', name, name)}."
 
 
 def _classes() -> Iterator[type]:
@@ -318,7 +314,7 @@ def _where_it_was(namespace: str, name: str) -> str:
     """Of a class that is not found, where it was defined, and the line to type."""
     short = name.rpartition(".")[2][:80]
     short = short if short.isidentifier() else "Name"
-    give = f"give the class: `custom_objects={{{short!r}: {short}}}`."
+    give = f"give the class: {_host.word('custom object', short, short)}."
     if namespace in _SESSIONS:
         return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"
     if namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
@@ -328,7 +324,7 @@ def _where_it_was(namespace: str, name: str) -> str:
     is_package = all(
         part.isidentifier() and not part.startswith("__") for part in namespace.split(".")
     )
-    line = f"`import {namespace:.80}`" if is_package else "the code that defines it"
+    line = _host.word("import", namespace[:80]) if is_package else "the code that defines it"
     return f"defined in {namespace!r:.80}, which is not there.\nRun {line} first, or {give}"
 
 

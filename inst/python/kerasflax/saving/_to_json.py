@@ -302,9 +302,7 @@ def _of_made(value: Any, path: str) -> Json:
         kind = _lazy.class_of(value)
         warnings.warn(
             f"{path}: with which arguments the {kind.__name__} was made is not known. Loading it takes a function of `rngs` "
-            + _host.words(
-                f"that makes it, `{custom_objects(kind.__name__)}`; or make it by `kerasflax.LazyModule`."
-            ),
+            f"that makes it, {custom_objects(kind.__name__)}; or make it by `kerasflax.LazyModule`.",
             stacklevel=2,
         )
         return {"custom": _lookup.class_name(kind, path)}
@@ -552,7 +550,7 @@ def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[],
         given = name[:80] if name.isidentifier() else "Name"
         raise ConfigError(
             f"{path} is of the class {shown(name)}, which is neither one of Keras's nor registered.\n"
-            + _host.words(f"Register it, or give it: `custom_objects={{{given!r}: {given}}}`.")
+            f"Register it, or give it: {_host.word('custom object', given, given)}."
         )
     if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
         raise wrong(path, node, " has a config of other things than numbers and texts")
