@@ -485,7 +485,7 @@ def test_the_module_runs_once_per_mode_and_spec():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"units": 3}, "No layer takes `units`"),
+        ({"units": 3}, "The layer has no argument `units`"),
         ({"seed": 1.5}, "`seed` must be an integer from 0"),
         ({"seed": -1}, "`seed` must be an integer from 0"),
     ],
@@ -528,7 +528,7 @@ assert "tensorflow" not in sys.modules
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True
     )
-    assert "A Flax module needs Keras on JAX; Keras runs on 'numpy'" in run.stdout
+    assert "A Flax module needs Keras on JAX, but Keras runs on 'numpy'" in run.stdout
 
 
 def test_tensorflow_is_not_imported_by_build_fit_evaluate_and_predict():

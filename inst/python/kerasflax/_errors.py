@@ -1,19 +1,22 @@
-"""The exceptions, one per mistake that a user can make.
+"""The exceptions, one for each mistake that a user can make.
 
     KerasFlaxError
-    ├── ArgumentError    (TypeError)     an argument that the layer does not take, or of a kind that it does not take
-    ├── BackendError     (RuntimeError)  Keras runs on another backend than JAX
-    ├── ConfigError      (ValueError)    a module that cannot be described in a saved model, or made from its description
-    ├── FieldError       (ValueError)    a field of a module that holds what it cannot hold
-    ├── FileError        (OSError)       a file that is not there, damaged, of another kind, or cannot be written; damaged
-    │                                    weights in a Keras file are a VariablesError as well
-    ├── MethodError      (TypeError)     a method that is not there, whose arguments cannot be filled, or that returns no array
-    ├── ModuleError      (TypeError)     something that is no Flax module instance
-    ├── NotBuiltError    (RuntimeError)  variables were asked of a layer that has none yet
-    ├── PackageError     (ImportError)   an optional Python package that is not installed
-    ├── ShapeError       (ValueError)    an input shape that leaves the shape of a variable open
+    ├── ArgumentError    (TypeError)     an unknown argument, or one of the wrong kind
+    ├── BackendError     (RuntimeError)  Keras does not run on JAX
+    ├── ConfigError      (ValueError)    a module cannot be described in a saved model, or created
+    │                                    from its description
+    ├── FieldError       (ValueError)    a field of a module has a wrong value or name
+    ├── FileError        (OSError)       a file is missing, damaged, of another kind, or cannot be
+    │                                    written; damaged weights in a Keras file are a
+    │                                    VariablesError as well
+    ├── MethodError      (TypeError)     a method is missing, its arguments cannot be filled, or it
+    │                                    returns a value that is not an array
+    ├── ModuleError      (TypeError)     a value is not a Flax module instance
+    ├── NotBuiltError    (RuntimeError)  a layer has no variables yet
+    ├── PackageError     (ImportError)   an optional Python package is not installed
+    ├── ShapeError       (ValueError)    the shape of a variable depends on an unknown size
     ├── StateError       (ValueError)    a call changed the structure of the state
-    └── VariablesError   (ValueError)    variables that do not fit the module, or that a file cannot hold
+    └── VariablesError   (ValueError)    variables do not fit the module, or a file cannot hold them
 
 An error is data: `what` is wrong, the `problems` by path, and the `advice`. `str()` puts them
 together for Python; R makes a condition of them. `cause` is the name of the class in R: an error
@@ -27,7 +30,7 @@ from typing import Any, ClassVar
 
 
 class KerasFlaxError(Exception):
-    """Base of all errors that kerasflax itself raises.
+    """The base of all errors that kerasflax raises.
 
     Args:
         what: What is wrong and what was got, in one sentence.
@@ -62,72 +65,72 @@ class KerasFlaxError(Exception):
 
 
 class ArgumentError(KerasFlaxError, TypeError):
-    """An argument that the layer does not take, or of a kind that it does not take."""
+    """An argument is unknown or of the wrong kind."""
 
     cause = "argument"
 
 
 class BackendError(KerasFlaxError, RuntimeError):
-    """Keras runs on another backend than JAX."""
+    """Keras does not run on JAX."""
 
     cause = "backend"
 
 
 class ConfigError(KerasFlaxError, ValueError):
-    """A module that cannot be described in a saved model, or made from its description."""
+    """A module cannot be described in a saved model, or created from its description."""
 
     cause = "config"
 
 
 class FieldError(KerasFlaxError, ValueError):
-    """A field of a module that holds what it cannot hold."""
+    """A field of a module has a wrong value or name."""
 
     cause = "field"
 
 
 class FileError(KerasFlaxError, OSError):
-    """A file that is not there, damaged, of another kind, or cannot be written."""
+    """A file is missing, damaged, of another kind, or cannot be written."""
 
     cause = "file"
 
 
 class MethodError(KerasFlaxError, TypeError):
-    """A method that is not there, whose arguments cannot be filled, or that returns no array."""
+    """A method is missing, cannot be called, or returns a value that is not an array."""
 
     cause = "method"
 
 
 class ModuleError(KerasFlaxError, TypeError):
-    """Something that is no Flax module instance."""
+    """A value is not a Flax module instance."""
 
     cause = "module"
 
 
 class NotBuiltError(KerasFlaxError, RuntimeError):
-    """Variables were asked of a layer that has none yet."""
+    """A layer has no variables yet."""
 
     cause = "not_built"
 
 
 class PackageError(KerasFlaxError, ImportError):
-    """An optional Python package that is not installed; `name` is what it is installed by."""
+    """An optional Python package is not installed; `name` is the package."""
 
     cause = "package"
 
 
 class ShapeError(KerasFlaxError, ValueError):
-    """An input shape that leaves the shape of a variable open."""
+    """The shape of a variable depends on an unknown size of the input."""
 
     cause = "shape"
 
 
 class StateError(KerasFlaxError, ValueError):
-    """A call changed the structure of the state."""
+    """A call changed the structure of the state, or the variables have no values."""
 
     cause = "state"
 
 
 class VariablesError(KerasFlaxError, ValueError):
-    """Variables that do not fit the module, or that a file cannot hold."""
+    """Variables do not fit the module, or a file cannot hold them."""
 
     cause = "variables"

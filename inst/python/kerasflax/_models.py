@@ -1,7 +1,8 @@
-"""What is Flax's in a layer or a model: its variables, its parameters as a table, and which of them are frozen.
+"""The Flax part of a layer or a model: its variables, its frozen weights, its table of parameters.
 
-Each function takes a `FlaxLayer` or a Keras model that holds some. A layer's weights have their paths,
-`params/Dense_0/kernel`; a model's have the layer's name before it, `flax_layer/params/Dense_0/kernel`.
+Each function takes a `FlaxLayer`, or a Keras model that holds some. The weights of a layer have
+their paths, `params/Dense_0/kernel`. In a model, the layer's name comes first:
+`flax_layer/params/Dense_0/kernel`.
 """
 
 from __future__ import annotations
@@ -17,30 +18,31 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _paths
+from . import _host, _keras, _paths
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
 from .bridge import _variables
 
 PyTree = Any
-_Row = tuple[str, str | None, str, keras.Variable]
+
+# Layers and their variables ----------------------------------------------------------------------
 
 
 def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
-    """The Flax layers of a model and of the models in it, by name.
+    """The Flax layers of a model, and of the models in it, by name.
 
     Raises:
-        ArgumentError: There is none, two have one name, or it is no model.
+        ArgumentError: It is not a model, has no Flax layer, or two of them have the same name.
     """
     if not isinstance(model, keras.layers.Layer):
         raise ArgumentError(
-            f"A Flax layer, or a model that holds one, is needed, got {type(model).__name__}."
+            "The object must be a Flax layer, or a model that holds one, got "
+            f"{type(model).__name__}."
         )
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, FlaxLayer)]
+    inside = _keras.layers_in(model)
+    found = [layer for layer in inside if isinstance(layer, FlaxLayer)]
     if not found:
-        classes = sorted(
-            {type(layer).__name__ for layer in model._flatten_layers(include_self=False)}
-        )
+        classes = sorted({type(layer).__name__ for layer in inside if layer is not model})
         raise ArgumentError(
             f"{model.name!r} holds no Flax layer; it holds {', '.join(classes) or 'no layer'}."
         )
@@ -48,63 +50,60 @@ def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
     if len(layers) < len(found):
         twice = sorted({layer.name for layer in found if layers[layer.name] is not layer})
         raise ArgumentError(
-            f"Two Flax layers of {model.name!r} have the name {twice[0]!r}.\nGive each a `name` of its own."
+            f"Two Flax layers of {model.name!r} have the name {twice[0]!r}.",
+            advice="Give each layer a `name` of its own.",
         )
     return layers
 
 
 def variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
-    """The variables of a layer by collection, or of a model by layer and collection; see `FlaxLayer.flax_variables`."""
+    """Copies of the variables of a layer by collection, or of a model by layer and collection."""
     if isinstance(target, FlaxLayer):
         return target.flax_variables
     return {name: layer.flax_variables for name, layer in flax_layers(target).items()}
 
 
 def own_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
-    """The variables in the layers' own memory, to be read at once; see `FlaxLayer._own_variables`."""
+    """The variables in the layers' own memory. Read them at once: the next step deletes them."""
     if isinstance(target, FlaxLayer):
-        return target._own_variables
-    return {name: layer._own_variables for name, layer in flax_layers(target).items()}
+        return target.by_path.tree()
+    return {name: layer.by_path.tree() for name, layer in flax_layers(target).items()}
 
 
 def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
-    """The variables as nested dicts of what other languages know, each value exactly: R asks for them.
+    """The variables as nested dicts that R can represent, each value exactly.
 
-    Arrays are NumPy's, of float32, float64, complex numbers, integers or booleans; scalars are Python's; of random keys there
-    are the data; boxes of metadata are opened. Every name is a string.
+    Arrays are NumPy arrays of float32, float64, complex numbers, integers or booleans. Scalars are
+    Python's. Random keys are their data, metadata boxes their contents. Every name is a string.
     """
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
-    return _variables.nested(
-        {
-            path: _known_elsewhere(np.asarray(value))
-            for path, value in target.values_by_path().items()
-        }
-    )
+    values = target.by_path.values()
+    return _variables.nested({path: _for_r(np.asarray(value)) for path, value in values.items()})
 
 
-def _known_elsewhere(array: np.ndarray[Any, Any]) -> Any:
+def _for_r(array: np.ndarray[Any, Any]) -> Any:
     if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float64:
         array = array.astype(np.float32)
     elif jnp.issubdtype(array.dtype, jnp.integer) and not np.can_cast(array.dtype, np.int32):
         array = array.astype(np.float64)
     elif array.dtype == np.int32 and array.size and array.min() == np.iinfo(np.int32).min:
-        # R has NA in the place of the least integer.
+        # R uses the least integer for NA.
         array = array.astype(np.float64)
     return array if array.ndim else array.item()
 
 
 def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) -> None:
-    """Set what a nested dict names, and leave the rest: all of it, or nothing.
+    """Set the variables that a nested dict names: all of them or, on an error, none.
 
     Raises:
-        VariablesError: Something does not fit; every place is listed by path.
+        VariablesError: Something does not fit; the error lists every place by path.
     """
     fitted = fitted_variables(target, value)
     with contextlib.ExitStack() as stack:
-        # In one order, lest two threads wait for each other.
+        # All threads lock the layers in the same order, so that no two wait for each other.
         for layer in sorted((layer for layer, _ in fitted), key=id):
-            stack.enter_context(layer.alone())
+            stack.enter_context(layer.by_path.alone())
         known = [(layer.variables_by_path, arrays) for layer, arrays in fitted]
         _variables.assign(
             (variables[path], array)
@@ -116,103 +115,124 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
 def fitted_variables(
     target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]
 ) -> list[tuple[FlaxLayer, dict[str, jax.Array]]]:
-    """Of each layer that a nested dict names, what it would set there; nothing is set.
+    """The arrays by path that a nested dict would set in each layer. Nothing is set.
 
     Raises:
-        VariablesError: Something does not fit; every place is listed by path.
+        VariablesError: Something does not fit; the error lists every place by path.
     """
     if isinstance(target, FlaxLayer):
-        return [(target, target.fitted_variables(value))]
+        return [(target, target.by_path.fitted(value))]
     layers = flax_layers(target)
     known = ", ".join(map(repr, layers))
     if not isinstance(value, Mapping):
         raise VariablesError(
-            f"The variables of a model are a dict by layer, of {known}; got {type(value).__name__}."
+            f"The variables of a model must be {_host.word('dict')} by layer ({known}), got "
+            f"{type(value).__name__}."
         )
-    fitted, problems = [], []
+    fitted = []
+    problems: dict[str, str] = {}
+    advice = [f"The model's Flax layers: {known}."]
     for name, tree in value.items():
         if name not in layers:
-            problems.append(
-                f"Layer {name!r} is not there:\n  {name}: the model's Flax layers are {known}"
-            )
+            problems[str(name)] = "the model has no Flax layer of this name"
             continue
         try:
-            fitted.append((layers[name], layers[name].fitted_variables(tree)))
+            fitted.append((layers[name], layers[name].by_path.fitted(tree)))
         except VariablesError as error:
-            # Of a model a weight's path begins with the layer's name.
-            problems.append(f"Layer {name!r}: {error}".replace("\n  ", f"\n  {name}/"))
+            below = {f"{name}/{path}": problem for path, problem in error.problems.items()}
+            problems |= below or {name: error.what}
+            advice += [f"{name!r}: {error.advice}"] if error.advice else []
     if problems:
-        raise VariablesError("\n".join(problems))
+        places = f"{len(problems)} place{'s' * (len(problems) > 1)}"
+        what = f"`variables` does not fit the model in {places}:"
+        raise VariablesError(what, problems=problems, advice="\n".join(advice))
     return fitted
 
 
 def check_savable(model: keras.layers.Layer) -> None:
-    """Raise what saving would raise about a model, before Keras opens the file.
+    """Raise the error that saving a model would raise, before Keras opens the file.
 
     Raises:
-        ConfigError: A module, or what it is called with, cannot be described; the message names the field.
+        ConfigError: A module or its arguments cannot be described; the message names the field.
     """
     keras.saving.serialize_keras_object(model)
 
 
+# Freezing ----------------------------------------------------------------------------------------
+
+_COMPILE_AGAIN = (
+    "The model has been compiled and trained. Compile it again before you train it further: "
+    "otherwise Keras stops with an error and loses the weights."
+)
+
+
 def freeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
-    """Exclude weights from training: they get no gradients, and the optimizer keeps nothing for them.
+    """Exclude weights from training: they get no gradients and no optimizer state.
 
     Args:
-        target: A layer that has been built, or a model.
-        path: A pattern of paths (see `kerasflax._paths`), several, or None for every trainable weight of the Flax layers.
+        target: A built layer, or a model of built layers.
+        path: One or more patterns of paths (see `kerasflax._paths`), or None for every weight of
+            the Flax layers.
 
     Returns:
-        The paths of the weights that are frozen now and were not before.
+        The paths of the weights that were not frozen before.
 
     Raises:
-        ArgumentError: A pattern that no trainable weight fits.
+        ArgumentError: A pattern matches no weight.
         NotBuiltError: A layer has no variables yet.
     """
     return _warned(*set_frozen(target, path, True))
 
 
 def unfreeze(target: FlaxLayer | keras.Model, path: str | list[str] | None = None) -> list[str]:
-    """Include frozen weights in training again; see `freeze`. Returns the paths of those that are not frozen any more."""
+    """Include frozen weights in training again; see `freeze`.
+
+    Returns:
+        The paths of the weights that were frozen before.
+    """
     return _warned(*set_frozen(target, path, False))
 
 
 def set_frozen(
     target: FlaxLayer | keras.Model, path: str | list[str] | None, value: bool
 ) -> tuple[list[str], str | None]:
-    """Do what `freeze` and `unfreeze` do; return the changed paths, and a warning where there is something to be done."""
+    """Freeze or unfreeze weights. Return the changed paths, and a warning if one is due."""
     named = _named_layers(target)
-    for layer in named.values():
-        layer.check_built()
-    places = {
-        prefix + path: (layer, path)
-        for prefix, layer in named.items()
-        for path in layer.trainable_paths
-    }
-    patterns = ["**"] if path is None else [path] if isinstance(path, str) else list(path)
-    chosen = dict.fromkeys(
-        found for pattern in patterns for found in _paths.matched(pattern, list(places))
-    )
-    frozen = {id(layer): set(layer.frozen) for layer in named.values()}
-    changed = []
-    for found in chosen:
-        layer, path = places[found]
-        if (path in frozen[id(layer)]) is not value:
-            changed.append(found)
-            (frozen[id(layer)].add if value else frozen[id(layer)].remove)(path)
+    changed = _matched(named, path, frozen=not value)
     with contextlib.ExitStack() as stack:
         for layer in named.values():
-            stack.enter_context(layer.training_kept())
-        for layer in named.values():
-            layer.frozen = sorted(frozen[id(layer)])
+            stack.enter_context(layer.by_path.training_kept())
+        for prefix, layer in named.items():
+            paths = {p.removeprefix(prefix) for p, owner in changed.items() if owner is layer}
+            before = set(layer.frozen)
+            layer.by_path.freeze(sorted(before | paths if value else before - paths))
+    warning = _COMPILE_AGAIN if changed and _is_trained(target, named) else None
+    return list(changed), warning
+
+
+def _matched(
+    named: Mapping[str, FlaxLayer], path: str | list[str] | None, *, frozen: bool
+) -> dict[str, FlaxLayer]:
+    """The layers of the matching weights that are frozen, or not, by path."""
+    for layer in named.values():
+        layer.by_path.check_built()
+    owners = {
+        prefix + path: layer
+        for prefix, layer in named.items()
+        for path in layer.by_path.trainable_paths
+    }
+    already = {prefix + path for prefix, layer in named.items() for path in layer.frozen}
+    patterns = ["**"] if path is None else [path] if isinstance(path, str) else list(path)
+    found = (path for pattern in patterns for path in _paths.matched(pattern, list(owners)))
+    return {path: owners[path] for path in found if (path in already) is frozen}
+
+
+def _is_trained(target: FlaxLayer | keras.Model, named: Mapping[str, FlaxLayer]) -> bool:
     optimizer = getattr(target, "optimizer", None)
-    # A layer, or a model in another one, is not told what trains it.
-    is_trained = (
-        any(layer.has_been_trained for layer in named.values())
-        if optimizer is None
-        else optimizer.built
-    )
-    return changed, _COMPILE_AGAIN if changed and is_trained else None
+    if optimizer is not None:
+        return bool(optimizer.built)
+    # A layer does not know which model trains it.
+    return any(layer.by_path.has_been_trained for layer in named.values())
 
 
 def _warned(changed: list[str], warning: str | None) -> list[str]:
@@ -222,16 +242,15 @@ def _warned(changed: list[str], warning: str | None) -> list[str]:
 
 
 def _named_layers(target: FlaxLayer | keras.Model) -> dict[str, FlaxLayer]:
-    """Layers by what stands before their paths."""
+    """Layers by the prefix of their paths."""
     if isinstance(target, FlaxLayer):
         return {"": target}
     return {f"{name}/": layer for name, layer in flax_layers(target).items()}
 
 
-_COMPILE_AGAIN = (
-    "The model has been compiled and trained: compile it again before it is trained on. "
-    "Keras would stop with an error, and its weights be lost."
-)
+# The table of parameters -------------------------------------------------------------------------
+
+_Row = tuple[str, str | None, str, keras.Variable]
 _COLUMNS = ["layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable"]
 _STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "mean": jnp.mean,
@@ -243,22 +262,28 @@ _STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, list[Any]]:
-    """A table of the weights of a layer or model, one row per weight, as a dict of columns.
+    """A table of the weights of a layer or model, as a dict of columns with one row per weight.
 
     Args:
-        target: A built Flax layer, or a model; of a model, the weights of other layers are rows too.
-        stats: Whether to compute, on the device, of each weight the mean, the standard deviation (of the population), the
-            least and the largest value, in float32, and the number of values that are not finite.
+        target: A built Flax layer, or a model. The weights of a model's other layers are rows, too.
+        stats: Whether to compute statistics of each weight on the device, in float32.
 
     Returns:
-        `layer`, the layer's name; `collection`, None for layers that are not Flax's; `path`, within the layer; `shape`, a
-        list of sizes; `dtype`; `size`, in elements; `bytes`; `trainable`; and with `stats` the columns `mean`, `sd`, `min`,
-        `max`, `n_nonfinite`, where what an empty weight, or one of complex numbers, has not is nan.
+        `layer`, the layer's name; `collection`, None in layers that are not Flax layers; `path`
+        within the layer; `shape`, a list of sizes; `dtype`; `size` in elements; `bytes`;
+        `trainable`. With `stats` also `mean`, `sd` (of the population), `min`, `max` and
+        `n_nonfinite`, the number of values that are not finite. A statistic that an empty or
+        complex weight does not have is nan.
+
+    Raises:
+        NotBuiltError: A layer has no variables yet.
+        StateError: Keras holds the values, inside an epoch, or has lost them.
     """
-    for layer in target._flatten_layers():
+    for layer in _keras.layers_in(target):
         if isinstance(layer, FlaxLayer):
-            layer.check_values()
+            layer.by_path.check_values()
     trainable = {id(weight) for weight in target.trainable_weights}
+    # A weight that several layers share is one row.
     weights = {id(weight): (place, weight) for *place, weight in _rows(target)}
     rows = []
     for (layer, collection, path), weight in weights.values():
@@ -272,22 +297,23 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
 
 
 def _rows(layer: keras.layers.Layer, outer: keras.layers.Layer | None = None) -> Iterator[_Row]:
-    """Of each weight the layer's name, the collection, the path and the weight.
+    """The layer's name, the collection, the path and the variable of each weight.
 
-    A layer made of others is one layer, unless it is a model; only Flax layers are layers wherever they are.
+    A layer that consists of others counts as one layer, unless it is a model. Flax layers always
+    count themselves.
 
     Args:
         layer: Where to look.
-        outer: What it is a part of, where that is one layer.
+        outer: The layer that counts, if `layer` is a part of it.
     """
     if isinstance(layer, FlaxLayer):
         for path, weight in layer.variables_by_path.items():
             yield layer.name, _variables.collection_of(path), path, weight
         return
     outer = layer if outer is None or isinstance(outer, keras.Model) else outer
-    for weight in layer._trainable_variables + layer._non_trainable_variables:
+    for weight in _keras.own_weights(layer):
         yield outer.name, None, weight.path.removeprefix(f"{outer.path}/"), weight
-    for part in layer._flatten_layers(include_self=False, recursive=False):
+    for part in _keras.parts_of(layer):
         yield from _rows(part, outer)
 
 

@@ -1,13 +1,17 @@
-"""The state of one call of a layer, which is that call's alone.
+"""What belongs to one call of a layer.
 
-Between `Layer.__call__` and the methods that it calls, Keras hands on arrays and shapes, and nothing else. What else they have
-to know of a call, and it of them, is kept here: not by the layer, which other threads call at the same time.
+Keras passes arrays and shapes from `Layer.__call__` to the methods that it calls, and nothing else.
+Whatever else these methods must know of a call is kept here and not in the layer, which other
+threads may be calling at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -23,12 +27,12 @@ class Call:
 
     Attributes:
         layer: The layer.
-        form: What it was called with, where that had to be simplified.
-        inputs: What it was called with, if the call builds the layer.
-        input_dtypes: Dtypes of the inputs, as `call` will see them, if the call builds the layer.
+        form: The form of the inputs, if Keras's tree of them is another one.
+        inputs: The inputs, if the call builds the layer.
+        input_dtypes: The dtypes that `Layer.call` will get, if the call builds the layer.
         mask_spec: The spec of the mask, if the call builds the layer.
-        output_form: What the module returned, before it was simplified.
-        output_shapes: The shapes of its arrays.
+        output_form: The form of what the module returned.
+        output_shapes: The shapes of the arrays that the module returned.
     """
 
     layer: keras.layers.Layer
@@ -40,10 +44,35 @@ class Call:
     output_shapes: list[tuple[int | None, ...]] | None = None
 
 
-current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current", default=None)
+_current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current", default=None)
+
+
+@contextlib.contextmanager
+def running(call: Call) -> Iterator[None]:
+    """Make a call the one that `call_of` finds, until the block ends."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(_current.set, _current.get())
+        _current.set(call)
+        yield
 
 
 def call_of(layer: keras.layers.Layer) -> Call:
-    """The call of a layer that is running; where a method has been called by itself, one of which nothing is known."""
-    call = current.get()
+    """The running call of a layer. If a method was called directly, a call with nothing in it."""
+    call = _current.get()
     return call if call is not None and call.layer is layer else Call(layer)
+
+
+class LastSown:
+    """What a layer's module sowed in its last eager call, in each thread."""
+
+    def __init__(self) -> None:
+        self._anywhere: Mapping[str, PyTree] = {}
+        self._here = threading.local()
+
+    def record(self, sown: Mapping[str, PyTree]) -> None:
+        """Note what a call of this thread sowed."""
+        self._anywhere = self._here.value = sown
+
+    def get(self) -> dict[str, PyTree]:
+        """What this thread's last call sowed; if it has made none, the last call of any thread."""
+        return dict(getattr(self._here, "value", self._anywhere))

@@ -1,7 +1,8 @@
-"""The memory of a layer's weights, which is the layer's alone.
+"""The memory of a layer's weights, which belongs to the layer alone.
 
-Keras's compiled steps donate the arrays of its variables: XLA writes the new values into the memory of the old ones, which
-JAX then deletes. An array that somebody else holds must therefore never lie in a variable's memory.
+Keras's compiled steps donate the arrays of its variables: XLA writes the new values into the memory
+of the old ones, and JAX deletes the old arrays. Therefore nobody else may hold an array in a
+variable's memory.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import numpy as np
 
 
 def copied(value: Any) -> Any:
-    """Copy an array that a user gave, or one that a user is to be given, in its place: no other array has the copy's memory.
+    """Copy an array that a user gave or will get. The copy shares its memory with no other array.
 
-    Every array passes through here once, on its way into a variable or out of one. Nothing cheaper is safe: an alias of a
-    variable's memory is deleted by the next step, or makes it fail. What kerasflax has made itself needs no copy, since nobody
-    else holds it.
+    Every array passes through this function once on its way into a variable or out of one. Nothing
+    cheaper is safe: the next step deletes an alias of a variable's memory, or fails because of it.
+    Arrays that kerasflax has created itself need no copy, because nobody else holds them.
 
     Args:
-        value: A JAX array, on any devices; a tracer, which has no memory; or what NumPy makes an array of.
+        value: A JAX array on any devices; a tracer, which has no memory; or anything that NumPy
+            makes an array of.
 
     Returns:
-        A JAX array with the sharding of a JAX array, a NumPy array otherwise.
+        A JAX array with the same sharding for a JAX array, or else a NumPy array.
     """
     if isinstance(value, jax.core.Tracer):
         return value
@@ -39,10 +41,11 @@ def placed(value: Any, sharding: Any = None) -> jax.Array:
 
     Args:
         value: An array, as `copied` returns it.
-        sharding: Where to; None for the device on which Keras, without a distribution, makes its variables.
+        sharding: Where to move it; None for the default device, where Keras creates its variables
+            without a distribution.
 
     Returns:
-        The array itself, if it is a JAX array that lies there. It need not be committed to the device.
+        The array itself if it is a JAX array at that place already. It may be uncommitted.
 
     Raises:
         ValueError: JAX cannot move it there.

@@ -1,13 +1,15 @@
-"""A module's variables, kept in Keras variables: the bridge.
+"""A module's variables as Keras variables: the bridge.
 
-The Keras variables hold the values, and there is no second copy. A `Template` remembers everything else of the pytree that
-`module.init()` returns (nesting, metadata boxes, typed random keys, leaves that are no arrays), so that what comes out has
-the structure that went in. Every array has a name, its path: `params/Dense_0/kernel`.
+Keras variables hold the values, and there is no second copy. A `Template` keeps everything else of
+the pytree that `module.init()` returns (nesting, metadata boxes, typed random keys, leaves that are
+not arrays), so that users get back the structure that Flax gave. Every array has a name, its path:
+`params/Dense_0/kernel`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,10 +21,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax.tree_util import GetAttrKey, KeyEntry
-from keras.src.backend.common.name_scope import current_path
-from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
+from .. import _host, _keras
 from .._errors import StateError, VariablesError
+from .._messages import shape_text, spec_text, value_text
 from .._paths import SEPARATOR
 from ._memory import copied, placed
 
@@ -31,14 +33,18 @@ PyTree = Any
 Place = Callable[[str, tuple[int, ...]], Any]
 
 
-# Pytree <-> named arrays ------------------------------------------------------------------------------------------------
+# Pytrees and named arrays ------------------------------------------------------------------------
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree by path.
 
-    A path joins the keys of dicts and the positions of sequences. The name of a dataclass's field is a part of it only where
-    siblings could not be told apart without: the array in a box of metadata has the box's path.
+    A path joins the keys of dicts and the positions in sequences. It contains the name of a
+    dataclass's field only if siblings would have the same path otherwise: the array in a metadata
+    box has the box's path.
+
+    Raises:
+        StateError: Two leaves have the same path.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     paths = _paths([keys for keys, _ in flat])
@@ -46,13 +52,18 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     if len(named) < len(flat):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise StateError(
-            f"Two variables have the path {twice}: a name in the module has a {SEPARATOR!r} in it. Rename one."
+            f"Two variables have the path {twice}, because a name in the module contains "
+            f"{SEPARATOR!r}.",
+            advice="Rename one of them.",
         )
     return named
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
-    """Nested dicts of leaves by path. Where a path lies below that of a leaf, the rest of it is one name."""
+    """Nested dicts of leaves by path.
+
+    If a path goes on below the path of a leaf, the rest of it is a single name.
+    """
     result: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
         *scopes, name = path.split(SEPARATOR)
@@ -68,13 +79,13 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
 
 
 def _nested_below_leaves(leaves: Mapping[str, Any]) -> dict[str, PyTree]:
-    # Name by name, since joining the names above each one takes the square of a path's length.
+    # Joining the names above each name would take quadratic time in the length of a path.
     above: dict[str, Any] = {}
     for path in leaves:
         node = above
         for name in path.split(SEPARATOR):
             node = node.setdefault(name, {})
-        # No name has a separator in it.
+        # No name contains the separator.
         node[SEPARATOR] = True
     result: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
@@ -114,16 +125,16 @@ def _key_name(key: KeyEntry) -> str:
 
 
 def collection_of(path: str) -> str:
-    """The collection that a path lies in, its first part."""
+    """The collection of a path: its first name."""
     return path.partition(SEPARATOR)[0]
 
 
-# The template -----------------------------------------------------------------------------------------------------------
+# The template ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """Of one leaf, what is not in an array: a typed key's implementation, or the value of a leaf that is no array."""
+    """What an array does not hold of a leaf: a typed key's implementation, or a static value."""
 
     is_array: bool = True
     key_impl: Any = None
@@ -152,7 +163,7 @@ def _key_data(key: jax.Array) -> jax.Array:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is, or stands for, an array of numbers."""
+    """Whether a value is an array of numbers, or stands for one."""
     if isinstance(value, (bool, int, float, complex)):
         return True
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
@@ -167,15 +178,15 @@ class Template:
     """A pytree of variables without its arrays.
 
     Attributes:
-        treedef: The nesting, boxes included.
-        leaves: What is known of each leaf, by path and in the treedef's order.
+        treedef: The nesting, with the boxes.
+        leaves: What the arrays do not hold of each leaf, by path, in the treedef's order.
     """
 
     treedef: Any
     leaves: Mapping[str, _Leaf]
 
     def extended(self, collections: Mapping[str, PyTree], arrays: Mapping[str, Any]) -> Template:
-        """The template of a tree that has more collections."""
+        """The template of a tree with more collections."""
         return split({**self.merge(arrays), **collections})[0] if collections else self
 
     def merge(self, arrays: Mapping[str, Any]) -> PyTree:
@@ -199,13 +210,13 @@ def split(tree: PyTree) -> tuple[Template, dict[str, Any]]:
 
 
 def overlaid(base: Mapping[str, PyTree] | None, over: Any) -> Any:
-    """Variables in which those named by `over` take the place of those in `base`; either may be None."""
+    """Variables in which those of `over` replace those of `base`. Either may be None."""
     if base is None or over is None or not isinstance(over, Mapping):
         return base if over is None else over
     return nested(named_leaves(base) | named_leaves(plain(over)))
 
 
-# Given values -----------------------------------------------------------------------------------------------------------
+# Given values ------------------------------------------------------------------------------------
 
 
 def fitted(
@@ -217,31 +228,32 @@ def fitted(
     partial: bool = False,
     surplus: bool = False,
 ) -> dict[str, jax.Array]:
-    """Check given variables against those expected, and make arrays of them.
+    """Check given variables against the expected ones, and make arrays of them.
 
-    What is given is copied (see `kerasflax.bridge._memory`) to where its variable will lie. A dtype of another kind (integers where
-    floats belong, or the other way round whole floats), and what is of no chosen dtype (doubles, Python's numbers, R's
-    integers), is cast to the expected one where that holds every value; a scalar fits any variable of one element.
+    The values are copied (see `kerasflax.bridge._memory`) to where their variables will be. A value
+    is cast to the expected dtype if its own dtype is of another kind (integers for floats, or whole
+    floats for integers) or was not chosen (doubles, Python's numbers, R's integers), provided that
+    the expected dtype holds every value. A scalar fits any variable of one element.
 
     Args:
-        expected: Of each variable its path and something with `shape` and `dtype`.
+        expected: Something with `shape` and `dtype` for each path.
         given: A nested mapping of arrays, as `module.init()` returns it.
-        fixed_shape: Whether a path's shape must be the expected one.
+        fixed_shape: Whether a path must have the expected shape.
         place: The sharding that an array gets.
         partial: Whether variables may be missing.
-        surplus: Whether variables may be there that nothing expects; they are dropped.
+        surplus: Whether there may be variables that nothing expects. They are dropped.
 
     Returns:
-        Arrays by path, for what was given. A whole collection that is not expected, and whose shapes are not fixed, is
-        taken as it is: a module may read what only its user provides.
+        The given arrays by path. A whole collection that is not expected, and whose shapes are not
+        fixed, is taken as it is: a module may read what only its user provides.
 
     Raises:
-        VariablesError: What does not fit, all of it, each by path with both sides.
+        VariablesError: Something does not fit; the error lists every place by path.
     """
     if not isinstance(given, Mapping):
         raise VariablesError(
-            f"`variables` must be a dict of collections, got {_described(given)}.\n"
-            'Pass what `module.init()` returns, such as {"params": {...}}.'
+            f"`variables` must be {_host.word('dict')} of collections, got {value_text(given)}.",
+            advice=f"Pass what {_host.word('init')} returns, such as {_host.word('params')}.",
         )
     given = plain(given)
     _, arrays = split(given)
@@ -261,7 +273,8 @@ def fitted(
         fixed_shape=fixed_shape,
         place=place,
         partial=partial,
-        advice=f"The module's collections: {collections}. Pass what `module.init()` returns for this module and input.",
+        advice=f"The module's collections: {collections}. Pass what {_host.word('init')} returns "
+        "for this module and input.",
     )
 
 
@@ -276,57 +289,84 @@ def fitted_by_path(
     what: str = "`variables`",
     advice: str,
 ) -> dict[str, Any]:
-    """Do what `fitted` does, for arrays by path; in messages, `what` they are, and what to do.
+    """Do what `fitted` does, for arrays by path.
 
-    Without `place` NumPy's arrays stay NumPy's, and share their memory.
+    Without `place`, NumPy arrays stay NumPy arrays and share the memory of the given ones.
+
+    Args:
+        expected: As in `fitted`.
+        arrays: Arrays by path.
+        others: Values by path that are not arrays.
+        fixed_shape: As in `fitted`.
+        partial: As in `fitted`.
+        place: As in `fitted`; None to move nothing.
+        what: What messages call the values.
+        advice: What messages advise.
     """
     shorter = unboxed(arrays, expected)
     arrays = {shorter[path]: value for path, value in arrays.items()}
-    others = dict(others or {})
-    problems = [
-        f"{path}: {_described(value)} is no array of numbers" for path, value in others.items()
-    ]
-    deleted = [path for path, value in arrays.items() if _is_deleted(value)]
-    problems += [f"{path}: the array has been deleted" for path in deleted]
-    others |= dict.fromkeys(deleted)
+    problems = {
+        path: f"{value_text(value)} is not an array of numbers"
+        for path, value in (others or {}).items()
+    }
+    problems |= {
+        path: "the array has been deleted" for path, value in arrays.items() if _is_deleted(value)
+    }
     if not partial:
-        missing = (path for path in expected if path not in arrays and path not in others)
-        problems += [f"{path}: missing, expected {_shown(expected[path])}" for path in missing]
-    collections = {collection_of(path) for path in expected}
-    # Of a file that does not fit; where all is as expected nothing is asked of it.
-    surplus = any(path not in expected for path in arrays)
-    above = (
-        {path[:end] for path in expected for end, part in enumerate(path) if part == SEPARATOR}
-        if surplus
-        else set()
-    )
+        problems |= {
+            path: f"missing, expected {spec_text(spec)}"
+            for path, spec in expected.items()
+            if path not in arrays and path not in problems
+        }
+    is_unexpected = _Unexpected(expected, partial, fixed_shape)
     result = {}
     for path, value in arrays.items():
-        if path in others:
+        if path in problems:
             continue
-        if path not in expected:
-            collection = collection_of(path)
-            if partial or collection in collections or collection == path or fixed_shape(path):
-                what_is_there = "has weights below it" if path in above else "not in the module"
-                problems.append(f"{path}: {what_is_there}, got {_shown(np.asarray(value))}")
-            else:
-                result[path], problem = _moved(path, value, False, place)
-                problems += [f"{path}: {problem}"] if problem else []
-            continue
-        array, is_ours, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
+        problem, array, is_ours = None, value, False
+        if path in expected:
+            array, is_ours, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
+        else:
+            problem = is_unexpected(path, value)
         if not problem:
             array, problem = _moved(path, array, is_ours, place)
         if problem:
-            problems.append(f"{path}: {problem}")
+            problems[path] = problem
         else:
             result[path] = array
     if problems:
-        raise VariablesError(
-            f"{what} does not fit the module in {len(problems)} place{'s' * (len(problems) > 1)}:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-            + f"\n{advice}"
-        )
+        places = f"{len(problems)} place{'s' * (len(problems) > 1)}"
+        what_is_wrong = f"{what} does not fit the module in {places}:"
+        raise VariablesError(what_is_wrong, problems=problems, advice=advice)
     return result
+
+
+class _Unexpected:
+    """What is wrong with a path that is not expected, if anything."""
+
+    def __init__(
+        self, expected: Iterable[str], partial: bool, fixed_shape: Callable[[str], bool]
+    ) -> None:
+        self._expected, self._partial, self._fixed_shape = list(expected), partial, fixed_shape
+        self._collections = {collection_of(path) for path in self._expected}
+
+    @functools.cached_property
+    def _above(self) -> set[str]:
+        """The paths of the dicts that hold expected variables."""
+        return {
+            path[:end]
+            for path in self._expected
+            for end, part in enumerate(path)
+            if part == SEPARATOR
+        }
+
+    def __call__(self, path: str, value: Any) -> str | None:
+        collection = collection_of(path)
+        is_provided = collection not in self._collections and collection != path
+        if is_provided and not self._partial and not self._fixed_shape(path):
+            return None
+        problem = "has weights below it" if path in self._above else "not in the module"
+        return f"{problem}, got {spec_text(np.asarray(value))}"
 
 
 def _is_deleted(value: Any) -> bool:
@@ -338,7 +378,10 @@ def _is_deleted(value: Any) -> bool:
 
 
 def without_box(path: str, expected: Container[str]) -> str:
-    """The path that is expected in the place of one with a box's field `value`, which Flax's files have and paths leave out."""
+    """The expected path for one that ends in `value`.
+
+    Flax's files have the field `value` of a metadata box; paths leave it out.
+    """
     short = path
     while short not in expected and short.endswith(f"{SEPARATOR}value"):
         short = short.removesuffix(f"{SEPARATOR}value")
@@ -346,7 +389,7 @@ def without_box(path: str, expected: Container[str]) -> str:
 
 
 def unboxed(paths: Collection[str], expected: Container[str]) -> dict[str, str]:
-    """Of each path the one without a box (see `without_box`), unless another weight has that path."""
+    """Map each path to the one without a box, unless another weight has that path already."""
     result: dict[str, str] = {}
     taken = set(paths)
     for path in paths:
@@ -357,14 +400,17 @@ def unboxed(paths: Collection[str], expected: Container[str]) -> dict[str, str]:
 
 
 def plain(tree: PyTree) -> PyTree:
-    """Dicts and lists in the place of other mappings and lists, which JAX would take for leaves (Keras makes such)."""
+    """Replace mappings and lists of other classes, such as Keras's, by dicts and lists.
+
+    JAX would take them for leaves.
+    """
     if isinstance(tree, Mapping):
         return {name: plain(subtree) for name, subtree in tree.items()}
     return [plain(subtree) for subtree in tree] if isinstance(tree, list) else tree
 
 
 def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, bool, str | None]:
-    """The array that a value becomes, whether it has been made here, and what is wrong with it."""
+    """The array for a variable, whether it is a new one, and what is wrong with the value."""
     shape = tuple(np.shape(value))
     wanted = tuple(expected.shape)
     fills = shape == () and wanted != () and all(size == 1 for size in wanted)
@@ -372,7 +418,7 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, boo
         w in (s, None) for s, w in zip(shape, wanted, strict=True)
     )
     if fixed_shape and not fits and not fills:
-        return None, False, f"expected {_shown(expected)}, got shape {_shape_shown(shape)}"
+        return None, False, f"expected {spec_text(expected)}, got shape {shape_text(shape)}"
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     is_unchosen = not isinstance(value, jax.Array) and array.dtype in _UNCHOSEN
     is_ours = _kind(array.dtype) > _kind(expected.dtype) or is_unchosen
@@ -381,11 +427,8 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, boo
         with np.errstate(invalid="ignore", over="ignore"):
             held = np.asarray(parts).astype(expected.dtype)
         if not _is_held(array, held):
-            return (
-                None,
-                False,
-                f"expected {_shown(expected)}, got values of {array.dtype} that it does not hold",
-            )
+            problem = f"got values of {array.dtype} that this dtype cannot hold"
+            return None, False, f"expected {spec_text(expected)}, {problem}"
         array = held
     if _kind(array.dtype) < _kind(expected.dtype):
         array = array.astype(expected.dtype)
@@ -393,60 +436,43 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, boo
 
 
 def _moved(path: str, array: Any, is_ours: bool, place: Place | None) -> tuple[Any, str | None]:
-    """The array in memory of its own where its variable lies, or why it cannot be moved there."""
+    """The array in memory of its own at its variable's place, or why it cannot be moved there."""
     if place is None:
         return array, None
     try:
         return placed(array if is_ours else copied(array), place(path, tuple(array.shape))), None
     except (ValueError, RuntimeError) as error:
-        problem = str(error).partition("\n")[0]
-        return (
-            None,
-            f"the array cannot be moved from {_devices_shown(array)} to where Keras keeps the weight: {problem}",
-        )
+        reason = str(error).partition("\n")[0]
+        problem = f"cannot be moved from {_devices_of(array)} to where Keras keeps the weight"
+        return None, f"{problem}: {reason}"
 
 
-def _devices_shown(array: Any) -> str:
-    return (
-        ", ".join(sorted(map(str, array.devices()))) if isinstance(array, jax.Array) else "the host"
-    )
+def _devices_of(array: Any) -> str:
+    if not isinstance(array, jax.Array):
+        return "the host"
+    return ", ".join(sorted(map(str, array.devices())))
 
 
-# What numbers are in R and Python, and in NumPy where nobody has chosen another dtype.
+# The dtypes of numbers in R and Python, and in NumPy unless the user has chosen another one.
 _UNCHOSEN = tuple(np.dtype(name) for name in ("int32", "int64", "float64", "complex128"))
 
 
 def _is_held(array: Any, held: Any) -> bool:
-    """Whether another dtype holds an array's values: up to rounding where both have fractions, exactly otherwise."""
+    """Whether an array's values survived a cast: up to rounding between floats, or else exactly."""
     if _kind(array.dtype) == _kind(held.dtype) >= _kind(np.float32):
         return np.array_equal(np.isfinite(array), np.isfinite(held))
     return np.array_equal(held, array, equal_nan=_kind(held.dtype) >= _kind(np.float32))
 
 
 def _kind(dtype: Any) -> int:
-    """Kinds of dtypes in the order in which one can hold another."""
+    """The kind of a dtype. A kind can hold the values of those with lower numbers."""
     return [
         jnp.issubdtype(dtype, kind)
         for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     ].index(True)
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _shape_shown(shape: Sequence[int]) -> str:
-    return "(" + ", ".join(str(size) for size in shape) + ")"
-
-
-def _shown(array: Any) -> str:
-    return f"{array.dtype}{_shape_shown(array.shape)}"
-
-
-# Keras variables --------------------------------------------------------------------------------------------------------
+# Keras variables ---------------------------------------------------------------------------------
 
 
 def create(
@@ -455,13 +481,13 @@ def create(
     trainable: Callable[[str], bool],
     parameter_dtype: str | None,
 ) -> dict[str, keras.Variable]:
-    """Make one Keras variable per array, named by its path under the current name scope.
+    """Create one Keras variable per array, named by its path under the current name scope.
 
     Args:
-        arrays: Initial values by path, which nobody else holds; they are not copied.
-        trainable: Whether a path is a trainable weight.
-        parameter_dtype: The dtype of trainable floating-point weights, cast by Keras to its compute dtype where the two
-            differ. None leaves each weight as it is.
+        arrays: Initial values by path, which nobody else holds. They are not copied.
+        trainable: Whether a path is that of a weight.
+        parameter_dtype: The dtype of floating-point weights. Keras casts them to its compute dtype
+            if the two differ. None leaves each weight as it is.
 
     Returns:
         Variables by path.
@@ -473,12 +499,15 @@ def create(
 
 
 def sharding(path: str, shape: tuple[int, ...]) -> Any:
-    """Where Keras's distribution puts a variable of a path under the current name scope; None without a distribution."""
+    """Where Keras's distribution puts a variable under the current name scope.
+
+    None if there is no distribution.
+    """
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None
     layout = distribution.get_variable_layout(
-        SimpleNamespace(path=f"{current_path()}/{path}", shape=shape)
+        SimpleNamespace(path=f"{_keras.current_path()}/{path}", shape=shape)
     )
     return getattr(layout, "backend_layout", layout)
 
@@ -491,13 +520,13 @@ def _variable(
     )
     *scopes, name = path.split(SEPARATOR)
     with ExitStack() as stack:
-        # Keras refuses a separator in a name: scopes make the path.
+        # Keras refuses a separator in a name, and joins name scopes by it.
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
         return keras.Variable(
-            # Inside a compiled step Keras takes a function alone. Elsewhere, with a distribution, it compiles functions, and a
-            # large array that one holds becomes a constant of the program.
-            (lambda shape, dtype: array.astype(dtype)) if in_stateless_scope() else array,
+            # In a compiled step, Keras takes only functions. Elsewhere, with a distribution, it
+            # compiles a function, and a large array in it becomes a constant of the program.
+            (lambda shape, dtype: array.astype(dtype)) if _keras.in_stateless_scope() else array,
             shape=array.shape,
             dtype=parameter_dtype if follows_policy else str(array.dtype),
             trainable=trainable,
@@ -507,31 +536,33 @@ def _variable(
 
 
 def values(variables: Collection[keras.Variable], *, cast: bool) -> list[jax.Array]:
-    """The values of variables, cast where Keras casts them; `variable.value` of each is most of an eager call's time."""
-    if cast or in_stateless_scope():
+    """The values of variables, cast if Keras casts them."""
+    if cast or _keras.in_stateless_scope():
         return [variable.value for variable in variables]
-    return [variable._value for variable in variables]
+    return [_keras.value_of(variable) for variable in variables]
 
 
 def assign(values: Iterable[tuple[keras.Variable, Any]]) -> None:
-    """Set variables to values that fit them: all, or where that is broken off, none.
+    """Set variables to values that fit them: all or, if an assignment fails, none.
 
-    The old values are kept for as long. Where they would take memory beside the new ones, see `assign_through`.
+    The old values are kept until all are set. `assign_through` takes less memory.
     """
     pairs = list(values)
-    scope = get_stateless_scope()
-    held = [_held(variable, scope) for variable, _ in pairs]
+    variables = [variable for variable, _ in pairs]
+    before = _keras.values_now(variables)
     try:
         for variable, value in pairs:
             variable.assign(value)
     except BaseException:
-        for (variable, _), value in zip(pairs, held, strict=True):
-            _hold(variable, value, scope)
+        _keras.put_back(variables, before)
         raise
 
 
 def assign_through(values: Iterable[tuple[keras.Variable, Any]]) -> None:
-    """Set variables to values that fit them one by one, letting the old ones go; an interrupt waits until all are set."""
+    """Set variables to values that fit them, one by one, and drop each old value at once.
+
+    An interrupt waits until all are set.
+    """
     pairs = list(values)
     try:
         for variable, value in pairs:
@@ -542,28 +573,16 @@ def assign_through(values: Iterable[tuple[keras.Variable, Any]]) -> None:
         raise
 
 
-def _held(variable: keras.Variable, scope: Any) -> Any:
-    return variable._value if scope is None else scope.state_mapping.get(id(variable))
-
-
-def _hold(variable: keras.Variable, value: Any, scope: Any) -> None:
-    if scope is None:
-        variable._value = value
-    elif value is None:
-        scope.state_mapping.pop(id(variable), None)
-    else:
-        scope.state_mapping[id(variable)] = value
-
-
 def apart(outputs: PyTree, updates: PyTree, held: Collection[Any]) -> tuple[PyTree, PyTree]:
-    """Give each result of a traced call that is a variable's value, or becomes one, an array of its own.
+    """Give each result of a traced call an array of its own, apart from all variables.
 
-    A module may return or sow its weights, or keep one under a second name. JAX would hand on the very array.
+    A module may return or sow its weights, or keep one under a second name. JAX would return the
+    same array.
 
     Args:
         outputs: Results that a user may get.
         updates: Results that become values of variables.
-        held: The values that the call was given.
+        held: The values of variables that the call got.
     """
     taken = {id(value) for value in held}
 
@@ -582,22 +601,22 @@ def apart(outputs: PyTree, updates: PyTree, held: Collection[Any]) -> tuple[PyTr
 def checked_update(
     variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str
 ) -> dict[str, Any]:
-    """Check that what a call wrote has the structure that it had.
+    """Check that a call has kept the structure of the state.
 
     Raises:
-        StateError: A variable was created or reshaped in the call.
+        StateError: The call has created or reshaped a variable.
     """
     for path, value in updates.items():
         if path not in variables:
             raise StateError(
-                f"{module_name} created the variable {path} in a call, which `init` did not create.\n"
-                "Create it in the first call in either mode, or pass `variables` that hold it."
+                f"{module_name} created the variable {path} in a call; `init` had not created it.",
+                advice="Create it in the first call in either mode, or pass `variables` with it.",
             )
-        shape = tuple(np.shape(value))
-        if shape != tuple(variables[path].shape):
+        before, after = tuple(variables[path].shape), tuple(np.shape(value))
+        if after != before:
             raise StateError(
-                f"{module_name} changed the shape of {path} in a call from "
-                f"{_shape_shown(variables[path].shape)} to {_shape_shown(shape)}.\n"
-                "A variable keeps its shape: make it as large as it has to become."
+                f"{module_name} changed the shape of {path} in a call from {shape_text(before)} to "
+                f"{shape_text(after)}.",
+                advice="A variable keeps its shape: create it as large as it must become.",
             )
     return dict(updates)

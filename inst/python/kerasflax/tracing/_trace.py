@@ -60,6 +60,12 @@ class Spec:
     shape: tuple[int | None, ...]
     dtype: str
 
+    @classmethod
+    def of(cls, array: Any) -> Spec:
+        """The spec of an array, of a Keras tensor, or of a traced result; a symbol is unknown."""
+        sizes = (size if isinstance(size, int) else None for size in array.shape)
+        return cls(tuple(sizes), str(array.dtype))
+
     @property
     def size(self) -> int:
         """The number of values, with one for each size that is not known."""
@@ -237,7 +243,7 @@ def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...])
         return jax.tree.map(as_array, function(*values))
 
     jaxpr, result = until_learned(lambda: jax.make_jaxpr(arrays, return_shape=True)(*structs))
-    return Trace(function, arguments, jaxpr, jax.tree.map(_spec_of, result))
+    return Trace(function, arguments, jaxpr, jax.tree.map(Spec.of, result))
 
 
 def as_array(value: Any) -> Any:
@@ -251,12 +257,6 @@ def as_array(value: Any) -> Any:
             f"The module returns or sows a value of class {type(value).__name__}, which is not an array.\n"
             "Return and sow arrays, numbers, and tuples, lists or dicts of them."
         ) from None
-
-
-def _spec_of(struct: Any) -> Spec:
-    return Spec(
-        tuple(size if isinstance(size, int) else None for size in struct.shape), str(struct.dtype)
-    )
 
 
 def _common(first: Spec, second: Spec) -> Spec:

@@ -102,7 +102,7 @@ def test_every_misfit_is_listed_by_path_with_both_sides():
         )
     assert str(error.value) == (
         "`variables` does not fit the module in 6 places:\n"
-        "  stats/n: str 'text' is no array of numbers\n"
+        "  stats/n: str 'text' is not an array of numbers\n"
         "  params/b: missing, expected float32()\n"
         "  kernel: not in the module, got float32(2)\n"
         "  params/extra: not in the module, got float32(2)\n"
@@ -145,7 +145,7 @@ def test_integers_become_floats_where_floats_belong_and_the_other_way_where_noth
     for lost in ([1.5, 0.0], [-1.0, 0.0], [np.nan, 0.0], [2.0**32, 0.0]):
         with pytest.raises(
             VariablesError,
-            match=r"n: expected uint32\(2\), got values of float64 that it does not hold",
+            match=r"n: expected uint32\(2\), got values of float64 that this dtype cannot hold",
         ):
             fitted(
                 expected,
@@ -163,7 +163,7 @@ def test_complex_numbers_become_real_ones_where_they_are(recwarn):
         else:
             with pytest.raises(
                 VariablesError,
-                match=r"w: expected .*, got values of complex128 that it does not hold",
+                match=r"w: expected .*, got values of complex128 that this dtype cannot hold",
             ):
                 fit(given)
     assert not recwarn.list

@@ -153,7 +153,10 @@ def everything(layer):
     tracker = layer._tracker
     held = [
         {name: id(value) for name, value in vars(each).items()}
-        for each in (layer, layer._memory, layer._adapter)
+        for each in (
+            *(layer, layer._adapter, layer.by_path),
+            *(layer._recorded, layer._given, layer._known_outputs),
+        )
     ]
     tracked = (
         [list(map(id, store)) for _, store in tracker.config.values()],

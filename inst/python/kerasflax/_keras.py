@@ -1,0 +1,220 @@
+"""Keras's internals, as far as kerasflax needs them. No other file uses them.
+
+Everything here was seen to work with Keras 3.13.2 and 3.15.1; tests/versions.csv has the versions
+of the last run. Each entry says why it is needed. If no address of an upstream issue is given, none
+was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
+from keras.src.backend.common.name_scope import current_path
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+from keras.src.saving.serialization_lib import SafeModeScope
+
+__all__ = ["current_path", "in_stateless_scope"]
+# `in_stateless_scope`: whether Keras traces a compiled step. The values of variables are the
+# scope's then, and must not be read from the variables. `keras.StatelessScope` is public, but not
+# the question whether there is one.
+# `current_path`: the path that Keras's name scopes give a variable. A distribution finds the layout
+# of a variable by it, and kerasflax asks before the variable exists.
+
+# Calls and scopes --------------------------------------------------------------------------------
+
+# What Keras notes for each thread while a layer is called or built. After an interrupt it leaves
+# some of it behind, so that the next call would see a scope that is over.
+_SCOPES = ("current_call_ctx", "autocast_scope")
+_NAMES = "name_scope_stack"
+# Variables that Keras creates in a stateless scope get their values when the scope ends.
+_WITHOUT_VALUES = "uninitialized_variables"
+
+
+def is_called_by_keras() -> bool:
+    """Whether Keras is calling layers: in a compiled step, or in another layer's call."""
+    return in_stateless_scope() or get_global_attribute("current_call_ctx") is not None
+
+
+@contextlib.contextmanager
+def scopes_kept() -> Iterator[None]:
+    """If the block fails, leave Keras only in the scopes that were open before it."""
+    scopes = {name: get_global_attribute(name) for name in _SCOPES}
+    depth = _depth(_NAMES)
+    try:
+        yield
+    except BaseException:
+        for name, scope in scopes.items():
+            set_global_attribute(name, scope)
+        _cut(_NAMES, depth)
+        raise
+
+
+def _depth(stack: str) -> int:
+    return len(get_global_attribute(stack) or ())
+
+
+def _cut(stack: str, depth: int) -> None:
+    del (get_global_attribute(stack) or [])[depth:]
+
+
+@contextlib.contextmanager
+def raised_as_is() -> Iterator[None]:
+    """Keep Keras from replacing an exception by one of its own, which loses what it carries.
+
+    Keras wraps every exception from a layer's `call` in a new one of the same class with a longer
+    message, unless the exception has this mark (https://github.com/keras-team/keras/issues/19675).
+    """
+    try:
+        yield
+    except Exception as error:
+        error._keras_call_info_injected = True  # type: ignore[attr-defined]
+        raise
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras attaches to a tensor, or None. `keras.layers.Layer` has no public way."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+# Layers and their variables ----------------------------------------------------------------------
+
+
+def layers_in(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer and all layers in it. `Model.layers` has only the outermost."""
+    return layer._flatten_layers()
+
+
+def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that are direct parts of a layer."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights of a layer without those of its parts; `Layer.weights` has both."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def functional(model: keras.Model) -> keras.Model | None:
+    """The functional model that knows the inputs of a model, or None if nothing does."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model if isinstance(model, keras.src.models.Functional) else None
+
+
+def has_value(variable: keras.Variable) -> bool:
+    """Whether a variable holds a value.
+
+    During an epoch, Keras's trainer holds the values itself, and it loses them if the epoch fails
+    (https://github.com/keras-team/keras/pull/21019 restores them after an interrupt only).
+    """
+    return variable._value is not None
+
+
+def value_of(variable: keras.Variable) -> Any:
+    """A variable's value outside of stateless scopes, without what `variable.value` checks first.
+
+    In an eager call of a layer with many weights, `variable.value` takes most of the time.
+    """
+    return variable._value
+
+
+def values_now(variables: Iterable[keras.Variable]) -> list[Any]:
+    """The values that `put_back` restores: the variables' own, or those of the stateless scope."""
+    scope = get_stateless_scope()
+    if scope is None:
+        return [variable._value for variable in variables]
+    return [scope.state_mapping.get(id(variable)) for variable in variables]
+
+
+def put_back(variables: Iterable[keras.Variable], values: Iterable[Any]) -> None:
+    """Give variables the values that `values_now` returned. `assign` would copy and check them."""
+    scope = get_stateless_scope()
+    for variable, value in zip(variables, values, strict=True):
+        if scope is None:
+            variable._value = value
+        elif value is None:
+            scope.state_mapping.pop(id(variable), None)
+        else:
+            scope.state_mapping[id(variable)] = value
+
+
+class Tracked:
+    """What Keras knows of a layer's attributes, to be put back if a change to the layer fails.
+
+    Keras's tracker adds each variable and layer that becomes an attribute to lists, and never takes
+    one out again.
+    """
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self.attributes_of = (layer, layer._tracker)
+        self._lists = [(each, list(each)) for _, each in layer._tracker.config.values()]
+        self._ids = [(ids, set(ids)) for ids in layer._tracker.stored_ids.values()]
+        self._depth = _depth(_WITHOUT_VALUES)
+
+    def put_back(self) -> None:
+        """Make Keras forget what has been added since."""
+        _cut(_WITHOUT_VALUES, self._depth)
+        for each, elements in self._lists:
+            each[:] = elements
+        for ids, known in self._ids:
+            ids.clear()
+            ids.update(known)
+
+
+# Sequential models -------------------------------------------------------------------------------
+
+
+def refuse_misdeclared_input(built_on: Any, inputs: Any) -> None:
+    """Refuse an input whose kind of dtype a Sequential model has guessed wrongly.
+
+    A Sequential model without an input declares one in its first layer's compute dtype, when it is
+    called or loaded: floats, even for tokens. NotImplementedError makes it call its layers on what
+    it was called with instead. The model is not an argument, so that it must be found on the stack.
+
+    Args:
+        built_on: The dtype of the input that the layer was built on, if it has one input.
+        inputs: The inputs of the call.
+    """
+    if not isinstance(inputs, keras.KerasTensor):
+        return
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "keras":
+            # Reading a frame's variables keeps alive what its function has already released.
+            continue
+        model = frame.f_locals.get("self")
+        if not isinstance(model, keras.Sequential):
+            continue
+        declared = model._layers[0]
+        if not isinstance(declared, keras.layers.InputLayer):
+            continue
+        meant = built_on if isinstance(built_on, str) else None
+        if frame.f_code.co_name == "_maybe_build":
+            meant = getattr(frame.f_locals["call_spec"].first_arg, "dtype", "float32")
+        if meant is not None and _is_float(meant) != _is_float(declared.dtype):
+            raise NotImplementedError("The model's input has been declared in another dtype.")
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)))
+
+
+# Saving ------------------------------------------------------------------------------------------
+
+
+def safe_mode() -> contextlib.AbstractContextManager[Any]:
+    """Refuse lambdas in configs. `keras.config.enable_unsafe_deserialization()` has no scope."""
+    return SafeModeScope(True)
+
+
+def custom_objects_in_scope() -> Mapping[str, Any]:
+    """The objects that `custom_objects=` or `keras.saving.CustomObjectScope` offers to this thread.
+
+    `keras.saving.get_custom_objects()` returns only the global ones.
+    """
+    return get_global_attribute("custom_objects_scope_dict", {})

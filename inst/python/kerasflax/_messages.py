@@ -1,0 +1,29 @@
+"""How messages show values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _host
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """A shape, such as `(None, 3)`."""
+    sizes = [_host.word("none") if size is None else str(size) for size in shape]
+    return f"({', '.join(sizes)})"
+
+
+def spec_text(array: Any) -> str:
+    """The dtype and shape of an array or spec, such as `float32(None, 3)`."""
+    return f"{array.dtype}{shape_text(array.shape)}"
+
+
+def value_text(value: Any) -> str:
+    """The class of any value, and the value if it is short."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

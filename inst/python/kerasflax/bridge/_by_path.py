@@ -1,0 +1,176 @@
+"""The variables of one layer by path: reading, assigning, freezing and saving them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import keras
+
+from .. import _keras
+from .._errors import NotBuiltError, StateError
+from ..adapters._context import module_is_running
+from ..adapters._protocol import Adapter
+from . import _variables
+
+PyTree = Any
+
+# The path that Keras gives the layer's seed.
+SEED_PATH = "seed_generator/seed_generator_state"
+
+
+class VariablesByPath:
+    """The variables of a layer.
+
+    The Keras variables themselves are an attribute of the layer (see `FlaxLayer.build`). This
+    object is not: Keras searches and replaces the containers among a layer's attributes.
+
+    Attributes:
+        paths: The path of each variable, in the order of the layer's variables.
+        template: The tree of variables without its arrays.
+        frozen: The paths of the weights that are excluded from training one by one.
+        has_been_trained: Whether a compiled training step has called the layer. The optimizer has
+            then noted which weights it trains.
+        lock: Held by the thread that builds the layer, and by whoever reads or sets variables.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, adapter: Adapter) -> None:
+        self._layer = layer
+        self._adapter = adapter
+        self.paths: tuple[str, ...] = ()
+        self.template = _variables.split({})[0]
+        self.frozen: tuple[str, ...] = ()
+        self.has_been_trained = False
+        self.lock = threading.RLock()
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """The Keras variables by path; empty before the layer is built."""
+        return dict(zip(self.paths, self._layer._ordered_variables, strict=True))
+
+    @property
+    def with_seed(self) -> dict[str, keras.Variable]:
+        """The Keras variables and the seed's state, which Keras's files hold."""
+        return self.variables | {SEED_PATH: self._layer.seed_generator.state}
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other threads from the variables: calls, assignments and readers take turns."""
+        # In a stateless scope the values are the scope's. A module that calls its own layer must
+        # not wait for a thread that waits for the module.
+        if _keras.in_stateless_scope() or module_is_running():
+            return contextlib.nullcontext()
+        return self.lock
+
+    # Values
+
+    def values(self) -> dict[str, jax.Array]:
+        """The layer's own arrays, all from one moment. The next training step deletes them.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            StateError: Keras holds the values, or has lost them.
+        """
+        with self.alone():
+            self.check_values()
+            return {path: variable.value for path, variable in self.variables.items()}
+
+    def tree(self, change: Callable[[jax.Array], Any] = lambda value: value) -> dict[str, PyTree]:
+        """The tree of variables with the layer's own arrays, or with `change` of each."""
+        values = self.values()
+        return self.template.merge({path: change(value) for path, value in values.items()})
+
+    def fitted(self, given: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+        """The arrays by path that `assign` takes, from a nested dict. Nothing is assigned.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            StateError: Keras holds the values, or has lost them.
+            VariablesError: Something does not fit; the error lists every place by path.
+        """
+        self.check_values()
+        variables = self.variables
+        return _variables.fitted(
+            variables,
+            self.stored(given),
+            fixed_shape=lambda path: True,
+            place=lambda path, _: variables[path].value.sharding,
+            partial=True,
+        )
+
+    def stored(self, given: Any) -> Any:
+        """Given variables without what the module sows, which a layer does not store."""
+        if not isinstance(given, Mapping):
+            # `fitted` refuses it.
+            return given
+        return self._adapter.state(_variables.plain(given))
+
+    def assign(self, arrays: Mapping[str, jax.Array]) -> None:
+        """Set variables to arrays by path, as `fitted` returns them: all or, on an error, none."""
+        variables = self.variables
+        with self.alone():
+            _variables.assign((variables[path], array) for path, array in arrays.items())
+
+    # Training
+
+    def is_trainable(self, path: str) -> bool:
+        """Whether a path is one of a weight, which gradients train, and not of state."""
+        return self._adapter.trainable(_variables.collection_of(path))
+
+    @property
+    def trainable_paths(self) -> list[str]:
+        """The paths of all weights, frozen or not."""
+        return [path for path in self.variables if self.is_trainable(path)]
+
+    def freeze(self, paths: Sequence[str]) -> None:
+        """Exclude exactly these weights from training."""
+        with self.alone(), self.training_kept():
+            self.frozen = tuple(paths)
+            self.update_trainable()
+
+    def update_trainable(self) -> None:
+        """Set `trainable` of each weight by the layer's own setting and by what is frozen."""
+        variables = self.variables
+        for path in self.trainable_paths:
+            variables[path].trainable = self._layer.trainable and path not in self.frozen
+
+    @contextlib.contextmanager
+    def training_kept(self) -> Iterator[None]:
+        """If the block fails, leave everything as trainable or frozen as it was."""
+        frozen, trainable = self.frozen, self._layer.trainable
+        flags = [(variable, variable.trainable) for variable in self.variables.values()]
+        try:
+            yield
+        except BaseException:
+            self.frozen, self._layer._trainable = frozen, trainable
+            for variable, flag in flags:
+                variable.trainable = flag
+            raise
+
+    # Checks
+
+    def check_built(self) -> None:
+        """Raise NotBuiltError if the layer has no variables yet."""
+        if not self._layer.built:
+            raise NotBuiltError(
+                f"The layer {self._layer.name!r} has no variables yet.",
+                advice="Build it first: call it on an input, or put it in a model.",
+            )
+
+    def check_values(self) -> None:
+        """Check that the variables have values.
+
+        Raises:
+            NotBuiltError: The layer has no variables yet.
+            StateError: Keras holds the values, inside an epoch, or has lost them.
+        """
+        self.check_built()
+        if not all(map(_keras.has_value, self._layer._ordered_variables)):
+            raise StateError(
+                f"The weights of the layer {self._layer.name!r} have no values now. Keras holds "
+                "them during an epoch, and loses them if training fails.",
+                advice="Read and set weights between epochs (`on_epoch_end`). After an error, load "
+                "the weights again.",
+            )
