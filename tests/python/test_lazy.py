@@ -19,7 +19,7 @@ from test_nnx import IMAGES, LABELS, assert_equal, model_of
 
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, LazyModule
-from kerasflax.adapters._constructor import known_as_made
+from kerasflax.adapters._constructor import find_constructor_call
 from kerasflax.saving._to_json import from_config, to_config
 
 
@@ -94,7 +94,7 @@ def test_a_module_that_has_been_changed_is_not_taken_for_what_its_constructor_ma
         module.again = module.conv
     else:
         module = Forgetful(4, rngs=rngs())
-    assert known_as_made(module) is None
+    assert find_constructor_call(module) is None
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ class Leaky(nnx.Module):
 
 
 def test_functions_of_one_code_that_keep_other_values_are_not_the_same():
-    assert known_as_made(Leaky(leaky(0.1), rngs=rngs())).keywords == {}
-    assert list(known_as_made(Leaky(leaky(0.3), rngs=rngs())).keywords) == ["activation"]
+    assert find_constructor_call(Leaky(leaky(0.1), rngs=rngs())).keywords == {}
+    assert list(find_constructor_call(Leaky(leaky(0.3), rngs=rngs())).keywords) == ["activation"]
 
 
 def test_a_factory_may_call_what_it_makes_and_that_may_sow():
