@@ -39,7 +39,7 @@ def running_module() -> Iterator[None]:
 
 
 def module_is_running() -> bool:
-    """Whether a module's code is running. R asks, because `[` on a tensor then means something else."""
+    """Whether a module's code is running. R asks, because the meaning of `[` depends on it."""
     return _running.get()
 
 
@@ -79,8 +79,8 @@ def _along_axis(name: str, function: Callable[[], PyTree]) -> PyTree:
     return jax.tree.map(lambda result: result[0], results)
 
 
-# The thread that runs a module's code holds this lock: replaced methods of Flax's classes affect all
-# threads, and two runs must not mix what they learn.
+# The thread that runs a module's code holds this lock: replaced methods of Flax's classes affect
+# all threads, and two runs must not mix what they learn.
 _TURN = threading.RLock()
 
 

@@ -104,7 +104,8 @@ class LazyModule:
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "The factory")
             raise ModuleError(
-                f"{name} must return a `flax.nnx.Module`, got {type(module).__name__}: {module!r:.80}"
+                f"{name} must return a `flax.nnx.Module`, got {type(module).__name__}: "
+                f"{module!r:.80}"
             )
         return module
 

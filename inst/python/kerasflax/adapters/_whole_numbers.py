@@ -38,11 +38,11 @@ def whole_floats_to_integers(value: Any, field: str) -> Any:
 
 
 def integer_names(annotated: Any) -> tuple[str, ...]:
-    """The fields of a class, or arguments of a function, whose type allows integers but no floats."""
+    """Fields of a class or arguments of a function whose type allows integers but not floats."""
     try:
         hints = typing.get_type_hints(annotated)
     except Exception:
-        # Annotations may name types that are not importable here, and resolving them runs any code.
+        # Resolving annotations may fail in any way, such as for types that are not imported.
         return ()
     return tuple(name for name, hint in hints.items() if _excludes_floats(hint))
 
