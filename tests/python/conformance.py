@@ -1,8 +1,8 @@
 """The behaviors that every adapter must have, as a table of modules.
 
-Each row is one behavior. This file has the rows for Linen, and `conformance_nnx` those for NNX. Each
-case says how plain Flax runs the module, so that outputs, state and gradients can be compared with
-those of the layer.
+Each row is one behavior. This file has the rows for Linen, and `conformance_nnx` those for NNX.
+Each case says how plain Flax runs the module, so that outputs, state and gradients can be compared
+with those of the layer.
 """
 
 import collections

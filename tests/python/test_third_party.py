@@ -1,4 +1,4 @@
-"""Modules from other packages: Hugging Face's, brax's, ott's, e3x's, flaxmodels', and jraph with Flax.
+"""Modules from other packages: transformers, brax, ott, e3x, flaxmodels, and jraph with Flax.
 
 Nothing else needs these packages. A case is skipped if its package is missing, or if the package
 uses names that JAX or Flax no longer have. To run all cases, use a separate environment:
@@ -23,8 +23,8 @@ from kerasflax import FlaxLayer
 from kerasflax.bridge._forms import split
 from kerasflax.bridge._variables import named_leaves
 
-# The packages are older than JAX, which warns about them. kerasflax's own warnings are of other classes
-# and stay errors. Keras warns that it cannot use the name that brax gives to images.
+# The packages are older than JAX, which warns about them. kerasflax's own warnings have other
+# classes and stay errors. Keras warns that it cannot use the name that brax gives to images.
 pytestmark = [
     *(
         pytest.mark.filterwarnings(f"ignore::{category}")
@@ -501,7 +501,7 @@ def wrapped(request):
 
 
 def restore_old_argument_names(patch):
-    """Restore argument names that transformers 4.57 (T5) and flaxmodels use, and JAX has removed."""
+    """Restore argument names that transformers 4.57 (T5) and flaxmodels use but JAX has removed."""
     for function, old, new in (("clip", "a_max", "max"), ("reshape", "newshape", "shape")):
         patch.setattr(jnp, function, renaming(getattr(jnp, function), old, new))
 
