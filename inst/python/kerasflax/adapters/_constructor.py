@@ -121,6 +121,8 @@ def _describe_parts(module: nnx.Module) -> Iterator[tuple[Any, ...]]:
             # Its tag names the stream that seeded it, which depends on `rngs` and not on the call.
             yield path, type(node), [], {}
         elif isinstance(node, nnx.Pytree):
+            # NNX keeps attributes of its own, such as `_pytree__state`, in every node. They are not
+            # documented. Their names were seen to start with "_" in flax 0.12.6 to 0.12.12.
             held = {
                 name: value
                 for name, value in vars(node).items()

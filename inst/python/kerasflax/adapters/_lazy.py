@@ -171,8 +171,8 @@ _with_whole_numbers.__name__ = "__call__"
 def _signature_source(factory: Callable[..., Any]) -> Callable[..., Any]:
     """The function whose signature describes a factory: for a class, its constructor.
 
-    `inspect.signature` of a class shows the metaclass's arguments for some versions of Flax:
-    https://github.com/google/flax/pull/4499
+    For an NNX class, `inspect.signature` shows the arguments of Flax's metaclass instead, although
+    type checkers see those of the constructor: https://github.com/google/flax/pull/4499
     """
     return factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
 

@@ -91,7 +91,7 @@ def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
 
 
 def _split_copy(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
-    """Split a copy that shares only its arrays with the user's module."""
+    """Split a copy of the user's module that shares only the arrays with it."""
     return _split(_pop_intermediates(nnx.merge(*nnx.split(module)))[0])
 
 
@@ -103,10 +103,10 @@ def _collection(kind: type) -> str:
     """The collection of a type of variables, as Flax's bridge to Linen names it."""
     if not issubclass(kind, nnx.Variable):
         return _ARRAYS
-    # Flax lists this function in its reference without describing it. By its docstring, it returns
-    # a name in the style of Linen's collections. It raises ValueError for an unregistered type:
-    # https://github.com/google/flax/pull/4503, https://github.com/google/flax/pull/4542
-    # Seen to work with flax 0.12.6 to 0.12.12.
+    # The function is documented, but not its ValueError for an unregistered type. Seen to work with
+    # flax 0.12.6 to 0.12.12.
+    # https://flax.readthedocs.io/en/stable/api_reference/flax.nnx/variables.html
+    # https://github.com/google/flax/pull/4542
     try:
         return nnx.variable_name_from_type(kind)
     except ValueError:
@@ -331,6 +331,7 @@ class NnxAdapter:
         seen: set[type] = set()
 
         def note(kind: type | str) -> bool:
+            # `sow` and `perturb` themselves register a type for an unknown name.
             kind = (
                 nnx.variable_type_from_name(kind, allow_register=True)
                 if isinstance(kind, str)
