@@ -1,6 +1,8 @@
-"""The behaviours that every adapter has to show, as a table of modules: one row a behaviour, one column a module system.
+"""The behaviors that every adapter must have, as a table of modules.
 
-Each case says how plain Flax runs it, so that outputs, state and gradients can be compared with the layer's.
+Each row is one behavior. This file has the rows for Linen, and `conformance_nnx` those for NNX.
+Each case says how plain Flax runs the module, so that outputs, state and gradients can be compared
+with those of the layer.
 """
 
 import collections
@@ -29,20 +31,21 @@ def integers(*shape, below=5, dtype="int32"):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One behaviour.
+    """One behavior.
 
     Attributes:
         module: The module.
-        inputs: A pytree of NumPy arrays, as the layer is called.
-        arguments: From the inputs and the mode to the positional and keyword arguments of plain `apply`.
-        method: The method, None for `__call__`.
-        streams: The streams that the module asks for, by mode.
-        unknown: Whether sizes of the input may be unknown: "batch", "all" or "none".
+        inputs: A pytree of NumPy arrays, the input of the layer.
+        arguments: From the inputs and the mode to the positional and keyword arguments of plain
+            `apply`.
+        method: The method, or None for `__call__`.
+        streams: The streams that the module uses, by mode.
+        unknown: The sizes of the input that may be unknown: "batch", "all" or "none".
         prepare: From the module and the mode to the module that plain Flax runs.
-        built_on: Inputs of the shapes on which the layer is built, where these are others.
+        built_on: Inputs of the shapes on which the layer is built, if they differ from `inputs`.
         differentiable: Whether JAX can differentiate the module.
         trainable: The collections that are trained.
-        sown: The collections that the module only sows: they are returned, and no state.
+        sown: The collections that the module only sows. They are returned, and are not state.
     """
 
     module: Any
@@ -70,7 +73,7 @@ class Case:
         return module.init(rngs, *arguments, method=self.method, **keywords)
 
     def apply(self, variables, inputs, training, state):
-        """Outputs and everything that the module writes."""
+        """The outputs, and everything that the module writes."""
         arguments, keywords = self.arguments(inputs, training)
         return self.prepare(self.module, training).apply(
             variables,
@@ -96,7 +99,7 @@ Pair = collections.namedtuple("Pair", "left right")
 
 @struct.dataclass
 class Output:
-    """Like the outputs of Hugging Face's models: a dataclass, of which some fields are None."""
+    """A dataclass with fields that may be None, like the outputs of Hugging Face's models."""
 
     last: jax.Array
     hidden: tuple[jax.Array, ...] | None = None
@@ -104,7 +107,7 @@ class Output:
 
 
 class Mode(nn.Module):
-    """A module whose mode has another name."""
+    """Its mode argument has another name."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -126,7 +129,7 @@ class Deterministic(nn.Module):
 
 
 class Positional(nn.Module):
-    """The mode comes before the input."""
+    """Takes the mode before the input."""
 
     @nn.compact
     def __call__(self, deterministic, inputs):
@@ -134,7 +137,7 @@ class Positional(nn.Module):
 
 
 class FieldMode(nn.Module):
-    """The mode is a field that is left None until the call."""
+    """Its mode is a field, which is None until the call."""
 
     train: bool | None = None
 
@@ -146,7 +149,7 @@ class FieldMode(nn.Module):
 
 
 class NamesAnAxis(nn.Module):
-    """Written for `pmap`: its statistics are averaged over an axis of devices."""
+    """Written for `pmap`: it averages its statistics over an axis of devices."""
 
     axis: str | None = "batch"
 
@@ -162,7 +165,7 @@ class KeywordOnly(nn.Module):
 
 
 class Both(nn.Module):
-    """Mapped over two arguments, which then have to be given by position."""
+    """Maps over two arguments, which must then be passed by position."""
 
     @nn.compact
     def __call__(self, left, right):
@@ -181,7 +184,7 @@ CONSTANT = jnp.arange(3.0)
 
 
 class Constants(nn.Module):
-    """Two weights that begin as one array, which belongs to the user."""
+    """Has two weights that start as the same array, which belongs to the user."""
 
     @nn.compact
     def __call__(self, x):
@@ -210,7 +213,7 @@ class TwoArguments(nn.Module):
 
 
 class Streams(nn.Module):
-    """Two streams in training, one of them at inference too."""
+    """Uses two streams in training, and one of them at inference."""
 
     @nn.compact
     def __call__(self, x, training=False):
@@ -219,7 +222,7 @@ class Streams(nn.Module):
 
 
 class DefaultStream(nn.Module):
-    """Asks `make_rng()` for the stream without a name of its own, at inference too."""
+    """Calls `make_rng()` without the name of a stream, in both modes."""
 
     @nn.compact
     def __call__(self, x):
@@ -237,7 +240,7 @@ class Sower(nn.Module):
 
 
 class Counter(nn.Module):
-    """A Python number, a key and a boolean in collections of its own; no params."""
+    """Has a Python number, a key and a boolean in their own collections, and no params."""
 
     @nn.compact
     def __call__(self, x):
@@ -307,7 +310,7 @@ class Lifted(nn.Module):
 
 
 class Block(nn.Module):
-    """It branches on the mode, so that a lifted transform must hold the mode static."""
+    """Branches on the mode, which must therefore be static in a lifted transform."""
 
     @nn.compact
     def __call__(self, x, mask=None, training=False):
@@ -349,7 +352,7 @@ class Shared(nn.Module):
 
 
 class Parts(nn.Module):
-    """A submodule given as a field, and one under a name with a dot."""
+    """Has a submodule as a field, and another one with a dot in its name."""
 
     part: nn.Module
 
@@ -359,7 +362,7 @@ class Parts(nn.Module):
 
 
 class Scoped(nn.Module):
-    """Shares its scope with a submodule, whose weights then are its own."""
+    """Shares its scope with a submodule, and therefore has the weights of the submodule."""
 
     def setup(self):
         self.dense = nn.Dense(3)
@@ -377,7 +380,7 @@ class Tied(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Attention that keeps a cache of what it has seen."""
+    """Attention with a cache of earlier steps."""
 
     @nn.compact
     def __call__(self, x):
@@ -512,7 +515,7 @@ LINEN = {
         Scanned(), floats(4, 3), with_mode("training"), streams=DROPOUT, sown=("intermediates",)
     ),
     "vmap": Case(Ensemble(), floats(4, 2)),
-    # Lifted transforms take a key from every stream that they are given.
+    # Lifted transforms take a key from every stream that they get.
     "jit and remat": Case(Lifted(), floats(4, 2), streams=DROPOUT),
     "remat with a static mode": Case(
         nn.remat(Block, static_argnums=(3,))(), floats(4, 2), by_position, streams=DROPOUT

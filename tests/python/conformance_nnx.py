@@ -1,4 +1,4 @@
-"""The column of `flax.nnx` in the table of behaviours: see `conformance`."""
+"""The rows for `flax.nnx` in the table of behaviors. See `conformance`."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ ARGUMENT = {True: ("rngs",), False: ()}
 
 
 def collection(variable):
-    """The name that Flax's bridge gives a variable's type."""
+    """The collection name that Flax's bridge gives to the type of a variable."""
     if not isinstance(variable, nnx.Variable):
         return "arrays"
     return NAMES.get(type(variable), type(variable).__name__)
@@ -34,7 +34,7 @@ def put(tree, path, value):
 
 
 def variables_of(module):
-    """The values of a module by collection and path."""
+    """The values of a module, by collection and path."""
     result = {}
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
@@ -44,12 +44,12 @@ def variables_of(module):
 
 @dataclasses.dataclass(frozen=True)
 class NnxCase(Case):
-    """One behaviour of an NNX module.
+    """One behavior of an NNX module.
 
     Attributes:
         sows: The types of variables that the module sows into.
-        sets_mode: Whether plain Flax sets the mode by `train()` and `eval()`.
-        takes_rngs: Whether plain Flax gives random streams with each call.
+        sets_mode: Whether plain Flax sets the mode with `train()` and `eval()`.
+        takes_rngs: Whether plain Flax passes random streams with each call.
     """
 
     sows: tuple[type, ...] = ()
@@ -100,7 +100,7 @@ class NnxCase(Case):
 
 
 class MLP(nnx.Module):
-    """Batch statistics and dropout, whose mode is set from outside."""
+    """Has batch statistics and dropout, whose mode is set from outside."""
 
     def __init__(self, units=4, *, rngs):
         self.units = units
@@ -114,7 +114,7 @@ class MLP(nnx.Module):
 
 
 class Training(nnx.Module):
-    """A mode of its own, under a name that is given."""
+    """Takes the mode as an argument."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(2, 3, rngs=rngs)
@@ -134,7 +134,7 @@ class Deterministic(nnx.Module):
 
 
 class Noisy(nnx.Module):
-    """Takes its random numbers with each call, at inference too."""
+    """Takes random streams with each call, in both modes."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(2, 3, rngs=rngs)
@@ -168,7 +168,7 @@ class TwoArguments(nnx.Module):
 
 
 class Nested(nnx.Module):
-    """Parts in lists and dicts, and one that is not there."""
+    """Has submodules in lists and dicts, and one that is None."""
 
     def __init__(self, rngs):
         self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(11)])
@@ -184,7 +184,7 @@ class Nested(nnx.Module):
 
 
 class Tied(nnx.Module):
-    """One weight in two places, and one part in two."""
+    """Has one weight in two places, and one submodule in two places."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(5, 4, rngs=rngs)
@@ -213,11 +213,11 @@ class Sower(nnx.Module):
 
 
 class Count(nnx.Variable):
-    """A type of variables that nobody has registered."""
+    """A type of variables that is not registered."""
 
 
 class Counter(nnx.Module):
-    """State of every kind, and no params."""
+    """Has every kind of state, and no params."""
 
     def __init__(self):
         self.n = Count(0)
@@ -236,7 +236,7 @@ class Counter(nnx.Module):
 
 
 class Intermediates(nnx.Module):
-    """Keeps what is not state as an attribute."""
+    """Keeps an intermediate value, which is not state, as an attribute."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(2, 3, rngs=rngs)
@@ -248,7 +248,7 @@ class Intermediates(nnx.Module):
 
 
 class Sharded(nnx.Module):
-    """Variables with metadata."""
+    """Has variables with metadata."""
 
     def __init__(self, rngs):
         init = nnx.with_metadata(
@@ -311,7 +311,7 @@ class Lifted(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Attention that keeps a cache of what it has seen."""
+    """Attention with a cache of earlier steps."""
 
     def __init__(self, rngs):
         self.attention = nnx.MultiHeadAttention(1, 2, 4, decode=True, rngs=rngs)

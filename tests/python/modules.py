@@ -1,4 +1,4 @@
-"""Linen modules that the tests share, from the plainest to one that does everything."""
+"""Linen modules that several tests use."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import linen as nn
 
 
 class MLP(nn.Module):
-    """Params only, and no mode."""
+    """Has only params, and no mode."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -15,7 +15,7 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Batch statistics and dropout."""
+    """Has batch statistics and dropout."""
 
     rate: float = 0.5
 
@@ -29,7 +29,7 @@ class ConvNet(nn.Module):
 
 
 class SetUp(nn.Module):
-    """Submodules made in `setup`, and two methods."""
+    """Has submodules from `setup`, and two methods."""
 
     def setup(self):
         self.encoder = nn.Dense(4)
@@ -43,7 +43,7 @@ class SetUp(nn.Module):
 
 
 class TwoStreams(nn.Module):
-    """Draws from two streams in either mode."""
+    """Draws from two streams in both modes."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -53,7 +53,7 @@ class TwoStreams(nn.Module):
 
 
 class Counter(nn.Module):
-    """State without params: counts its calls in either mode."""
+    """Has state and no params: counts its calls in both modes."""
 
     @nn.compact
     def __call__(self, inputs):

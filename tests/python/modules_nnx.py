@@ -1,4 +1,4 @@
-"""NNX modules that the tests share."""
+"""NNX modules that several tests use."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class ConvNet(nnx.Module):
-    """Batch statistics and dropout; keeps its arguments."""
+    """Has batch statistics and dropout, and keeps its arguments."""
 
     def __init__(self, features: int, rate: float = 0.5, *, activation=nnx.relu, rngs: nnx.Rngs):
         self.features, self.rate, self.activation = features, rate, activation
@@ -31,7 +31,7 @@ class Forgetful(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A transformer's block, with a cache where it decodes."""
+    """A transformer block, with a cache if it decodes."""
 
     def __init__(self, width, heads, *, decode=False, rngs):
         self.norm_1 = nnx.LayerNorm(width, rngs=rngs)
@@ -51,7 +51,7 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Patches, a class token, positions, blocks."""
+    """A vision transformer: patches, a class token, positions, and blocks."""
 
     def __init__(self, size=8, patch=4, width=8, depth=2, heads=2, classes=5, *, rngs):
         self.embed = nnx.Conv(
@@ -79,7 +79,7 @@ class ViT(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A language model with tied embeddings; with a cache, it takes one token at a time."""
+    """A language model with tied embeddings. With a cache, it takes one token at a time."""
 
     def __init__(self, tokens=11, width=8, heads=2, depth=2, *, cache=None, rngs):
         self.embed = nnx.Embed(tokens, width, rngs=rngs)

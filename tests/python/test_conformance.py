@@ -91,7 +91,7 @@ def test_the_output_spec_has_the_shapes_and_dtypes_of_the_outputs(case):
 
 
 @cases
-def test_the_initial_variables_are_those_of_plain_init(case):
+def test_the_initial_variables_equal_those_of_plain_init(case):
     layer = layer_of(case)
     layer(keras_inputs(case))
     expected = case.init(jax.random.key(SEED))
@@ -100,7 +100,7 @@ def test_the_initial_variables_are_those_of_plain_init(case):
 
 @cases
 @pytest.mark.parametrize("training", [False, True])
-def test_outputs_state_and_sown_values_are_those_of_plain_apply(case, training):
+def test_outputs_state_and_sown_values_equal_those_of_plain_apply(case, training):
     layer = layer_of(case)
     layer(keras_inputs(case))
     before = layer.flax_variables
@@ -109,15 +109,15 @@ def test_outputs_state_and_sown_values_are_those_of_plain_apply(case, training):
     assert_same({"out": outputs}, {"out": expected})
     assert_same(layer.flax_variables, before | without(case.sown, written))
     sown = {name: tree for name, tree in written.items() if name in case.sown}
-    # Perturbations are zeros that a gradient is taken of, and no values.
+    # Perturbations are zeros, which exist only to take gradients with respect to them.
     assert_same(without(["perturbations"], layer.sown), without(["perturbations"], sown))
     assert layer.seed_generator.state.value.tolist() == [SEED, int(bool(case.streams[training]))]
 
 
 @cases
-def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
+def test_gradients_and_state_in_a_compiled_step_equal_those_of_plain_flax(case):
     if not case.differentiable:
-        pytest.skip("JAX cannot differentiate it")
+        pytest.skip("JAX cannot differentiate this module")
     layer = layer_of(case)
     layer(keras_inputs(case))
     variables = layer.flax_variables
@@ -160,9 +160,9 @@ def test_gradients_and_state_in_a_compiled_step_are_those_of_plain_flax(case):
 
 
 @cases
-def test_other_batch_sizes_just_work_in_predict(case):
+def test_predict_accepts_other_batch_sizes(case):
     if case.unknown == "none":
-        pytest.skip("a case of fixed sizes")
+        pytest.skip("this case has fixed sizes")
     layer = layer_of(case)
     inputs = keras_inputs(case)
     model = keras.Model(inputs, layer(inputs))

@@ -12,7 +12,7 @@ def data(key):
     return tuple(jax.random.key_data(key).tolist())
 
 
-def test_streams_differ_by_name_call_and_seed():
+def test_streams_differ_between_names_calls_and_seeds():
     keys = {
         data(_rng.streams(np.array([seed, call], np.uint32), [name])[name])
         for seed in (0, 1)
@@ -23,19 +23,23 @@ def test_streams_differ_by_name_call_and_seed():
 
 
 @given(st.lists(st.text(min_size=1), unique=True, max_size=4))
-def test_a_stream_does_not_depend_on_the_others(names):
+def test_a_stream_does_not_depend_on_other_streams(names):
     together = _rng.streams(STATE, names)
     assert [data(together[name]) for name in names] == [
         data(_rng.streams(STATE, [name])[name]) for name in names
     ]
 
 
-def test_the_initial_key_is_that_of_plain_flax():
+def test_the_initial_key_equals_that_of_plain_flax():
     assert data(_rng.initial_key(3)) == data(jax.random.key(3))
 
 
-def test_the_keys_of_streams_are_these():
-    """By another program: Threefry-2x32 of the seed's state, with 0 and the first 32 bits of the name's SHA-256 as counter."""
+def test_the_keys_of_streams_equal_recorded_ones():
+    """The numbers come from another program.
+
+    It computes Threefry-2x32 with the seed's state as the key. The counter is 0 and the first 32
+    bits of the name's SHA-256.
+    """
     keys = _rng.streams(np.array([7, 2], np.uint32), ["dropout", "params"])
     assert data(keys["dropout"]) == (2335352462, 2678358109)
     assert data(keys["params"]) == (2282695505, 1285534362)

@@ -1,7 +1,7 @@
-"""Modules that others wrote, wrapped as they are: Hugging Face's, brax's, ott's, e3x's, flaxmodels', and jraph in Flax.
+"""Modules from other packages: transformers, brax, ott, e3x, flaxmodels, and jraph with Flax.
 
-None of these packages is needed otherwise, so that each case is skipped where its package is missing, or where it asks JAX or
-Flax for names that they no longer have. To run them, in an environment of their own:
+Nothing else needs these packages. A case is skipped if its package is missing, or if the package
+uses names that JAX or Flax no longer have. To run all cases, use a separate environment:
 
     pip install '.[test]' transformers==4.57.6 brax e3x ott-jax diffrax jraph flaxmodels
     python -m pytest tests/python/test_third_party.py
@@ -23,8 +23,8 @@ from kerasflax import FlaxLayer
 from kerasflax.bridge._forms import split
 from kerasflax.bridge._variables import named_leaves
 
-# Old libraries on a new JAX, whose warnings kerasflax's own are unlike: those stay errors. And Keras takes no input by the name
-# that brax gives images, and says so.
+# The packages are older than JAX, which warns about them. kerasflax's own warnings have other
+# classes and stay errors. Keras warns that it cannot use the name that brax gives to images.
 pytestmark = [
     *(
         pytest.mark.filterwarnings(f"ignore::{category}")
@@ -46,21 +46,21 @@ SEED = 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A module of somebody else's.
+    """A module from another package.
 
     Attributes:
-        package: What has to be installed.
-        build: From the modules that are imported to the Flax module.
-        inputs: From a batch size and a length to a pytree of arrays, as a user would give it. Axes that depend on neither are
-            those that a Keras input has to know.
-        imports: What `build` is given, by dotted path; `package` alone otherwise.
+        package: The package that must be installed.
+        build: From the imported modules to the Flax module.
+        inputs: From a batch size and a length to a pytree of arrays, as a user would pass it. A
+            Keras input must know the axes that depend on neither.
+        imports: The dotted paths of the modules that `build` gets. By default `package` alone.
         arguments: From the inputs to the positional and keyword arguments of plain `apply`.
-        method: What the layer is given, for a module that a call alone does not fill.
-        mode: The mode argument of plain `apply` and its value at inference; None where the module has no mode.
-        draws: Whether the module draws in training.
-        output: From the outputs to the array that a model is trained on.
-        streams: The streams that plain `init` needs besides `params`.
-        tolerance: Of the outputs, relative to the largest.
+        method: The layer's `method`, for a module whose arguments a call cannot fill.
+        mode: The mode argument of plain `apply` and its value at inference. None if there is none.
+        draws: Whether the module draws random numbers in training.
+        output: From the outputs to the array on which a model is trained.
+        streams: The streams that plain `init` needs in addition to `params`.
+        tolerance: The tolerance of the outputs, relative to the largest one.
     """
 
     package: str
@@ -100,7 +100,7 @@ class Case:
         return jax.eval_shape(lambda: module.init(rngs, *arguments, **keywords, **self.keywords()))
 
     def apply(self, module, variables, inputs):
-        """What plain Flax returns at inference."""
+        """The outputs of plain Flax at inference."""
 
         def run(variables, inputs):
             arguments, keywords = self.arguments(inputs)
@@ -130,7 +130,7 @@ def vectors(size):
 
 
 def tokens(*names):
-    """Text as the tokenizers of `transformers` give it, with positions where they are asked for."""
+    """Text as the tokenizers of `transformers` return it, with positions if `names` has them."""
 
     def inputs(batch, length):
         parts = {
@@ -155,7 +155,7 @@ def listed(inputs):
 
 
 def hugging_face(model, name, config, inputs, sizes, **options):
-    """A module of `transformers`, from its class, its configuration's class and sizes."""
+    """A module of `transformers`, from the names of its class and its config, and its sizes."""
     is_dict = isinstance(inputs(1, 1), dict)
     return Case(
         "transformers",
@@ -188,7 +188,7 @@ def last(outputs):
 
 
 class GraphNetwork(nn.Module):
-    """A graph network as jraph's examples build them in Flax."""
+    """A graph network like those in jraph's examples for Flax."""
 
     @nn.compact
     def __call__(self, graph):
@@ -203,7 +203,7 @@ class GraphNetwork(nn.Module):
 
 
 class Attention(nn.Module):
-    """Graph attention; jraph leaves the networks in it to the user."""
+    """Graph attention, for which the user of jraph defines the networks."""
 
     @nn.compact
     def __call__(self, graph):
@@ -219,7 +219,10 @@ class Attention(nn.Module):
 
 
 def graphs(batch, length):
-    """One graph of as many nodes as the batch has. Keras's models take no None, which jraph allows for `globals`."""
+    """One graph with `batch` nodes.
+
+    `globals` is an array, because Keras models do not accept None, which jraph allows.
+    """
     import jraph
 
     return jraph.GraphsTuple(
@@ -234,7 +237,7 @@ def graphs(batch, length):
 
 
 def messages(batch, length):
-    """Features of three atoms each and what they are to each other, in e3x's shapes."""
+    """Features of three atoms and of their pairs, in the shapes of e3x."""
     others = np.array([[1, 2], [0, 2], [0, 1]], np.int32)
     return {
         "inputs": floats(batch, 3, 1, 4, 8),
@@ -466,14 +469,12 @@ CASES = {
 }
 
 if not any(importlib.util.find_spec(case.package) for case in CASES.values()):
-    pytest.skip(
-        "none of the packages is installed whose modules are wrapped here", allow_module_level=True
-    )
+    pytest.skip("none of the packages with modules to wrap is installed", allow_module_level=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapped:
-    """A case's layer, built by its symbolic call."""
+    """The layer of a case, built by a symbolic call."""
 
     case: Case
     module: nn.Module
@@ -492,15 +493,15 @@ class Wrapped:
 def wrapped(request):
     case = request.param
     with pytest.MonkeyPatch.context() as patch:
-        give_jax_its_old_names(patch)
+        restore_old_argument_names(patch)
         module = case.load()
         layer = FlaxLayer(module, method=case.method, seed=SEED)
         inputs = keras_inputs(case)
         yield Wrapped(case, module, layer, inputs, layer(inputs))
 
 
-def give_jax_its_old_names(patch):
-    """The names of arguments that transformers 4.57 (T5) and flaxmodels use, and that JAX has dropped since."""
+def restore_old_argument_names(patch):
+    """Restore argument names that transformers 4.57 (T5) and flaxmodels use but JAX has removed."""
     for function, old, new in (("clip", "a_max", "max"), ("reshape", "newshape", "shape")):
         patch.setattr(jnp, function, renaming(getattr(jnp, function), old, new))
 
@@ -512,7 +513,7 @@ def renaming(function, old, new):
 
 
 def keras_inputs(case):
-    """Keras's inputs, whose sizes are unknown where they depend on the batch or the length."""
+    """Keras inputs, with unknown sizes for the axes that depend on the batch or the length."""
 
     def tensor(path, x, y):
         shape = [a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)]
@@ -561,7 +562,7 @@ def test_the_output_spec_has_the_shapes_of_the_outputs(wrapped):
     }
 
 
-def test_outputs_are_those_of_plain_apply(wrapped):
+def test_outputs_equal_those_of_plain_apply(wrapped):
     case = wrapped.case
     inputs = case.inputs(BATCH, LENGTH)
     variables = wrapped.layer.flax_variables
@@ -571,13 +572,13 @@ def test_outputs_are_those_of_plain_apply(wrapped):
     assert_same(outputs, expected, case.tolerance)
 
 
-def test_a_model_predicts_on_another_batch_size(wrapped):
+def test_a_model_predicts_with_another_batch_size(wrapped):
     inputs = wrapped.case.inputs(OTHER_BATCH, OTHER_LENGTH)
     expected = wrapped.apply(wrapped.layer.flax_variables, inputs)
     assert_same(wrapped.model().predict_on_batch(inputs), expected, wrapped.case.tolerance)
 
 
-def test_steps_of_training_move_the_weights(wrapped):
+def test_training_steps_change_the_weights(wrapped):
     case, layer = wrapped.case, wrapped.layer
     output = case.output(wrapped.outputs)
     features = (
@@ -597,7 +598,7 @@ def test_steps_of_training_move_the_weights(wrapped):
     assert sum(moved) > len(moved) / 2
 
 
-def test_training_draws_where_the_module_has_dropout_and_inference_does_not(wrapped):
+def test_training_draws_if_the_module_has_dropout_and_inference_never_draws(wrapped):
     inputs = wrapped.case.inputs(BATCH, LENGTH)
     variables = wrapped.layer.flax_variables
 

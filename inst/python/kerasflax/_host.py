@@ -1,9 +1,9 @@
-"""What the language that runs Python tells kerasflax about its own functions, errors and words.
+"""Answers of the language that runs Python about its functions, errors and words.
 
 R runs Python inside its own process. Python sees every R function with the signature
-`(*args, **kwargs)`, an R error says nothing about tensors, and Python cannot find an R function by
-its name. R registers functions here that answer these questions. In a plain Python process nothing
-is registered, and each function below returns what holds for Python.
+`(*args, **kwargs)`, an R error does not mention tensors, and Python cannot find an R function by
+its name. R therefore registers functions here that answer such questions. In a plain Python
+process, nothing is registered, and each function below gives the answer for Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ._errors import FieldError
 
-# What differs between languages in a message. R has the same names in `core_words` (R/core.R).
+# The parts of messages that differ between languages. `core_words` (R/core.R) has the same names.
 WORDS: Mapping[str, str] = MappingProxyType(
     {
         "none": "None",
@@ -40,15 +40,15 @@ def _nothing(_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """A language that runs Python.
+    """The language that runs Python.
 
     Attributes:
-        formals: From a Python function to its arguments, in order, each with whether it has a
-            default. None if the function is not written in the host language.
+        formals: From a Python function to its arguments in order, with whether each has a default.
+            Returns None if the function is not written in the host language.
         advice: From an exception to a sentence that helps with it, or None.
-        named: From a name to the function that the user has defined under it, or None.
+        named: From a name to the function that the user has defined under that name, or None.
         name: From a Python function to the name under which `named` finds it, or None.
-        words: The host's way of saying each entry of `WORDS`.
+        words: The host's version of each entry of `WORDS`.
     """
 
     formals: Callable[[Callable[..., Any]], Mapping[str, bool] | None] = _nothing
@@ -62,7 +62,7 @@ _host = Host()
 
 
 def register(**parts: Any) -> None:
-    """Let another language answer. See `Host` for the parts; those left out are Python's."""
+    """Register the answers of another language. See `Host`. Missing ones are Python's."""
     global _host
     _host = Host(**parts)
 
@@ -88,7 +88,7 @@ def name(function: Callable[..., Any]) -> str | None:
 
 
 def word(name: str, *args: str) -> str:
-    """What a message calls an entry of `WORDS`, in the language of the user."""
+    """The user's language's version of an entry of `WORDS`."""
     return _host.words[name].format(*args)
 
 

@@ -1,8 +1,9 @@
-"""From a layer's seed to named streams of random keys.
+"""Named streams of random keys from a layer's seed.
 
-The seed's state is two 32-bit words, the seed and a count of the calls so far: what `keras.random.SeedGenerator` keeps.
-Read as a Threefry key, it differs from call to call, and each stream folds its own name in. Flax alone would draw the same
-numbers from two streams that are given the same key.
+The state of the seed is two 32-bit words: the seed and the number of calls so far. That is also the
+state of a `keras.random.SeedGenerator`. Read as a Threefry key, it differs between calls. Each
+stream then folds in its name, because Flax draws the same numbers from two streams that have the
+same key.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import jax
 
 
 def initial_key(seed: int) -> jax.Array:
-    """The key of `module.init()`: `jax.random.key(seed)`, so that plain Flax draws the same initial values."""
+    """The key for `module.init()`, `jax.random.key(seed)`: plain Flax draws the same values."""
     return jax.random.key(seed)
 
 
 def streams(state: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
-    """One typed key per stream.
+    """Create one typed key per stream.
 
     Args:
-        state: The seed's state, uint32 of shape (2,).
+        state: The state of the seed, uint32 of shape (2,).
         names: The names of the streams.
 
     Returns:
-        A dict from stream name to a scalar key.
+        A dict from stream names to scalar keys.
     """
     key = jax.random.wrap_key_data(state, impl="threefry2x32")
     return {name: jax.random.fold_in(key, _fold(name)) for name in names}
 
 
 def _fold(name: str) -> int:
-    # Python's own hash() of a string differs from process to process.
+    # Python's hash() of a string differs between processes.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""How an NNX module was made, found out from the module."""
+"""The constructor call of an NNX module, inferred from the module."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from flax import nnx
 from ._lazy import RNGS, LazyModule, parameters, takes_rngs
 
 
-def known_as_made(module: nnx.Module | LazyModule) -> LazyModule | None:
-    """How a module was made, where the module tells: in attributes that have the names of its constructor's arguments.
+def find_constructor_call(module: nnx.Module | LazyModule) -> LazyModule | None:
+    """Infer the constructor call of a module from its attributes.
 
-    What has been found is made again, abstractly, and counts if that has the module's structure. An argument that is kept in no
-    attribute is taken to have had its default; of Flax's own modules these are the initializers, whose work is done.
+    An attribute with the name of a constructor argument is taken to be that argument. An argument
+    that has no attribute is taken to have had its default; in Flax's own modules, these are the
+    initializers, which have done their work. The call is then made abstractly, and is accepted if
+    it gives the structure of the module.
 
     Returns:
-        Class and arguments; None where they remain unknown.
+        The class and its arguments, or None if they remain unknown.
     """
     if isinstance(module, LazyModule):
         return module
     with_rngs: list[dict[str, Any]] = [{}, {RNGS: None}] if takes_rngs(type(module)) else [{}]
-    # What stands in the place of None may have been put there by the constructor.
+    # An argument that was None may have an attribute that the constructor has computed.
     for keywords, fills_none in itertools.product(with_rngs, (False, True)):
-        lazy = _guessed(module, keywords, fills_none)
-        if lazy is not None and _is_made_alike(lazy, module):
+        lazy = _guess_call(module, keywords, fills_none)
+        if lazy is not None and _reproduces(lazy, module):
             return lazy
     return None
 
 
-def _guessed(module: nnx.Module, keywords: dict[str, Any], fills_none: bool) -> LazyModule | None:
+def _guess_call(
+    module: nnx.Module, keywords: dict[str, Any], fills_none: bool
+) -> LazyModule | None:
     attributes = vars(module)
     arguments: list[Any] = []
     keywords = dict(keywords)
@@ -42,7 +46,7 @@ def _guessed(module: nnx.Module, keywords: dict[str, Any], fills_none: bool) -> 
         if name == RNGS or parameter.kind is parameter.VAR_KEYWORD:
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
-            # They are kept in a list, whatever its name.
+            # Constructors keep `*args` in a list, whose name differs between modules.
             lists = [
                 value for value in attributes.values() if isinstance(value, (nnx.List, list, tuple))
             ]
@@ -58,50 +62,54 @@ def _guessed(module: nnx.Module, keywords: dict[str, Any], fills_none: bool) -> 
         elif parameter.default is parameter.empty:
             return None
     try:
-        lazy_arguments = [_lazy(value) for value in arguments]
+        lazy_arguments = [_lazy_argument(value) for value in arguments]
         return LazyModule(
             type(module),
             *lazy_arguments,
-            **{name: _lazy(value) for name, value in keywords.items()},
+            **{name: _lazy_argument(value) for name, value in keywords.items()},
         )
     except _UnknownError:
         return None
 
 
 class _UnknownError(Exception):
-    """Raised where an argument is, or holds, something of which nobody knows how it was made."""
+    """Raised if an argument contains something whose constructor call cannot be inferred."""
 
 
-def _lazy(value: Any) -> Any:
-    """An argument with modules in it as they were made."""
+def _lazy_argument(value: Any) -> Any:
+    """Replace each module in an argument with its constructor call."""
     if isinstance(value, nnx.Module) and not isinstance(value, (nnx.List, nnx.Dict)):
-        lazy = known_as_made(value)
+        lazy = find_constructor_call(value)
         if lazy is None:
             raise _UnknownError
         return lazy
     if isinstance(value, (list, nnx.List)):
-        return [_lazy(item) for item in value]
+        return [_lazy_argument(item) for item in value]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_lazy(item) for item in value)
+        return tuple(_lazy_argument(item) for item in value)
     if isinstance(value, (dict, nnx.Dict)):
-        return {name: _lazy(item) for name, item in value.items()}
+        return {name: _lazy_argument(item) for name, item in value.items()}
     if isinstance(value, (nnx.Pytree, nnx.Variable, jax.ShapeDtypeStruct)):
         raise _UnknownError
     return value
 
 
-def _is_made_alike(lazy: LazyModule, module: nnx.Module) -> bool:
+def _reproduces(lazy: LazyModule, module: nnx.Module) -> bool:
     try:
-        others = lazy.abstractly(lambda made: list(_parts(made)))
+        others = lazy.abstractly(lambda made: list(_describe_parts(made)))
     except Exception:
-        # Whatever a constructor may raise, it was not called like this.
+        # A constructor may raise anything. In any case, it was not called with these arguments.
         return False
-    parts = list(_parts(module))
-    return len(parts) == len(others) and all(map(_is_same_part, parts, others))
+    parts = list(_describe_parts(module))
+    return len(parts) == len(others) and all(map(_is_same_description, parts, others))
 
 
-def _parts(module: nnx.Module) -> Iterator[tuple[Any, ...]]:
-    """The module's nodes and variables, each with its path, class, and what it holds but values and other parts."""
+def _describe_parts(module: nnx.Module) -> Iterator[tuple[Any, ...]]:
+    """Describe the nodes and variables of a module.
+
+    Yields:
+        The path, the class, the shapes and dtypes of the values, and the static attributes.
+    """
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Variable):
             specs = [
@@ -110,9 +118,11 @@ def _parts(module: nnx.Module) -> Iterator[tuple[Any, ...]]:
             ]
             yield path, type(node), specs, {}
         elif isinstance(node, nnx.RngStream):
-            # Its tag is the name that its numbers came by when the module was made.
+            # Its tag names the stream that seeded it, which depends on `rngs` and not on the call.
             yield path, type(node), [], {}
         elif isinstance(node, nnx.Pytree):
+            # NNX keeps attributes of its own, such as `_pytree__state`, in every node. They are not
+            # documented. Their names were seen to start with "_" in flax 0.12.6 to 0.12.12.
             held = {
                 name: value
                 for name, value in vars(node).items()
@@ -130,7 +140,7 @@ def _is_static(value: Any) -> bool:
     )
 
 
-def _is_same_part(part: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+def _is_same_description(part: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     (*place, held), (*other_place, other_held) = part, other
     return (
         place == other_place
@@ -143,19 +153,22 @@ def _is_same(value: Any, other: Any) -> bool:
     if value is other:
         return True
     if isinstance(value, FunctionType) and isinstance(other, FunctionType):
-        # Made anew by a function, a function is never the same one: what it keeps has to be.
+        # A function defined inside another one is a new object after each call of the outer one.
+        # It does the same if its code and the values that it captured are the same.
         return value.__code__ is other.__code__ and all(
-            itertools.starmap(_is_same, zip(_kept(value), _kept(other), strict=True))
+            itertools.starmap(
+                _is_same, zip(_captured_values(value), _captured_values(other), strict=True)
+            )
         )
     try:
         return type(value) is type(other) and bool(value == other)
     except Exception:
-        # Whatever a foreign class's comparison may raise.
+        # The comparison of a foreign class may raise anything.
         return False
 
 
-def _kept(function: FunctionType) -> list[Any]:
-    """What a function keeps from where it was made: in its closure, and as defaults."""
+def _captured_values(function: FunctionType) -> list[Any]:
+    """The values that a function captured when it was defined: its closure and its defaults."""
     return [
         *(cell.cell_contents for cell in function.__closure__ or ()),
         function.__defaults__,

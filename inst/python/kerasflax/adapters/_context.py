@@ -1,4 +1,8 @@
-"""What surrounds a run of a module's code: marks that it runs, the axes that it names, the path of what fails in it."""
+"""The context in which a module's code runs.
+
+It marks that a module is running, binds the mapped axes that the module names, replaces methods of
+Flax's classes, and adds the path of the failing submodule to errors.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _host
+from .._errors import KerasFlaxError
 from ..tracing._trace import TraceAgainError
 
 PyTree = Any
@@ -34,23 +39,25 @@ def running_module() -> Iterator[None]:
 
 
 def module_is_running() -> bool:
-    """Whether a module's code runs just now. R asks it, to know what `[` on a tensor may mean."""
+    """Whether a module's code is running. R asks, because the meaning of `[` depends on it."""
     return _running.get()
 
 
 def along_axes(
     names: frozenset[str], function: Callable[[], PyTree]
 ) -> tuple[PyTree, frozenset[str]]:
-    """Call a function with the mapped axes that it names, `BatchNorm(axis_name="batch")`, say.
+    """Call a function inside the mapped axes that it names, such as `BatchNorm(axis_name="batch")`.
 
-    They are there for code that maps over devices. Keras's batch is whole, so that an axis has the size one.
+    Modules name axes in order to average over devices. Keras's batch is not split, so that each
+    axis has size one. Flax does not ignore an axis outside of a mapped function:
+    https://github.com/google/flax/issues/2606
 
     Args:
-        names: The axes that are known; one that the function names besides makes it run again.
-        function: The function.
+        names: The known axes. The function runs again for each axis that it names beyond these.
+        function: The function to call.
 
     Returns:
-        What the function returns, and the axes that it names.
+        The result of the function, and the axes that it names.
     """
     while True:
         bound = function
@@ -59,6 +66,8 @@ def along_axes(
         try:
             return bound(), names
         except NameError as error:
+            # JAX reports the axis in the message only, which is not documented. Seen to work with
+            # jax 0.8.1 to 0.12.0.
             unbound = re.search(r"unbound axis name: (\w+)", str(error))
             if unbound is None or unbound[1] in names:
                 raise
@@ -70,13 +79,13 @@ def _along_axis(name: str, function: Callable[[], PyTree]) -> PyTree:
     return jax.tree.map(lambda result: result[0], results)
 
 
-# Held by the thread that runs a module's code: what a run teaches is one run's, and the methods of Flax's classes are replaced
-# for all threads.
+# The thread that runs a module's code holds this lock: replaced methods of Flax's classes affect
+# all threads, and two runs must not mix what they learn.
 _TURN = threading.RLock()
 
 
 def in_turn(method: F) -> F:
-    """Let one thread at a time run a method in which a module's code runs."""
+    """Let only one thread at a time run a method that runs a module's code."""
 
     @functools.wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -87,13 +96,14 @@ def in_turn(method: F) -> F:
 
 
 @contextlib.contextmanager
-def replaced(*noting: tuple[type, Callable[..., Any]]) -> Iterator[None]:
-    """Replace methods of Flax's classes until the block ends, for calls from this thread.
+def replaced(*replacements: tuple[type, Callable[..., Any]]) -> Iterator[None]:
+    """Replace methods of Flax's classes within the block, for calls from this thread.
 
-    Flax offers no hook for what modules ask for and sow, so that the methods through which all of it passes are replaced.
+    The comments at each use say why a method is replaced.
 
     Args:
-        *noting: Classes, and functions named after a method of them, which take that method and its arguments.
+        *replacements: Pairs of a class and a function. The function has the name of the method that
+            it replaces, and takes that method before the method's own arguments.
     """
     thread = threading.get_ident()
 
@@ -107,7 +117,7 @@ def replaced(*noting: tuple[type, Callable[..., Any]]) -> Iterator[None]:
         return call
 
     with _TURN, contextlib.ExitStack() as stack:
-        for owner, function in noting:
+        for owner, function in replacements:
             method = getattr(owner, function.__name__)
             stack.callback(setattr, owner, function.__name__, method)
             setattr(owner, function.__name__, replacing(method, function))
@@ -118,12 +128,12 @@ def replaced(*noting: tuple[type, Callable[..., Any]]) -> Iterator[None]:
 def naming_the_path(
     name: str, kind: type[M], path_of: Callable[[M], tuple[Any, ...] | None]
 ) -> Iterator[None]:
-    """Add to an exception's message what another language says of it, and the path of the module in which it was raised.
+    """Add the path of the failing submodule, and the host language's advice, to an exception.
 
     Args:
         name: The whole module, as messages name it.
-        kind: The class of modules.
-        path_of: From a module to its path in the whole, None where it has none.
+        kind: The base class of modules.
+        path_of: From a module to its path in the whole, or None if it has none.
     """
     try:
         yield
@@ -133,20 +143,24 @@ def naming_the_path(
         owners = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
         modules = [(owner, path_of(owner)) for owner in owners if isinstance(owner, kind)]
         placed = [(module, path) for module, path in modules if path is not None]
-        notes = [_host.advice(error)]
+        advice, place = _host.advice(error), None
         if placed:
             module, path = placed[-1]
-            notes.append(
-                f"(raised in {'/'.join([name, *map(str, path or ())])}, of class {type(module).__name__})"
-            )
-        for note in filter(None, notes):
-            # Of a KeyError the message is the key, which somebody may compare.
-            if (
-                len(error.args) == 1
-                and isinstance(error.args[0], str)
-                and not isinstance(error, KeyError)
-            ):
-                error.args = (f"{error.args[0]}\n{note}",)
-            else:
-                error.add_note(note)
+            whole = "/".join([name, *map(str, path or ())])
+            place = f"(raised in {whole}, of class {type(module).__name__})"
+        if isinstance(error, KerasFlaxError):
+            error.args = (" ".join(filter(None, (error.what, place))),)
+            error.advice = error.advice or advice
+        else:
+            for note in filter(None, (advice, place)):
+                _add_to_message(error, note)
         raise
+
+
+def _add_to_message(error: Exception, note: str) -> None:
+    # The message of a KeyError is the key itself, which other code may compare.
+    is_message = len(error.args) == 1 and isinstance(error.args[0], str)
+    if is_message and not isinstance(error, KeyError):
+        error.args = (f"{error.args[0]}\n{note}",)
+    else:
+        error.add_note(note)

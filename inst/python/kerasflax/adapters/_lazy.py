@@ -1,9 +1,10 @@
-"""NNX modules that are made when their layer is built.
+"""NNX modules that are created when their layer is built.
 
-An NNX module makes its values when it is made. A `LazyModule` is how to make one: with it a layer makes the values, from its
-own seed, and a saved model says in a few words what its module is.
+An NNX module creates its values in its constructor. A `LazyModule` holds the constructor call
+instead. The layer then creates the values from its own seed, and a saved model can describe the
+module by that call.
 
-NNX takes as long to import as a small module to build: it is imported by the first `LazyModule`, and not before.
+Importing NNX takes as long as building a small module. The first `LazyModule` imports it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 from .. import _host
 from .._errors import ArgumentError, ModuleError
 from ._context import replaced
-from ._whole_numbers import integer_names, whole
+from ._whole_numbers import integer_names, whole_floats_to_integers
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -31,40 +32,47 @@ RNGS = "rngs"
 
 
 class LazyModule:
-    """How to make a `flax.nnx.Module`: a `FlaxLayer` makes it when it is built, of its own seed.
+    """A constructor call of a `flax.nnx.Module`, which a `FlaxLayer` makes when it is built.
 
-    `FlaxLayer(LazyModule(nnx.Linear, 3, 4), seed=1)` has the values of `nnx.Linear(3, 4, rngs=nnx.Rngs(1))`. Nothing is
-    allocated before, and nothing twice: it is the way to a layer without a second copy of the weights in memory.
+    `FlaxLayer(LazyModule(nnx.Linear, 3, 4), seed=1)` has the values of
+    `nnx.Linear(3, 4, rngs=nnx.Rngs(1))`. Nothing is allocated before the layer is built, and the
+    weights are never in memory twice.
 
     Attributes:
-        factory: What makes it.
-        arguments: Its arguments by position.
-        keywords: Its arguments by name.
+        factory: The module class, or a function that returns a module.
+        arguments: The positional arguments of `factory`.
+        keywords: The keyword arguments of `factory`.
     """
 
     def __init__(
         self, factory: Callable[..., nnx.Module], *arguments: Any, **keywords: Any
     ) -> None:
-        """Say how a module is made.
+        """Store a constructor call.
 
         Args:
-            factory: A class of `flax.nnx.Module`, or a function that returns an instance. Where it takes `rngs`, it is given
-                `flax.nnx.Rngs`. Where a module that it makes asks for integers, whole floats do.
-            *arguments: Its other arguments. A LazyModule among them is made first, with the same `rngs`.
-            **keywords: Likewise, by name. `rngs=None` makes the module without random numbers.
+            factory: A subclass of `flax.nnx.Module`, or a function that returns an instance. If it
+                has an argument `rngs`, the layer passes a `flax.nnx.Rngs`. If a module that it
+                creates expects integers, whole floats are converted.
+            *arguments: Positional arguments of `factory`. A `LazyModule` among them is made first,
+                with the same `rngs`.
+            **keywords: Keyword arguments, treated in the same way. `rngs=None` creates the module
+                without random numbers.
 
         Raises:
-            ArgumentError: `factory` cannot be called, or `rngs` is something else.
+            ArgumentError: `factory` is not callable, or `rngs` is not None.
         """
         from flax import nnx
 
         if not callable(factory) or isinstance(factory, nnx.Module):
             raise ArgumentError(
-                f"A class of modules, or a function of `rngs` that makes one, is needed, got {type(factory).__name__}."
+                "`factory` must be an NNX module class or a function that returns an NNX module, "
+                f"got {type(factory).__name__}."
             )
         if keywords.get(RNGS) is not None:
             raise ArgumentError(
-                "`rngs` is given by the layer when it makes the module; give the layer a `seed`."
+                f"`rngs` must be {_host.word('none')} or missing, "
+                f"got {type(keywords[RNGS]).__name__}: the layer creates it from its seed.",
+                advice="Give the layer a `seed`.",
             )
         self.factory = factory
         self.arguments = arguments
@@ -75,30 +83,41 @@ class LazyModule:
             *map(repr, self.arguments),
             *(f"{name}={value!r}" for name, value in self.keywords.items()),
         ]
-        return f"LazyModule({', '.join([getattr(self.factory, '__qualname__', repr(self.factory)), *given])})"
+        name = getattr(self.factory, "__qualname__", repr(self.factory))
+        return f"LazyModule({', '.join([name, *given])})"
 
     def make(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module.
+        """Create the module.
 
         Raises:
-            ModuleError: The factory returns something else.
+            ModuleError: The factory returns something other than an NNX module.
         """
         from flax import nnx
 
-        arguments, keywords = (_made(values, rngs) for values in (self.arguments, self.keywords))
+        arguments, keywords = (
+            _make_all(values, rngs) for values in (self.arguments, self.keywords)
+        )
         if _may_take_rngs(self.factory):
             keywords.setdefault(RNGS, rngs)
-        with whole_numbers_do():
-            module = _made(self.factory(*arguments, **keywords), rngs)
+        with converting_whole_floats():
+            module = _make_all(self.factory(*arguments, **keywords), rngs)
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "The factory")
             raise ModuleError(
-                f"{name} must make a `flax.nnx.Module`, got {type(module).__name__}: {module!r:.80}"
+                f"{name} must return a `flax.nnx.Module`, got {type(module).__name__}: "
+                f"{module!r:.80}"
             )
         return module
 
     def abstractly(self, use: Callable[[nnx.Module], T]) -> T:
-        """What a function returns of the module, when it is made without computing values; it must not keep the module."""
+        """Create the module without computing values, and pass it to a function.
+
+        Args:
+            use: From the module to a result. It must not keep the module.
+
+        Returns:
+            The result of `use`.
+        """
         from flax import nnx
 
         results: list[T] = []
@@ -106,79 +125,87 @@ class LazyModule:
         return results[0]
 
 
-def _made(value: Any, rngs: nnx.Rngs) -> Any:
+def _make_all(value: Any, rngs: nnx.Rngs) -> Any:
+    """Replace each `LazyModule` in a value with its module."""
     if isinstance(value, LazyModule):
         return value.make(rngs)
     if isinstance(value, list) or type(value) is tuple:
-        return type(value)(_made(item, rngs) for item in value)
+        return type(value)(_make_all(item, rngs) for item in value)
     return (
-        {name: _made(item, rngs) for name, item in value.items()}
+        {name: _make_all(item, rngs) for name, item in value.items()}
         if isinstance(value, dict)
         else value
     )
 
 
-def whole_numbers_do() -> contextlib.AbstractContextManager[None]:
-    """Let whole floats do for integers in the constructors of all modules that are made in the block."""
+def converting_whole_floats() -> contextlib.AbstractContextManager[None]:
+    """Convert whole floats to integers in calls of module constructors within the block."""
     from flax import nnx
 
+    # Modules are created all over a factory's code. The metaclass is the one place that every
+    # constructor call passes. It is not documented; seen to work with flax 0.12.6 to 0.12.12.
     return replaced((type(nnx.Module), _with_whole_numbers))
 
 
 def _with_whole_numbers(
     construct: Callable[..., Any], kind: type, *args: Any, **kwargs: Any
 ) -> Any:
-    """Make a module, with integers in the place of whole floats where the constructor's types ask for these."""
-    names, integers = [*parameters(kind)], integer_names(_function(kind))
+    """Construct a module. Arguments whose type is an integer may be whole floats."""
+    names, integers = [*parameters(kind)], integer_names(_signature_source(kind))
+
+    def convert(value: Any, name: str) -> Any:
+        return whole_floats_to_integers(value, name) if name in integers else value
+
     named = itertools.zip_longest(args, names[: len(args)])
     return construct(
         kind,
-        *(whole(value, name) if name in integers else value for value, name in named),
-        **{
-            name: whole(value, name) if name in integers else value
-            for name, value in kwargs.items()
-        },
+        *(convert(value, name) for value, name in named),
+        **{name: convert(value, name) for name, value in kwargs.items()},
     )
 
 
-# The metaclass's method that it takes the place of.
+# `replaced` looks up the method to replace by the function's name.
 _with_whole_numbers.__name__ = "__call__"
 
 
-def _function(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """What has the arguments' names and types: of a class its constructor, since Flax's metaclass shows none."""
+def _signature_source(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose signature describes a factory: for a class, its constructor.
+
+    For an NNX class, `inspect.signature` shows the arguments of Flax's metaclass instead, although
+    type checkers see those of the constructor: https://github.com/google/flax/pull/4499
+    """
     return factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
 
 
 def parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of what makes modules, but for `self`; none where they cannot be told."""
+    """The arguments of a factory without `self`. Empty if its signature cannot be read."""
     try:
-        parameters = inspect.signature(_function(factory)).parameters
+        parameters = inspect.signature(_signature_source(factory)).parameters
     except (TypeError, ValueError):
         return {}
     return dict(list(parameters.items())[isinstance(factory, type) :])
 
 
 def takes_rngs(factory: Callable[..., Any]) -> bool:
-    """Whether it has an argument `rngs`, as what makes modules has."""
+    """Whether a factory has an argument `rngs`."""
     formals = _host.formals(inspect.unwrap(factory))
     return RNGS in (parameters(factory) if formals is None else formals)
 
 
 def _may_take_rngs(factory: Callable[..., Any]) -> bool:
-    # An R function shows Python `**kwargs`, and takes what it takes.
+    # Python sees `**kwargs` in every R function, whichever arguments it really has.
     is_foreign = _host.formals(inspect.unwrap(factory)) is not None
     return takes_rngs(factory) or (
         not is_foreign and any(p.kind is p.VAR_KEYWORD for p in parameters(factory).values())
     )
 
 
-def is_made(value: Any) -> bool:
-    """Whether it is a module that a constructor has made, or how to make one."""
+def is_nnx_module(value: Any) -> bool:
+    """Whether a value is an NNX module or a `LazyModule`. Does not import NNX."""
     nnx = sys.modules.get("flax.nnx")
     return isinstance(value, LazyModule) or (nnx is not None and isinstance(value, nnx.Module))
 
 
 def class_of(module: nnx.Module | LazyModule) -> type:
-    """The module's class."""
+    """The class of a module, or of the module that a `LazyModule` makes."""
     return module.abstractly(type) if isinstance(module, LazyModule) else type(module)

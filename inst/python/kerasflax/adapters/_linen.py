@@ -1,7 +1,8 @@
-"""`flax.linen` modules behind the adapter protocol. No other file knows Linen.
+"""The adapter for `flax.linen` modules. No other file knows Linen.
 
-Which random streams a module asks for, and into which collections it sows, is not declared anywhere in Linen. Both are found
-out while it is traced: what a trace shows for the first time makes it start again, knowing better.
+A Linen module does not declare which random streams it uses or which collections it sows into. The
+adapter learns both while it traces the module. A trace that reveals something new starts again with
+that knowledge.
 """
 
 from __future__ import annotations
@@ -25,25 +26,46 @@ from .. import _host, _rng
 from ..tracing._trace import TraceAgainError
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._signature import Signature, as_attention_mask, signature_of, unbound
-from ._whole_numbers import integer_names, whole
+from ._whole_numbers import integer_names, whole_floats_to_integers
 
 PyTree = Any
 
-# Linen's words: gradients train this collection, and a method may write every other one.
+# Gradients train this collection; a method may write to all others.
 _PARAMS = "params"
 _MUTABLE = nn.DenyList([_PARAMS])
-# Nearly every stochastic module asks for this stream in training; expecting it saves a second trace.
+# Nearly every stochastic module uses this stream in training. Supplying it saves a second trace.
 _USUAL_STREAM = "dropout"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+    """The knowledge about a module that its runs have accumulated.
+
+    Attributes:
+        streams: The random streams to supply, by mode. The key is True for training.
+        drawing: The modes in which the module has drawn random numbers.
+        sown: The places where the module has sown or perturbed: collection, module path, and name.
+        axes: The mapped axes that the module names.
+        mode_by_position: Whether the mode is passed by position instead of by name.
+    """
+
+    streams: Mapping[bool, frozenset[str]] = dataclasses.field(
+        default_factory=lambda: {True: frozenset({_USUAL_STREAM}), False: frozenset()}
+    )
+    drawing: frozenset[bool] = frozenset()
+    sown: frozenset[tuple[str, ...]] = frozenset()
+    axes: frozenset[str] = frozenset()
+    mode_by_position: bool = False
 
 
 @dataclasses.dataclass
 class _Seen:
-    """What a module was seen to do.
+    """A record of one run of a module.
 
     Attributes:
-        drawn: Streams that it took a key from.
-        queried: Streams whose presence it asked for.
-        sown: Where it sowed or perturbed: the collection, the module's path and the name.
+        drawn: Streams from which the module took a key.
+        queried: Streams whose presence the module checked.
+        sown: The places where the module sowed or perturbed: collection, module path, and name.
     """
 
     drawn: set[str] = dataclasses.field(default_factory=set)
@@ -52,13 +74,13 @@ class _Seen:
 
 
 class LinenAdapter:
-    """A `flax.linen.Module` and a method of it. See `Adapter` for what each method does."""
+    """A `flax.linen.Module` and one of its methods. `Adapter` documents the methods."""
 
     base: ClassVar[type] = nn.Module
 
     @classmethod
     def accepts(cls, module: object) -> bool:
-        """Whether it is an instance of a Linen module."""
+        """Whether an object is a Linen module instance."""
         return isinstance(module, nn.Module)
 
     def __init__(self, module: nn.Module, method: str | Callable[..., Any] | None) -> None:
@@ -69,61 +91,79 @@ class LinenAdapter:
         self.takes_mask = self._signature.takes_mask
         self.allows_unused = method is not None
         self.allows_extra_collections = True
-        # What runs have taught; the values are replaced, and never changed.
-        self._streams: Mapping[bool, frozenset[str]] = {
-            True: frozenset({_USUAL_STREAM}),
-            False: frozenset(),
-        }
-        self._drawing: frozenset[bool] = frozenset()
-        self._sown: frozenset[tuple[str, ...]] = frozenset()
-        self._axes: frozenset[str] = frozenset()
-        self._mode_by_position = False
+        # Replaced as a whole and never changed in place, so that restoring this attribute undoes
+        # everything that a failed build has learned.
+        self._learned = _Learned()
 
     @in_turn
     def init(
         self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
-        try:
-            outputs, variables, seen = self._init(key, inputs, mask)
-        except TraceAgainError:
-            raise
-        except Exception as error:
-            # A module lifted with `static_argnums` fails where the mode is given by name, and does not tell.
-            if self._mode_by_position or not self._signature.takes_mode_by_position:
-                raise
-            try:
-                outputs, variables, seen = self._init(key, inputs, mask, mode_by_position=True)
-            except Exception:
-                raise error from error.__cause__
-            self._mode_by_position = True
-        self._sown |= seen.sown
-        # Drawn here, the stream of the initial values says nothing of later calls.
-        self._streams = {
-            mode: known | (seen.drawn - {_PARAMS}) for mode, known in self._streams.items()
-        }
+        outputs, variables, self._learned = self._init_by_name_or_position(key, inputs, mask)
         return outputs, self.state(flax.core.unfreeze(variables))
 
+    def _init_by_name_or_position(
+        self, key: jax.Array, inputs: PyTree, mask: PyTree
+    ) -> tuple[PyTree, PyTree, _Learned]:
+        """Run `_init` with the mode as learned, and by position if that fails.
+
+        A module lifted with `static_argnums` fails if it gets the mode by name, with an error that
+        does not say so. Flax maps `static_argnums` to positional arguments only:
+        https://github.com/google/flax/pull/2457, https://github.com/google/flax/issues/3946
+        """
+        known = self._learned.mode_by_position
+        try:
+            return self._init(key, inputs, mask, mode_by_position=known)
+        except TraceAgainError:
+            raise
+        except Exception:
+            if known or not self._signature.takes_mode_by_position:
+                raise
+            result = self._try_init_by_position(key, inputs, mask)
+            if result is None:
+                # The error of the usual way is the one that helps the user.
+                raise
+            return result
+
+    def _try_init_by_position(
+        self, key: jax.Array, inputs: PyTree, mask: PyTree
+    ) -> tuple[PyTree, PyTree, _Learned] | None:
+        """Run `_init` with the mode by position. Returns None if the module fails that way, too."""
+        try:
+            return self._init(key, inputs, mask, mode_by_position=True)
+        except Exception:
+            return None
+
     def _init(
-        self, key: jax.Array, inputs: PyTree, mask: PyTree, *, mode_by_position: bool | None = None
-    ) -> tuple[PyTree, PyTree, _Seen]:
+        self, key: jax.Array, inputs: PyTree, mask: PyTree, *, mode_by_position: bool
+    ) -> tuple[PyTree, PyTree, _Learned]:
+        """Run `module.init_with_output()`: its outputs, its variables, and the new knowledge."""
         arguments, keywords = self._arguments(
             inputs, training=False, mask=mask, mode_by_position=mode_by_position
         )
         with self._running() as seen:
             init = self._in_mode(False).init_with_output
             run = functools.partial(init, key, *arguments, method=self.method, **keywords)
-            (outputs, variables), self._axes = along_axes(self._axes, run)
-            return outputs, variables, seen
+            (outputs, variables), axes = along_axes(self._learned.axes, run)
+        # `init` always draws initial values from "params"; a call may not use that stream at all.
+        drawn = seen.drawn - {_PARAMS}
+        learned = dataclasses.replace(
+            self._learned,
+            streams={mode: known | drawn for mode, known in self._learned.streams.items()},
+            sown=self._learned.sown | seen.sown,
+            axes=axes,
+            mode_by_position=mode_by_position,
+        )
+        return outputs, variables, learned
 
     def _arguments(
-        self, inputs: PyTree, *, training: bool, mask: PyTree, mode_by_position: bool | None = None
+        self, inputs: PyTree, *, training: bool, mask: PyTree, mode_by_position: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(self.module, nn.MultiHeadDotProductAttention):
             mask = as_attention_mask(mask)
-        by_position = self._mode_by_position if mode_by_position is None else mode_by_position
         return self._signature.fill(
-            inputs, training=training, mask=mask, mode_by_position=by_position
+            inputs, training=training, mask=mask, mode_by_position=mode_by_position
         )
 
     @in_turn
@@ -137,37 +177,42 @@ class LinenAdapter:
         seed_state: jax.Array,
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
         """See `Adapter.apply`."""
-        arguments, keywords = self._arguments(inputs, training=training, mask=mask)
+        learned = self._learned
+        arguments, keywords = self._arguments(
+            inputs, training=training, mask=mask, mode_by_position=learned.mode_by_position
+        )
         with self._running() as seen:
             try:
                 apply = functools.partial(
                     self._in_mode(training).apply,
                     self.state(variables),
                     *arguments,
-                    rngs=_rng.streams(seed_state, sorted(self._streams[training])),
+                    rngs=_rng.streams(seed_state, sorted(learned.streams[training])),
                     method=self.method,
                     mutable=_MUTABLE,
                     **keywords,
                 )
-                (outputs, written), self._axes = along_axes(self._axes, apply)
+                (outputs, written), axes = along_axes(learned.axes, apply)
+                self._learned = dataclasses.replace(self._learned, axes=axes)
             except Exception as error:
-                if self._learns(seen, variables, training):
+                if self._learn(seen, variables, training):
                     raise TraceAgainError from error
                 raise
-        if self._learns(seen, variables, training):
+        if self._learn(seen, variables, training):
             raise TraceAgainError
         if not training and _USUAL_STREAM in seen.drawn:
             warnings.warn(
-                f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout should be off then, it has "
-                "not been told of the mode: give its method an argument `training`, or a `method` that takes it.",
+                f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout "
+                "should be off then, pass the mode on: give the module's method an argument "
+                f"`training`, or give `method` {_host.word('method')}.",
                 stacklevel=2,
             )
         written = flax.core.unfreeze(written)
-        return outputs, self.state(written), self._part(written, sown=True)
+        return outputs, self.state(written), self._select(written, sown=True)
 
     @staticmethod
     def values_of(module: nn.Module) -> None:
-        """See `Adapter.values_of`. A Linen module holds none."""
+        """See `Adapter.values_of`. A Linen module holds no values."""
 
     def to_flax(self, variables: Mapping[str, PyTree]) -> tuple[nn.Module, Mapping[str, PyTree]]:
         """See `Adapter.to_flax`."""
@@ -175,7 +220,7 @@ class LinenAdapter:
 
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`."""
-        return training in self._drawing
+        return training in self._learned.drawing
 
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
@@ -183,20 +228,20 @@ class LinenAdapter:
 
     def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """See `Adapter.state`."""
-        return self._part(variables, sown=False)
+        return self._select(variables, sown=False)
 
-    def _part(
+    def _select(
         self, tree: Mapping[str, PyTree], *, sown: bool, path: tuple[str, ...] = ()
     ) -> dict[str, PyTree]:
-        """What was sown of a tree of variables, or what was not."""
+        """The sown part of a tree of variables, or the rest of it."""
         result = {}
         for name, child in tree.items():
             here = (*path, name)
-            if here in self._sown:
+            if here in self._learned.sown:
                 if sown:
                     result[name] = child
             elif isinstance(child, Mapping) and child:
-                if part := self._part(child, sown=sown, path=here):
+                if part := self._select(child, sown=sown, path=here):
                     result[name] = part
             elif not sown:
                 result[name] = child
@@ -204,7 +249,7 @@ class LinenAdapter:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[_Seen]:
-        """All that surrounds a run of the module's code."""
+        """Set up a run of the module's code: record what it does and place its errors."""
         naming = naming_the_path(
             self.name, nn.Module, lambda module: None if module.scope is None else module.path
         )
@@ -215,16 +260,26 @@ class LinenAdapter:
         fields = self._signature.fields(training=training)
         return self.module.clone(**fields) if fields else self.module  # type: ignore[arg-type]
 
-    def _learns(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
-        """Take in what a call showed, and say whether it has to be made again."""
-        self._drawing |= {training} if seen.drawn else set()
-        # At inference a module that asks whether a stream is there wants to know whether to be random.
+    def _learn(self, seen: _Seen, variables: Mapping[str, PyTree], training: bool) -> bool:
+        """Take in what a call revealed.
+
+        Returns:
+            Whether the call must run again, with other streams or without values that are sown.
+        """
+        learned = self._learned
+        # A module that checks for a stream in training wants to be random; at inference, it does
+        # not, so that only streams that it draws from are supplied.
         streams = seen.drawn | seen.queried if training else seen.drawn
-        again = bool(streams - self._streams[training]) or any(
-            path[0] in variables for path in seen.sown - self._sown
+        known = learned.streams[training]
+        again = bool(streams - known) or any(
+            path[0] in variables for path in seen.sown - learned.sown
         )
-        self._streams = {**self._streams, training: self._streams[training] | streams}
-        self._sown |= seen.sown
+        self._learned = dataclasses.replace(
+            learned,
+            streams={**learned.streams, training: known | streams},
+            drawing=learned.drawing | {training} if seen.drawn else learned.drawing,
+            sown=learned.sown | seen.sown,
+        )
         return again
 
     @staticmethod
@@ -235,7 +290,7 @@ class LinenAdapter:
         optional: Mapping[str, tuple[type, Any]],
         methods: Mapping[str, Callable[..., Any]],
     ) -> type[nn.Module]:
-        """Make a class of Linen modules."""
+        """See `Adapter.module_class`."""
         own = (method for method in methods if method not in ("setup", "__call__"))
         _host.refuse_taken_names(name, (*required, *optional, *own), nn.Module)
         namespace: dict[str, Any] = {"__module__": place, "__qualname__": name}
@@ -244,11 +299,11 @@ class LinenAdapter:
             **{field: kind for field, (kind, _) in optional.items()},
         }
         for field, (_, default) in optional.items():
-            # A default that could be changed is copied for each instance.
-            can_change = type(default).__hash__ is None
+            # A mutable default is copied for each instance.
+            is_mutable = type(default).__hash__ is None
             namespace[field] = (
                 dataclasses.field(default_factory=functools.partial(copy.copy, default))
-                if can_change
+                if is_mutable
                 else default
             )
         for method, function in methods.items():
@@ -262,7 +317,7 @@ class LinenAdapter:
 
 
 def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
-    """The methods that classes of users and of Flax add to the base class, by name."""
+    """The methods that a module has beyond those of `nn.Module`, by name."""
     not_methods = {field.name for field in dataclasses.fields(module)} | {"setup"}
     return {
         name: getattr(type(module), name)
@@ -289,14 +344,20 @@ def _with_whole_numbers(
     kwargs: dict[str, Any],
     context: nn.module.InterceptorContext,
 ) -> Any:
-    """Make integers of whole floats in integer fields, before a module's method runs: R writes 32 for 32.
+    """Convert whole floats in integer fields before a method of a module runs.
 
-    `context.module` is bound, a copy of what the user made.
+    R users write `features = 32`, which arrives as 32.0. `context.module` is bound, and therefore a
+    copy of the user's module.
     """
+    # `flax.linen` documents the context that interceptors get, but does not export its class, which
+    # only the annotation above uses. Seen to work with flax 0.12.6 to 0.12.12.
+    # https://flax-linen.readthedocs.io/en/latest/api_reference/flax.linen/module.html
     for field in _integer_fields(type(context.module)):  # type: ignore[arg-type]
         value = getattr(context.module, field, None)
-        integers = whole(value, f"{type(context.module).__name__}.{field}")
+        integers = whole_floats_to_integers(value, f"{type(context.module).__name__}.{field}")
         if integers is not value:
+            # A Linen module refuses assignments outside `setup`, and has no other way to change a
+            # field of a bound copy. Not documented; seen to work with flax 0.12.6 to 0.12.12.
             object.__setattr__(context.module, field, integers)
     return function(*args, **kwargs)
 
@@ -309,7 +370,7 @@ def _integer_fields(cls: type[nn.Module]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _watch() -> Iterator[_Seen]:
-    """Record which streams are asked for and what is sown, in this thread, until the block ends."""
+    """Record the streams that modules use and what they sow, in this thread, within the block."""
     seen = _Seen()
 
     def make_rng(method: Callable[..., Any], scope: Scope, name: str = _PARAMS) -> Any:
@@ -341,6 +402,12 @@ def _watch() -> Iterator[_Seen]:
         seen.sown.add((collection, *module.path, name))
         return method(module, name, value, collection)
 
+    # Linen has no hook for random streams and sown values: `nn.intercept_methods` sees only methods
+    # that subclasses of `nn.Module` define. `Module.make_rng` and `Module.param` take their keys
+    # from `Scope.make_rng`, which is not documented. Its default stream is "params":
+    # https://github.com/google/flax/pull/3699
+    # `has_rng`, `sow` and `perturb` are documented, but not that they may be replaced. All four
+    # were seen to work with flax 0.12.6 to 0.12.12.
     with replaced(
         (Scope, make_rng), *((nn.Module, function) for function in (has_rng, sow, perturb))
     ):

@@ -1,9 +1,11 @@
-"""`flax.nnx` modules behind the adapter protocol. No other files but `_lazy` and `_constructor` know NNX.
+"""The adapter for `flax.nnx` modules. Only `_lazy` and `_constructor` know NNX as well.
 
-An NNX module is a graph of objects that hold their variables' values. Taken apart, it is a `_Structure` and values; put
-together again inside a trace, with other values, it is a module of that trace alone. The user's module is never touched.
+An NNX module is a graph of objects that hold the values of their variables. The adapter splits it
+into a `_Structure` and values. Inside a trace, it merges the structure with other values into a
+module that belongs to that trace alone. The user's module never changes.
 
-Into which types of variables a module sows is not declared. It is found out while it is traced, as with Linen.
+A module does not declare into which types of variables it sows. The adapter learns them while it
+traces the module, as with Linen.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from .._errors import FieldError, MethodError, ModuleError, StateError
 from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
-from ._lazy import RNGS, LazyModule, whole_numbers_do
+from ._lazy import RNGS, LazyModule, converting_whole_floats
 from ._signature import MODE_ARGUMENTS, Signature, as_attention_mask, signature_of, unbound
 
 PyTree = Any
 Path = tuple[Any, ...]
 
-# Where arrays are kept that are attributes by themselves, and no variables.
+# The collection of arrays that are plain attributes instead of variables.
 _ARRAYS = "arrays"
 
 
@@ -41,10 +43,11 @@ class _Structure:
 
     Attributes:
         kind: The module's class.
-        graphdef: What `nnx.split` calls so.
-        treedef: The state's nesting, a variable being a leaf.
-        variables: Of each variable, in the state's order, its collection and path, and its own nesting, which has its metadata.
-        types: Of each collection the type of its variables.
+        graphdef: The `graphdef` that `nnx.split` returns.
+        treedef: The nesting of the state, with variables as leaves.
+        variables: A mapping from collection and path to the nesting inside the variable, which
+            includes its metadata. In the order of the state.
+        types: A mapping from collection to the type of its variables.
     """
 
     kind: type[nnx.Module]
@@ -54,7 +57,7 @@ class _Structure:
     types: Mapping[str, type]
 
     def merge(self, values: Mapping[str, PyTree]) -> nnx.Module:
-        """The module that has these values, by collection and path."""
+        """Create the module with these values, which are given by collection and path."""
         leaves = [
             jax.tree.unflatten(treedef, jax.tree.leaves(_get(values, place)))
             for place, treedef in self.variables.items()
@@ -66,7 +69,7 @@ def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
     """Split a module into its structure and its values by collection and path.
 
     Raises:
-        ModuleError: Two types of variables have one name.
+        ModuleError: Two types of variables have the same name.
     """
     graphdef, state = nnx.split(module)
     flat, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_variable)
@@ -78,8 +81,8 @@ def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
         collection = _collection(kind)
         if types.setdefault(collection, kind) is not kind:
             raise ModuleError(
-                f"{type(module).__name__} has variables of two types of the name {collection!r}.\n"
-                "Register one under another name with `nnx.register_variable_name`."
+                f"{type(module).__name__} has variables of two types named {collection!r}.",
+                advice="Register one type under another name with `nnx.register_variable_name`.",
             )
         place = (collection, *(key.key for key in keys))
         variables[place] = jax.tree.structure(variable)
@@ -88,8 +91,8 @@ def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
 
 
 def _split_copy(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
-    """Split a copy that shares its arrays with the user's module, and nothing else."""
-    return _split(_parted(nnx.merge(*nnx.split(module)))[0])
+    """Split a copy of the user's module that shares only the arrays with it."""
+    return _split(_pop_intermediates(nnx.merge(*nnx.split(module)))[0])
 
 
 def _is_variable(value: Any) -> bool:
@@ -97,13 +100,17 @@ def _is_variable(value: Any) -> bool:
 
 
 def _collection(kind: type) -> str:
-    """A type's collection, as Flax's own bridge to Linen names it."""
+    """The collection of a type of variables, as Flax's bridge to Linen names it."""
     if not issubclass(kind, nnx.Variable):
         return _ARRAYS
+    # The function is documented, but not its ValueError for an unregistered type. Seen to work with
+    # flax 0.12.6 to 0.12.12.
+    # https://flax.readthedocs.io/en/stable/api_reference/flax.nnx/variables.html
+    # https://github.com/google/flax/pull/4542
     try:
         return nnx.variable_name_from_type(kind)
     except ValueError:
-        # Nobody has registered it, and a layer should not.
+        # Registering a type would affect the whole process, which a layer must not do.
         return kind.__name__
 
 
@@ -119,27 +126,44 @@ def _get(tree: Mapping[Any, PyTree], path: Path) -> PyTree:
     return tree
 
 
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+    """The knowledge about a module that its runs have accumulated.
+
+    Attributes:
+        sown: The types of variables into which the module sows.
+        drawing: The modes in which the module has drawn numbers from the layer's random streams.
+            True stands for training.
+        axes: The mapped axes that the module names.
+    """
+
+    sown: frozenset[type] = frozenset()
+    drawing: frozenset[bool] = frozenset()
+    axes: frozenset[str] = frozenset()
+
+
 class NnxAdapter:
-    """A `flax.nnx.Module`, or how to make one, and a method of it. See `Adapter` for what each method does."""
+    """A `flax.nnx.Module` or `LazyModule`, and a method. `Adapter` documents the methods."""
 
     base: ClassVar[type] = nnx.Module
 
     @classmethod
     def accepts(cls, module: object) -> bool:
-        """Whether it is an instance of an NNX module, or how to make one."""
+        """Whether an object is an NNX module instance or a `LazyModule`."""
         return isinstance(module, (nnx.Module, LazyModule))
 
     def __init__(
         self, module: nnx.Module | LazyModule, method: str | Callable[..., Any] | None
     ) -> None:
         self.module: nnx.Module | LazyModule = module
-        # What runs have taught; the values are replaced, and never changed.
-        self._sown: frozenset[type] = frozenset()
-        self._drawing: frozenset[bool] = frozenset()
-        self._axes: frozenset[str] = frozenset()
+        # Replaced as a whole and never changed in place, so that restoring this attribute undoes
+        # everything that a failed build has learned.
+        self._learned = _Learned()
         if isinstance(module, LazyModule):
             with self._running(None):
-                self._structure = module.abstractly(lambda made: _split(_parted(made)[0])[0])
+                self._structure = module.abstractly(
+                    lambda made: _split(_pop_intermediates(made)[0])[0]
+                )
         else:
             self._structure, values = _split_copy(module)
             self._specs = jax.tree.map(_spec_of, values)
@@ -150,8 +174,8 @@ class NnxAdapter:
         owner = getattr(method, "__self__", module)
         if type(owner) is kind and owner is not module:
             raise MethodError(
-                f"`method` is bound to another {self.name} than `module`, with values of its own.\n"
-                "Pass that one as `module`, or the method's name."
+                f"`method` is bound to another {self.name} than `module`, with its own values.",
+                advice="Pass that instance as `module`, or pass the method's name.",
             )
         methods = _methods_of(kind)
         self.method = unbound(kind, method, nnx.Module, methods)
@@ -172,12 +196,12 @@ class NnxAdapter:
     def init(
         self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
-        """See `Adapter.init`. The values of a `LazyModule` are those that it makes with `rngs=nnx.Rngs(key)`."""
+        """See `Adapter.init`. A `LazyModule` makes its values with `rngs=nnx.Rngs(key)`."""
         if isinstance(self.module, LazyModule):
             with self._running(None):
-                _, variables = _split(_parted(self.module.make(nnx.Rngs(key)))[0])
+                _, variables = _split(_pop_intermediates(self.module.make(nnx.Rngs(key)))[0])
         else:
-            # A module holds its values, so that these will not be asked for.
+            # The module holds its own values, so that nobody uses these.
             variables = jax.tree.map(_zeros, self._specs)
         outputs, _, _ = self._call(variables, inputs, training=False, mask=mask, key=key)
         return outputs, variables
@@ -197,8 +221,8 @@ class NnxAdapter:
         return self._call(self.state(variables), inputs, training=training, mask=mask, key=key)
 
     def draws(self, training: bool) -> bool:
-        """See `Adapter.draws`. What a module draws from streams of its own is its state, and none of the layer's."""
-        return training in self._drawing
+        """See `Adapter.draws`. Streams that the module itself holds are state and do not count."""
+        return training in self._learned.drawing
 
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
@@ -206,7 +230,8 @@ class NnxAdapter:
 
     def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """See `Adapter.state`."""
-        sown = {_collection(kind) for kind in (nnx.Intermediate, nnx.Perturbation, *self._sown)}
+        types = (nnx.Intermediate, nnx.Perturbation, *self._learned.sown)
+        sown = {_collection(kind) for kind in types}
         return {
             name: tree
             for name, tree in variables.items()
@@ -222,10 +247,15 @@ class NnxAdapter:
         mask: PyTree,
         key: jax.Array,
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, PyTree]]:
-        """Call the method on a module made for this call: its outputs, the state it leaves, and what it sowed."""
-        results, self._axes = along_axes(
-            self._axes, lambda: self._run(variables, inputs, training, mask, key)
+        """Call the method on a module created for this call.
+
+        Returns:
+            The outputs, the state after the call, and the sown values.
+        """
+        results, axes = along_axes(
+            self._learned.axes, lambda: self._run(variables, inputs, training, mask, key)
         )
+        self._learned = dataclasses.replace(self._learned, axes=axes)
         return results
 
     def _run(
@@ -241,6 +271,8 @@ class NnxAdapter:
             mask = as_attention_mask(mask)
         arguments, keywords = self._signature.fill(inputs, training=training, mask=mask)
         rngs = nnx.Rngs(key)
+        # A stream counts the keys that it has given out, in a new array each time. The attribute is
+        # not documented; seen to work with flax 0.12.6 to 0.12.12.
         undrawn = rngs.default.count.get_value()
         if self._takes_rngs:
             keywords[RNGS] = rngs
@@ -251,15 +283,17 @@ class NnxAdapter:
                 use_running_average=not training,
                 raise_if_not_found=False,
             )
-        types = sorted(self._sown, key=_collection)
+        types = sorted(self._learned.sown, key=_collection)
         with self._running(module) as seen:
-            call = functools.partial(_called, self.method, arguments, keywords)
+            call = functools.partial(_call_method, self.method, arguments, keywords)
             outputs, *captured = nnx.capture(call, *types)(module) if types else (call(module),)
-        if seen - self._sown:
-            self._sown |= seen
+        learned = self._learned
+        if seen - learned.sown:
+            self._learned = dataclasses.replace(learned, sown=learned.sown | seen)
             raise TraceAgainError
-        self._drawing |= {training} if rngs.default.count.get_value() is not undrawn else set()
-        module, left = _parted(module)
+        if rngs.default.count.get_value() is not undrawn:
+            self._learned = dataclasses.replace(learned, drawing=learned.drawing | {training})
+        module, left = _pop_intermediates(module)
         structure, state = _split(module)
         self._check_unchanged(structure)
         sown: dict[str, PyTree] = {}
@@ -269,33 +303,43 @@ class NnxAdapter:
         return outputs, state, sown
 
     def _check_unchanged(self, structure: _Structure) -> None:
-        """Raise StateError where a call has made or removed variables."""
+        """Check that a call has kept the structure.
+
+        Raises:
+            StateError: The call has created or removed variables.
+        """
         before, after = self._structure.variables, structure.variables
-        for verb, places in (
-            ("made", after.keys() - before.keys()),
-            ("removed", before.keys() - after.keys()),
-        ):
-            if places:
-                paths = sorted(SEPARATOR.join(map(str, place)) for place in places)
-                raise StateError(
-                    f"{self.name} {verb} the variable {', '.join(paths)} in a call.\n"
-                    "Make all variables with the module, and set their values in calls; what is only to be looked at is sown."
-                )
+        problems = {
+            SEPARATOR.join(map(str, place)): problem
+            for places, problem in (
+                (after.keys() - before.keys(), "created in the call"),
+                (before.keys() - after.keys(), "removed in the call"),
+            )
+            for place in sorted(places, key=lambda place: [*map(str, place)])
+        }
+        if problems:
+            raise StateError(
+                f"A call of {self.name} created or removed variables.",
+                problems=problems,
+                advice="Create all variables in the constructor, and only set their values in "
+                "calls. Sow values that you only want to look at.",
+            )
 
     @contextlib.contextmanager
     def _running(self, module: nnx.Module | None) -> Iterator[set[type]]:
-        """All that surrounds a run of the module's code; gives the types of variables that it sows into."""
+        """Set up a run of the module's code. Yields the types of variables that it sows into."""
         seen: set[type] = set()
 
         def note(kind: type | str) -> bool:
+            # `sow` and `perturb` themselves register a type for an unknown name.
             kind = (
                 nnx.variable_type_from_name(kind, allow_register=True)
                 if isinstance(kind, str)
                 else kind
             )
             seen.add(kind)
-            # While a module is made, nothing captures.
-            return module is not None and kind in self._sown
+            # Nothing captures sown values while a module is being made.
+            return module is not None and kind in self._learned.sown
 
         def sow(
             method: Callable[..., Any],
@@ -320,6 +364,10 @@ class NnxAdapter:
             return next((path for path, each in parts if each is part), None)
 
         name = type(module).__name__
+        # NNX has no hook for sown values, and outside `nnx.capture` it deprecates them. The methods
+        # are documented, but not that they may be replaced. Seen to work with flax 0.12.6 to
+        # 0.12.12. https://flax.readthedocs.io/en/latest/guides/extracting_intermediates.html,
+        # https://github.com/google/flax/pull/5584
         watching = replaced((nnx.Module, sow), (nnx.Module, perturb))
         with watching, naming_the_path(name, nnx.Module, path_of), running_module():
             yield seen
@@ -332,13 +380,13 @@ class NnxAdapter:
         optional: Mapping[str, tuple[type, Any]],
         methods: Mapping[str, Callable[..., Any]],
     ) -> type[nnx.Module]:
-        """Make a class of NNX modules, whose constructor takes its fields and `rngs` by name."""
+        """See `Adapter.module_class`. The constructor takes the fields and `rngs` by name."""
         own = (method for method in methods if method != "__call__")
         _host.refuse_taken_names(name, (*required, *optional, *own), nnx.Module)
         kinds = {**required, **{field: kind for field, (kind, _) in optional.items()}}
 
         def make_parts(self: nnx.Module, rngs: Any) -> None:
-            # What has been left to be made is made here, where there are random numbers for it.
+            # Lazy modules among the attributes are made now, since `rngs` is known.
             for attribute, value in list(vars(self).items()):
                 if isinstance(value, LazyModule):
                     setattr(self, attribute, nnx.data(value.make(rngs)))
@@ -350,13 +398,13 @@ class NnxAdapter:
                     f"`rngs` must be an `nnx.Rngs`, got {type(rngs).__name__} {rngs!r:.60}."
                 )
             for field in kinds:
-                # A default that could be changed is copied for each instance.
+                # A mutable default is copied for each instance.
                 setattr(
                     self, field, given[field] if field in given else copy.copy(optional[field][1])
                 )
             make_parts(self, rngs)
             if "setup" in methods:
-                with whole_numbers_do():
+                with converting_whole_floats():
                     methods["setup"](self, rngs)
                 make_parts(self, rngs)
 
@@ -377,7 +425,7 @@ class NnxAdapter:
         return types.new_class(name, (nnx.Module,), {}, lambda body: body.update(namespace))
 
 
-def _called(
+def _call_method(
     method: Callable[..., Any],
     arguments: tuple[Any, ...],
     keywords: dict[str, Any],
@@ -386,8 +434,8 @@ def _called(
     return method(module, *arguments, **keywords)
 
 
-def _parted(module: nnx.Module) -> tuple[nnx.Module, Any]:
-    """A module, from which what was sown has been taken, and that."""
+def _pop_intermediates(module: nnx.Module) -> tuple[nnx.Module, Any]:
+    """Remove the sown values from a module. Returns the module and those values."""
     return module, nnx.pop(module, nnx.Intermediate)
 
 
@@ -402,7 +450,7 @@ def _zeros(spec: Any) -> Any:
 
 
 def _methods_of(kind: type[nnx.Module]) -> dict[str, Callable[..., Any]]:
-    """The methods that classes of users and of Flax add to the base class, by name."""
+    """The methods that a class has beyond those of `nnx.Module`, by name."""
     return {
         name: getattr(kind, name)
         for cls in kind.__mro__
@@ -425,7 +473,11 @@ def _signature(
 
 
 def _takes_rngs(signature: Signature, structure: _Structure) -> bool:
-    """Whether a call is given random streams: where the method takes them, unless the module has its own to fall back on."""
+    """Whether calls pass `rngs`.
+
+    They do if the method has such an argument, unless the argument has a default and the module
+    holds streams of its own.
+    """
     parameter = signature.parameters.get(RNGS)
     if parameter is None:
         return False

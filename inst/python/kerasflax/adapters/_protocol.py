@@ -1,7 +1,8 @@
-"""The protocol that both module systems of Flax meet.
+"""The protocol between the layer and Flax's two module systems.
 
-An adapter is a module with one of its methods, made into functions of arrays: `init` and `apply` can be traced by JAX, and
-know neither Keras nor where the values are kept. `adapt` picks the adapter that knows the module.
+An adapter turns a module and one of its methods into functions of arrays: `init` and `apply`. JAX
+can trace both. They know neither Keras nor where the values are stored. `adapt` finds the adapter
+for a module.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
+from .. import _host
 from .._errors import ModuleError
 
 PyTree = Any
@@ -20,16 +22,17 @@ Method = str | Callable[..., Any] | None
 
 
 class Adapter(Protocol):
-    """A module and a method of it.
+    """A module and one of its methods.
 
-    What runs of the module teach is kept in attributes whose values are replaced and never changed in place, so that it can be
-    put back. One thread at a time runs a module.
+    Runs of the module add to the adapter's knowledge about it. That knowledge is one attribute,
+    which is replaced and never changed in place, so that it can be restored. Only one thread at a
+    time runs a module.
 
     Attributes:
-        base: The class of all its modules.
-        name: The module's class, as messages name it.
-        module: The module, as configs describe it.
-        method: The function that is called with a module first. It holds no module.
+        base: The base class of the modules that the adapter accepts.
+        name: The name of the module's class, for messages.
+        module: The module, for configs.
+        method: The method as a function that takes a module first. It is not bound to a module.
         takes_mask: Whether the method takes Keras's mask.
         allows_unused: Whether the user may give variables that the method does not use.
         allows_extra_collections: Whether the user may give collections that the module reads but
@@ -46,10 +49,10 @@ class Adapter(Protocol):
 
     @classmethod
     def accepts(cls, module: object) -> bool:
-        """Whether this adapter knows modules like that one."""
+        """Whether this adapter can handle a module."""
 
     def __init__(self, module: Any, method: Method) -> None:
-        """Take a module and the method to call.
+        """Store a module and the method to call.
 
         Raises:
             MethodError: The module has no such method, or its arguments cannot be filled.
@@ -58,23 +61,23 @@ class Adapter(Protocol):
     def init(
         self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
     ) -> tuple[PyTree, Variables]:
-        """Call the method in inference mode, and say which variables there are before any call.
+        """Call the method in inference mode and return the variables as they are before any call.
 
         Args:
-            key: A typed random key, from which the initial values come, unless the module holds values.
+            key: A typed random key for the initial values. Unused if the module holds values.
             inputs: A pytree of arrays.
             mask: Keras's mask of the inputs, or None.
 
         Returns:
-            The outputs, and the variables by collection, without what the module sows.
+            The outputs, and the variables by collection without sown values.
         """
 
     @staticmethod
     def values_of(module: Any) -> Variables | None:
-        """The values that a module holds, with which its layer begins; None if it holds none."""
+        """The values that a module holds, with which its layer starts. None if there are none."""
 
     def to_flax(self, variables: Variables) -> Any:
-        """What Flax's users work with, holding these values: a module, or a module and its variables."""
+        """The module with these values as Flax users handle it: alone, or with its variables."""
 
     def apply(
         self,
@@ -92,24 +95,25 @@ class Adapter(Protocol):
             inputs: A pytree of arrays.
             training: The mode.
             mask: Keras's mask of the inputs, or None.
-            seed_state: uint32 of shape (2,), from which the random streams come.
+            seed_state: The state of the layer's seed, uint32 of shape (2,). Random streams derive
+                from it.
 
         Returns:
-            The outputs; the collections that the method may have written, as they are afterwards; and by collection what it
-            sowed, that is, recorded without reading it back.
+            The outputs; the collections that the method may have written, after the call; and the
+            sown values by collection. Sown values are recorded and never read back.
 
         Raises:
-            TraceAgainError: The call showed that it needs to be made differently; make it again.
+            TraceAgainError: The call taught the adapter something. It must be made again.
         """
 
     def draws(self, training: bool) -> bool:
-        """Whether any call in that mode has asked for random numbers so far."""
+        """Whether any call in a mode has asked for random numbers so far."""
 
     def trainable(self, collection: str) -> bool:
-        """Whether the collection holds weights that gradients train."""
+        """Whether a collection holds weights that gradients train."""
 
     def state(self, variables: Variables) -> Variables:
-        """The variables without those that the module has been seen to sow, which are no state."""
+        """The variables without those that the module is known to sow, which are not state."""
 
     @staticmethod
     def module_class(
@@ -119,28 +123,29 @@ class Adapter(Protocol):
         optional: Mapping[str, tuple[type, Any]],
         methods: Mapping[str, Callable[..., Any]],
     ) -> type:
-        """Make a class of modules from another language.
+        """Create a module class from parts that another language defines.
 
         Args:
-            name: Its name.
-            place: The module that it says it is of.
-            required: Types by field, of fields that have no default.
-            optional: Types and defaults by field.
-            methods: Functions by name. In Linen, without `setup` among them, `__call__` may make submodules. In NNX
-                `setup(self, rngs)` makes the parts, when the fields are there; a `LazyModule` that is a field, or that it
-                leaves as an attribute, is made with the same `rngs`.
+            name: The name of the class.
+            place: The value of the class's `__module__`.
+            required: Types of the fields without a default, by field.
+            optional: Types and defaults of the other fields, by field.
+            methods: Functions by name. In Linen, `__call__` may create submodules if there is no
+                `setup`. In NNX, `setup(self, rngs)` creates the submodules after the fields are
+                set. Each `LazyModule` that is a field, or an attribute after `setup`, is made with
+                the same `rngs`.
 
         Raises:
-            FieldError: A name that Python or Flax has taken.
+            FieldError: Python or Flax already uses a name.
         """
 
 
-# Flax's module systems. One that nobody has imported has no modules, and takes its time to be imported.
+# Flax's module systems. A system that nobody has imported has no modules, and importing it is slow.
 APIS = ("linen", "nnx")
 
 
 def adapter_of(api: str) -> type[Adapter]:
-    """The adapter of a module system, which is imported with it."""
+    """The adapter class of a module system. Imports the system."""
     if api == "linen":
         from ._linen import LinenAdapter
 
@@ -151,7 +156,7 @@ def adapter_of(api: str) -> type[Adapter]:
 
 
 def module_class(api: str, name: str, place: str, **parts: Any) -> type:
-    """Make a class of modules of one module system; see `Adapter.module_class`."""
+    """Create a module class of one module system. See `Adapter.module_class`."""
     return adapter_of(api).module_class(name, place, **parts)
 
 
@@ -163,28 +168,32 @@ def adapt(module: object, method: Method) -> Adapter:
     """Find the adapter for a module.
 
     Raises:
-        ModuleError: No adapter knows it.
+        ModuleError: The object is not a Flax module instance.
         MethodError: The module has no such method, or its arguments cannot be filled.
     """
     for adapter in _adapters():
         if adapter.accepts(module):
             return adapter(module, method)
     kinds = " or ".join(f"`flax.{api}.Module`" for api in APIS)
-    raise ModuleError(f"`module` must be an instance of {kinds}, got {_described(module)}")
+    got, advice = _describe(module)
+    raise ModuleError(f"`module` must be an instance of {kinds}, got {got}.", advice=advice)
 
 
 def is_module(value: object) -> bool:
-    """Whether it is an instance of a Flax module."""
+    """Whether a value is a Flax module instance."""
     return any(adapter.accepts(value) for adapter in _adapters())
 
 
 def is_base(kind: type) -> bool:
-    """Whether it is the class of all modules of one of Flax's module systems."""
+    """Whether a class is the base class of one of Flax's module systems."""
     return any(adapter.base is kind for adapter in _adapters())
 
 
 def module_classes() -> Iterator[type]:
-    """The classes of Flax modules that this process has defined; of those with one name and one base the newest comes last."""
+    """The Flax module classes that this process has defined.
+
+    Of several classes with the same name and base, the newest comes last.
+    """
     found, waiting = set(), [adapter.base for adapter in _adapters()]
     while waiting:
         kind = waiting.pop(0)
@@ -194,14 +203,19 @@ def module_classes() -> Iterator[type]:
             waiting += kind.__subclasses__()
 
 
-def _described(module: object) -> str:
+def _describe(module: object) -> tuple[str, str | None]:
+    """Describe an object that is not a module instance, and say what to pass instead."""
     if module is None:
-        return "None.\nPass a module instance, such as `flax.linen.Dense(features=10)`."
+        example = "Pass a module instance, such as `flax.linen.Dense(features=10)`."
+        return _host.word("none"), example
     if isinstance(module, type):
-        return f"the class {module.__name__}, not an instance.\nMake one: `{module.__name__}(...)`."
-    if callable(module) and hasattr(module, "__code__"):
-        name = getattr(module, "__name__", "?")
         return (
-            f"the function {name}.\nPass the module as `module`, and a function of it as `method`."
+            f"the class {module.__name__}, not an instance",
+            f"Create an instance: `{module.__name__}(...)`",
         )
-    return f"{type(module).__module__}.{type(module).__qualname__}: {module!r:.80}"
+    if callable(module) and hasattr(module, "__code__"):
+        return (
+            f"the function {getattr(module, '__name__', '?')}",
+            "Pass the module as `module`, and a function that takes the module as `method`.",
+        )
+    return f"{type(module).__module__}.{type(module).__qualname__}: {module!r:.80}", None

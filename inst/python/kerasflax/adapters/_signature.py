@@ -1,20 +1,22 @@
-"""What a method takes, and how a call fills it.
+"""The arguments of a method, and how a call fills them.
 
 The whole rule:
 
     argument                                            gets
-    inputs; without one of that name, the first         the layer's input, whole
+    `inputs`, or the first argument if there is none    the layer's whole input
     training, train, is_training, enable_dropout,
     update_stats                                        True in training, False otherwise
     deterministic, use_running_average                  the opposite
-    mask                                                the input's Keras mask, where there is one
+    mask                                                the input's Keras mask, if it has one
     any other with a default                            its default
-    any other without a default                         (an error: nothing can fill it)
+    any other without a default                         an error: nothing can fill it
 
-A dict whose names are all arguments of the method is spread over them, unless that leaves out an argument `inputs`, which then
-gets the dict whole. A list or tuple is spread over several arguments without a default. A mode argument with a default that is
-also a field of the module, and set there, is left to the field; a mode field that is None, where the method has no such
-argument, is set for the call.
+A dict is spread over the arguments if all of its names are arguments, unless that leaves an
+argument `inputs` empty, which then gets the whole dict. A list or tuple is spread over several
+arguments without a default.
+
+A mode argument with a default is left alone if the module has a field of the same name that is set.
+A mode field that is None is set for each call if the method has no argument of that name.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import jax
 from .. import _host
 from .._errors import MethodError
 
-# The mode arguments and whether they are true in training.
+# The mode arguments, and whether each is true in training.
 MODE_ARGUMENTS: Mapping[str, bool] = {
     "training": True,
     "train": True,
@@ -48,15 +50,16 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """How the arguments of one method are filled.
+    """The arguments of a method.
 
     Attributes:
-        name: The method, as messages name it.
-        parameters: Its parameters but the module, by name and in order, the variadic ones left out.
-        variadic: Whether it takes arguments beyond those.
-        collects: Whether it takes any number of arguments by position, so that no argument by name alone is the input.
-        held: The arguments that fields of the module, or a `functools.partial`, already settle.
-        mode_fields: The fields of the module that are set to the mode for a call.
+        name: The name of the method, for messages.
+        parameters: The parameters after the module, by name and in order, without variadic ones.
+        variadic: Whether the method has variadic parameters.
+        collects: Whether the method has a parameter like `*args`. The input then goes there instead
+            of to a keyword-only argument.
+        held: The arguments that fields of the module or a `functools.partial` have already set.
+        mode_fields: The fields of the module that each call sets to the mode.
     """
 
     name: str
@@ -73,35 +76,35 @@ class Signature:
 
     @property
     def takes_mode_by_position(self) -> bool:
-        """Whether there is a mode argument that can be given by position as well as by name."""
+        """Whether a mode argument can be passed by position as well as by name."""
         return any(
             name in MODE_ARGUMENTS and p.kind is p.POSITIONAL_OR_KEYWORD
             for name, p in self.parameters.items()
         )
 
     def fields(self, *, training: bool) -> dict[str, bool]:
-        """The values of the mode fields."""
-        return _mode(self.mode_fields, training)
+        """The values of the mode fields in a mode."""
+        return _mode_values(self.mode_fields, training)
 
     def fill(
         self, inputs: Any, *, training: bool, mask: Any = None, mode_by_position: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of one call.
+        """Fill the arguments for one call.
 
         Args:
             inputs: The layer's input, a pytree of arrays.
             training: The mode.
             mask: The input's mask, a pytree of boolean arrays and None.
-            mode_by_position: Whether the mode is given by position where it can be, as a lifted transform with
-                `static_argnums` asks for, and not by name, as others do.
+            mode_by_position: Whether to pass the mode by position if possible. A lifted transform
+                with `static_argnums` requires it by position, others by name.
 
         Returns:
-            Positional arguments and keyword arguments.
+            The positional arguments and the keyword arguments.
 
         Raises:
-            MethodError: An argument without a default is left.
+            MethodError: The method takes no input, or an argument without a default is left empty.
         """
-        modes = _mode(self.parameters.keys() - self.held, training)
+        modes = _mode_values(self.parameters.keys() - self.held, training)
         free = {
             name: p
             for name, p in self.parameters.items()
@@ -117,8 +120,8 @@ class Signature:
             )
             if target is None and not self.variadic:
                 raise MethodError(
-                    f"{self.name} takes no input: its arguments are {self._shown()}.\n"
-                    "Give it an argument `inputs` (after the module), which receives the layer's input."
+                    f"{self.name} takes no input: its arguments are {self._arguments_text()}.",
+                    advice="Give it an argument `inputs`, after the module, for the layer's input.",
                 )
             if target is None:
                 collected, values = (inputs,), {}
@@ -131,10 +134,10 @@ class Signature:
         ]
         if missing:
             raise MethodError(
-                f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, whose arguments are "
-                f"{self._shown()}; the input is {_described(inputs)}.\n"
-                "A layer has one input. Call it on a dict with the arguments' names, or give `method` a function of "
-                "(module, inputs, training) that takes the input apart."
+                f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, "
+                f"whose arguments are {self._arguments_text()}; the input is {_describe(inputs)}.",
+                advice=f"Call the layer on {_host.word('dict')} with the arguments' names, or give "
+                f"`method` {_host.word('method')} that takes the input apart.",
             )
         if collected:
             return collected, modes | values
@@ -146,7 +149,7 @@ class Signature:
         )
 
     def _spread(self, inputs: Any, free: Mapping[str, inspect.Parameter]) -> dict[str, Any] | None:
-        """The values of several arguments, or None where one gets the input whole."""
+        """Spread the input over several arguments. Returns None if one argument gets it all."""
         if (
             isinstance(inputs, Mapping)
             and "inputs" not in free
@@ -155,8 +158,10 @@ class Signature:
             modes = [name for name in inputs if name not in free]
             if modes:
                 raise MethodError(
-                    f"The input has a part named `{modes[0]}`, and so is the mode among the arguments {self._shown()} of "
-                    f"{self.name}.\nGive the part another name, or `method` a function of (module, inputs, training)."
+                    f"The input has a part named `{modes[0]}`, but that is the name of the mode in "
+                    f"the arguments {self._arguments_text()} of {self.name}.",
+                    advice="Give the part another name, or give `method` "
+                    f"{_host.word('method')} that takes the input apart.",
                 )
         if (
             isinstance(inputs, Mapping)
@@ -167,7 +172,7 @@ class Signature:
             return dict(inputs)
         required = [name for name, parameter in free.items() if _required(parameter)]
         if type(inputs) in (list, tuple) and "inputs" not in free:
-            # The mask is one of the parts where there are as many parts, and otherwise what Keras knows.
+            # The mask may be one of the parts. With one part fewer, it comes from Keras.
             for names in (required, [name for name in required if name != "mask"]):
                 if len(inputs) == len(names) > 1:
                     return dict(zip(names, inputs, strict=True))
@@ -176,7 +181,10 @@ class Signature:
     def _bind(
         self, values: dict[str, Any], modes: dict[str, Any], mode_by_position: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arrays by position as far as they go, which lifted transforms ask for; the mode by name where it may be."""
+        """Divide the values into positional and keyword arguments.
+
+        Lifted transforms require arrays by position. The mode goes by name if possible.
+        """
         positional = []
         for name, parameter in self.parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -193,27 +201,28 @@ class Signature:
                 break
         return tuple(positional), modes | values
 
-    def _shown(self) -> str:
+    def _arguments_text(self) -> str:
         return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
 
 
 def signature_of(
     method: Callable[..., Any], name: str, fields: Mapping[str, Any] | None = None
 ) -> Signature:
-    """Read what an unbound method takes.
+    """Read the signature of an unbound method.
 
     Args:
-        method: A function whose first argument is the module.
-        name: The method, as messages name it.
+        method: A function that takes the module first.
+        name: The name of the method, for messages.
         fields: The fields of the module and their values.
 
     Raises:
-        MethodError: The function takes no module, or its signature cannot be read.
+        MethodError: The function takes no arguments, or its signature cannot be read.
     """
     parameters = list(_parameters(method, name))
     if not parameters:
         raise MethodError(
-            f"{name} takes no arguments.\nA method takes the module first, then `inputs`, and `training` when it wants it."
+            f"{name} takes no arguments.",
+            advice="Give it arguments for the module and for `inputs`, and optionally `training`.",
         )
     if parameters[0].kind not in _VARIADIC:
         del parameters[0]
@@ -242,27 +251,34 @@ def signature_of(
 def unbound(
     kind: type, method: Any, base: type, methods: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:
-    """The function behind a layer's `method`, to be called with the module first.
+    """The function behind a layer's `method`. It takes the module first.
 
     Args:
         kind: The module's class.
-        method: None for `__call__`, a name, a method of the module, or a function that takes the module first.
-        base: The class of all modules.
+        method: None for `__call__`, a name, a method of the module, or a function that takes the
+            module first.
+        base: The base class of modules.
         methods: The module's methods by name.
 
     Raises:
-        MethodError: There is no such method, or it is another module's.
+        MethodError: The module has no such method, or the method belongs to another module.
     """
     if method is None:
         method = "__call__"
     if isinstance(method, str):
         if method not in methods:
-            has = ", ".join(f"`{name}`" for name in sorted(methods)) or "no method of its own"
-            raise MethodError(f"{kind.__name__} has no method `{method}`.\nIt has {has}.")
+            others = ", ".join(f"`{name}`" for name in sorted(methods))
+            raise MethodError(
+                f"{kind.__name__} has no method `{method}`.",
+                advice=f"Use a method that it has: {others}."
+                if others
+                else f"Give `method` {_host.word('method')}.",
+            )
         return methods[method]
     if not callable(method) or isinstance(method, (type, base)):
         raise MethodError(
-            f"`method` must be a method's name or a function of (module, inputs), got {type(method).__name__} {method!r}."
+            "`method` must be a method's name or a function of (module, inputs), "
+            f"got {type(method).__name__} {method!r}."
         )
     if isinstance(method, functools.partial) and not method.args:
         return functools.partial(unbound(kind, method.func, base, methods), **method.keywords)
@@ -272,14 +288,14 @@ def unbound(
     if type(owner) is not kind:
         raise MethodError(
             f"`method` is bound to another module, of class {type(owner).__name__}; "
-            f"`module` is of class {kind.__name__}.\n"
-            "Pass that module as `module`, or a method of this one."
+            f"`module` is of class {kind.__name__}.",
+            advice="Pass that module as `module`, or pass a method of this one.",
         )
     return method.__func__
 
 
 def as_attention_mask(mask: Any) -> Any:
-    """Keras's masks are of (batch, time); Flax's attention takes those of (batch, head, query, key)."""
+    """Give Keras masks of shape (batch, time) the shape (batch, head, query, key) of Flax's."""
     return jax.tree.map(lambda each: each[:, None, None, :] if each.ndim == 2 else each, mask)
 
 
@@ -287,7 +303,7 @@ def _required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty
 
 
-def _mode(names: Iterable[str], training: bool) -> dict[str, bool]:
+def _mode_values(names: Iterable[str], training: bool) -> dict[str, bool]:
     return {name: training is MODE_ARGUMENTS[name] for name in names if name in MODE_ARGUMENTS}
 
 
@@ -301,7 +317,7 @@ def _parameters(method: Callable[..., Any], name: str) -> Any:
     try:
         return inspect.signature(method).parameters.values()
     except (TypeError, ValueError) as error:
-        raise MethodError(f"What {name} takes cannot be read: {error}") from error
+        raise MethodError(f"The arguments of {name} cannot be read: {error}") from error
 
 
 def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | None:
@@ -310,14 +326,14 @@ def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | 
     if argument.isidentifier() and not keyword.iskeyword(argument):
         default = None if has_default else inspect.Parameter.empty
         return inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    # A name that Python does not have: left to its default, or filled by position.
+    # Python cannot pass an argument of this name by name, only by position.
     name = re.sub(r"\W", "_", f"_{argument}")
     return None if has_default else inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
 
 
-def _described(inputs: Any) -> str:
+def _describe(inputs: Any) -> str:
     if isinstance(inputs, Mapping):
-        return f"a dict with {', '.join(map(repr, inputs))}"
+        return f"{_host.word('dict')} with {', '.join(map(repr, inputs))}"
     return (
         f"a {type(inputs).__name__} of {len(inputs)}"
         if isinstance(inputs, (list, tuple))

@@ -1,4 +1,7 @@
-"""Whole floats where integers belong: R writes 32 for 32."""
+"""Whole floats in place of integers.
+
+An R user who writes `features = 32` passes a float, because numbers in R are floats by default.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,21 @@ from typing import Any
 from .._errors import FieldError
 
 
-def whole(value: Any, field: str) -> Any:
-    """The value with integers in the place of floats, itself where it has none.
+def whole_floats_to_integers(value: Any, field: str) -> Any:
+    """Convert whole floats to integers.
+
+    Args:
+        value: Any value. Lists and tuples are searched; a list with a float becomes a tuple.
+        field: The field or argument, for the message.
+
+    Returns:
+        The converted value, or `value` itself if it contains no float.
 
     Raises:
         FieldError: A float is not whole.
     """
     if isinstance(value, (list, tuple)):
-        items = [whole(item, field) for item in value]
+        items = [whole_floats_to_integers(item, field) for item in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         return tuple(items) if changed else value
     if not isinstance(value, float):
@@ -28,25 +38,25 @@ def whole(value: Any, field: str) -> Any:
 
 
 def integer_names(annotated: Any) -> tuple[str, ...]:
-    """The fields of a class, or the arguments of a function, whose type allows integers and no floats."""
+    """Fields of a class or arguments of a function whose type allows integers but not floats."""
     try:
         hints = typing.get_type_hints(annotated)
     except Exception:
-        # Annotations that name what cannot be imported say nothing.
+        # Resolving annotations may fail in any way, such as for types that are not imported.
         return ()
-    return tuple(name for name, hint in hints.items() if _allows_integers_alone(hint))
+    return tuple(name for name, hint in hints.items() if _excludes_floats(hint))
 
 
-def _allows_integers_alone(hint: Any) -> bool:
-    parts = list(_parts(hint))
-    return int in parts and not any(part in parts for part in (float, complex, Any, object))
+def _excludes_floats(hint: Any) -> bool:
+    types = list(_leaf_types(hint))
+    return int in types and not any(kind in types for kind in (float, complex, Any, object))
 
 
-def _parts(hint: Any) -> Iterator[Any]:
+def _leaf_types(hint: Any) -> Iterator[Any]:
     if typing.get_origin(hint) is collections.abc.Callable:
         return
     arguments = typing.get_args(hint)
     if not arguments:
         yield hint
     for argument in arguments:
-        yield from _parts(argument)
+        yield from _leaf_types(argument)

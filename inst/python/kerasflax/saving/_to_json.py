@@ -288,11 +288,11 @@ def _is_same(value: Any, other: Any) -> bool:
 
 
 def _of_made(value: Any, path: str) -> Json:
-    if not _lazy.is_made(value):
+    if not _lazy.is_nnx_module(value):
         return None
-    from ..adapters._constructor import known_as_made
+    from ..adapters._constructor import find_constructor_call
 
-    lazy = known_as_made(value)
+    lazy = find_constructor_call(value)
     constructor = lazy and (
         _lookup.class_name(lazy.factory, path)
         if isinstance(lazy.factory, type)
@@ -376,7 +376,7 @@ def method_to_config(method: Any, module: Any) -> Json:
     if method is None or isinstance(method, str):
         return method
     name = getattr(method, "__name__", "")
-    kind = _lazy.class_of(module) if _lazy.is_made(module) else type(module)
+    kind = _lazy.class_of(module) if _lazy.is_nnx_module(module) else type(module)
     if inspect.getattr_static(kind, name, None) is getattr(method, "__func__", method):
         return name
     node = _of_named_function(method)
@@ -417,7 +417,7 @@ def checked_method(method: Any, module: Any) -> None:
     """
     if not isinstance(method, str) or method == "__call__":
         return
-    kind = _lazy.class_of(module) if _lazy.is_made(module) else type(module)
+    kind = _lazy.class_of(module) if _lazy.is_nnx_module(module) else type(module)
     bases = [base for base in mro(kind) if is_base(base)]
     owner = next((base for base in mro(kind) if method in vars(base)), None)
     if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):

@@ -1,12 +1,18 @@
-"""Computing what a jaxpr returns, where it returns many arrays that are made alike: the initial values of a module.
+"""Evaluation of a jaxpr that returns many similar arrays: the initial values of a module.
 
-Compiled as a whole, such a computation takes the longer the more arrays it makes. Run one operation at a time, each operation
-is compiled for each shape. But a module's arrays are made in few ways: all kernels of one shape come from one initializer, with
-other keys. So what makes an array of single numbers (keys, scales) is compiled once for all arrays that are made alike; what
-makes the numbers is run one operation at a time, compiled once for each kind of operation.
+If such a jaxpr is compiled as a whole, compilation time grows with the number of arrays. If it runs
+one operation at a time, each operation is compiled for each shape. But a module makes its arrays in
+few ways: all kernels of one shape come from the same initializer and differ only in their keys.
+Therefore:
 
-An accelerator takes longer to compile for than a CPU, and as long to make few numbers as to make many. So beside one, small
-arrays are made on a CPU and moved. The random bits are the same on each platform.
+- The part that turns scalars (keys, scales) into an array is compiled once for all arrays that are
+  made in the same way.
+- The part that computes the scalars runs one operation at a time. Each kind of operation is
+  compiled once.
+
+Compiling for an accelerator takes longer than compiling for a CPU, and an accelerator needs as much
+time for a small array as for a large one. If there is an accelerator, small arrays are therefore
+computed on a CPU and then moved. The random bits are the same on every platform.
 """
 
 from __future__ import annotations
@@ -21,18 +27,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-# With fewer elements, arrays are made sooner than better code for making them is compiled.
+# Below this number of elements, running unoptimized code is faster than optimizing it.
 _WORTH_OPTIMIZING = 2**19
-# The newer code generator for CPUs takes twice as long, for code that is no faster.
+# The newer code generator for CPUs takes twice as long to compile, and its code is not faster here.
+# The option is not documented; seen to work with jax 0.8.1 to 0.12.0.
 _FAST_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 def evaluate(
     jaxpr: Any, consts: Sequence[Any], *args: jax.Array, shardings: Sequence[Any] | None = None
 ) -> list[Any]:
-    """Compute the results of a jaxpr at once, inside another trace as well: those of `eval_jaxpr`, up to rounding.
+    """Compute the results of a jaxpr at once, also inside another trace.
 
-    Where shardings of the results are given, each array is computed in its own.
+    Args:
+        jaxpr: The computation, without its constants.
+        consts: The values of its constants.
+        *args: The values of its inputs.
+        shardings: The sharding in which to compute each result, or None.
+
+    Returns:
+        The results of `eval_jaxpr`, up to rounding.
     """
     shardings = shardings or [None] * len(jaxpr.outvars)
     recipes, shared = _split(jaxpr)
@@ -48,13 +62,13 @@ def evaluate(
 
     operations: dict[Hashable, Callable[..., list[jax.Array]]] = {}
     for eqn in shared:
-        kind, arguments = _kind(eqn), [read(var) for var in eqn.invars]
+        kind, arguments = _operation_key(eqn), [read(var) for var in eqn.invars]
         if kind not in operations:
-            operations[kind] = _compiled(_of_any_inputs(jaxpr, eqn), 1, arguments, devices)
+            operations[kind] = _compiled(_with_all_inputs(jaxpr, eqn), 1, arguments, devices)
         values.update(zip(eqn.outvars, operations[kind](*arguments), strict=True))
     for position in others:
         results[position] = read(jaxpr.outvars[position])
-    for alike in _alike(recipes, shardings):
+    for alike in _group_alike(recipes, shardings):
         recipe = recipes[alike[0]]
         compute = _compiled(
             recipe, len(alike), [values[var] for var in recipe.invars], devices, shardings[alike[0]]
@@ -62,13 +76,18 @@ def evaluate(
         for position in alike:
             (results[position],) = compute(*(values[var] for var in recipes[position].invars))
     return [
-        _moved(value, devices[1], sharding)
+        _moved_to(value, devices[1], sharding)
         for value, sharding in zip(results, shardings, strict=True)
     ]
 
 
 def _split(jaxpr: Any) -> tuple[dict[int, Any], list[Any]]:
-    """For each result by position, the jaxpr that makes its array and nothing else; and the equations that are left."""
+    """Split a jaxpr into recipes and shared equations.
+
+    Returns:
+        The recipe of each result by position, which is a jaxpr that makes its array alone, and the
+        equations that belong to no recipe: those that compute scalars or serve several results.
+    """
     user: dict[Any, int | None] = {}
 
     def use(var: Any, position: int | None) -> None:
@@ -94,13 +113,16 @@ def _split(jaxpr: Any) -> tuple[dict[int, Any], list[Any]]:
         used = dict.fromkeys(
             var for eqn in eqns[::-1] for var in eqn.invars if not isinstance(var, Literal)
         )
-        recipes[number] = _part(
+        recipes[number] = _subjaxpr(
             jaxpr, eqns[::-1], [var for var in used if var not in made], [jaxpr.outvars[number]]
         )
     return recipes, shared[::-1]
 
 
-def _part(jaxpr: Any, eqns: list[Any], invars: list[Any], outvars: list[Any]) -> Any:
+def _subjaxpr(jaxpr: Any, eqns: list[Any], invars: list[Any], outvars: list[Any]) -> Any:
+    # The names of the old arguments and results would be wrong for the new ones:
+    # https://github.com/jax-ml/jax/pull/31696
+    # `with_unknown_names` is not documented; seen to work with jax 0.8.1 to 0.12.0.
     return jaxpr.replace(
         eqns=eqns,
         invars=invars,
@@ -110,22 +132,26 @@ def _part(jaxpr: Any, eqns: list[Any], invars: list[Any], outvars: list[Any]) ->
     )
 
 
-def _of_any_inputs(jaxpr: Any, eqn: Any) -> Any:
-    """One operation as a function of all its inputs, those that are written into the code (literals) included."""
+def _with_all_inputs(jaxpr: Any, eqn: Any) -> Any:
+    """Turn one operation into a function of all its inputs, including the literals in the code."""
     structs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars]  # type: ignore[no-untyped-call]
     inputs = jax.make_jaxpr(lambda *inputs: inputs)(*structs).jaxpr.invars
-    return _part(jaxpr, [eqn.replace(invars=inputs)], inputs, eqn.outvars)
+    return _subjaxpr(jaxpr, [eqn.replace(invars=inputs)], inputs, eqn.outvars)
 
 
-def _alike(recipes: dict[int, Any], shardings: Sequence[Any]) -> list[list[int]]:
-    """Positions of results whose recipes are the same but for the names of variables, and whose shardings are the same."""
+def _group_alike(recipes: dict[int, Any], shardings: Sequence[Any]) -> list[list[int]]:
+    """Group the positions of results that have the same recipe and sharding.
+
+    Recipes are the same if they differ only in the names of variables.
+    """
     groups: dict[Hashable, list[int]] = {}
     for position, recipe in recipes.items():
-        groups.setdefault((_names_apart(recipe), shardings[position]), []).append(position)
+        groups.setdefault((_without_names(recipe), shardings[position]), []).append(position)
     return list(groups.values())
 
 
-def _names_apart(recipe: Any) -> Hashable:
+def _without_names(recipe: Any) -> Hashable:
+    """The recipe with its variables numbered in order of appearance."""
     numbers: dict[Any, int] = {}
 
     def name(var: Any) -> Hashable:
@@ -136,38 +162,43 @@ def _names_apart(recipe: Any) -> Hashable:
         )
 
     return tuple(
-        (_kind(eqn), *map(name, eqn.invars), *map(name, eqn.outvars)) for eqn in recipe.eqns
+        (_operation_key(eqn), *map(name, eqn.invars), *map(name, eqn.outvars))
+        for eqn in recipe.eqns
     )
 
 
-def _kind(eqn: Any) -> Hashable:
-    """What operations have in common that one compilation serves: all but the values of their inputs."""
-    kind = (eqn.primitive, tuple(sorted(eqn.params.items())), tuple(var.aval for var in eqn.invars))
+def _operation_key(eqn: Any) -> Hashable:
+    """A key that is equal for operations that differ only in the values of their inputs."""
+    key = (eqn.primitive, tuple(sorted(eqn.params.items())), tuple(var.aval for var in eqn.invars))
     try:
-        hash(kind)
+        hash(key)
     except TypeError:
         return id(eqn)
-    return kind
+    return key
 
 
 def _compiled(
     jaxpr: Any, count: int, arguments: Sequence[Any], devices: tuple[Any, Any], sharding: Any = None
 ) -> Callable[..., list[jax.Array]]:
-    """Compile a computation that is run `count` times, for the first of the devices if it is small, or else for the second.
+    """Compile a computation that runs `count` times.
 
-    It is compiled ahead, since inside of `jax.ensure_compile_time_eval` JAX would make constants of what the code only depends
-    on itself for, such as the counters behind random bits.
+    A small computation is compiled for the first device, a large one for the second.
+
+    The computation is compiled ahead of time. Inside `jax.ensure_compile_time_eval`, JAX would turn
+    everything that does not depend on the inputs into constants, such as the counters that random
+    bits are made from.
     """
     elements = count * sum(math.prod(var.aval.shape) for var in (*jaxpr.invars, *jaxpr.outvars))
     is_small = elements < _WORTH_OPTIMIZING
     device = devices[0] if is_small else devices[1]
     is_moved = device != devices[1]
+    # `eval_jaxpr` is not documented; seen to work with jax 0.8.1 to 0.12.0.
     function = functools.partial(jax.core.eval_jaxpr, jaxpr, ())
     with jax.default_device(device):
-        arguments = [_moved(argument, device) for argument in arguments]
+        arguments = [_moved_to(argument, device) for argument in arguments]
         lowered = jax.jit(function, out_shardings=None if is_moved else sharding).lower(*arguments)
         compiled = _compiled_for(device, lowered, is_small)
-    return lambda *arguments: compiled(*(_moved(argument, device) for argument in arguments))
+    return lambda *arguments: compiled(*(_moved_to(argument, device) for argument in arguments))
 
 
 def _compiled_for(device: Any, lowered: Any, is_small: bool) -> Callable[..., list[jax.Array]]:
@@ -178,12 +209,12 @@ def _compiled_for(device: Any, lowered: Any, is_small: bool) -> Callable[..., li
             _FAST_TO_COMPILE | {"xla_backend_optimization_level": "0" if is_small else "1"}
         )
     except jax.errors.JaxRuntimeError:
-        # XLA's options come and go.
+        # This version of XLA does not have one of the options.
         return lowered.compile()
 
 
 def _devices() -> tuple[Any, Any]:
-    """The devices on which small and other arrays are made: a CPU, if JAX has one, and JAX's default device."""
+    """The devices for small and for large arrays: a CPU if JAX has one, and the default device."""
     with jax.ensure_compile_time_eval():
         (default,) = jax.device_put(0).devices()
     if default.platform == "cpu":
@@ -194,8 +225,8 @@ def _devices() -> tuple[Any, Any]:
         return default, default
 
 
-def _moved(value: Any, device: Any, sharding: Any = None) -> Any:
-    """A value on a device, or in a sharding, and committed to no device that nobody has asked for."""
+def _moved_to(value: Any, device: Any, sharding: Any = None) -> Any:
+    """Move a value to a device or into a sharding. Without a sharding, it stays uncommitted."""
     if not isinstance(value, jax.Array):
         return value
     is_there = (
@@ -207,6 +238,6 @@ def _moved(value: Any, device: Any, sharding: Any = None) -> Any:
         return value
     with jax.ensure_compile_time_eval(), jax.default_device(device):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            data = _moved(jax.random.key_data(value), device, sharding)
+            data = _moved_to(jax.random.key_data(value), device, sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
         return jax.device_put(np.asarray(value), sharding)

@@ -1,8 +1,9 @@
-"""Abstract traces: what a function of arrays returns, found out without computing it.
+"""Abstract traces: the result of a function of arrays, without computing it.
 
-A dimension that is not known yet (the batch, a sequence's length) is `None` in a `Spec` and a symbol in the trace. Code that
-cannot be traced with a symbol, because it branches on a size, say, is traced twice with numbers in its place, and what differs
-between the two depends on the unknown dimension.
+An unknown dimension, such as the batch or the length of a sequence, is `None` in a `Spec` and a
+symbol in the trace. Code that cannot be traced with a symbol, for example because it branches on a
+size, is traced twice with numbers instead. Whatever differs between the two traces depends on the
+unknown dimension.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from ._initial_values import evaluate
 PyTree = Any
 T = TypeVar("T")
 
-# Pairs of sizes for unknown dimensions other than the batch, tried in turn. They divide by the usual strides and patch sizes,
-# the later ones keep within short maximum lengths, the last are squares; none is one, which would broadcast.
+# Pairs of sizes for unknown dimensions other than the batch, tried in turn. The first ones are
+# divisible by the usual strides and patch sizes, the next ones are below short maximum lengths, and
+# the last are squares. None is one, which would broadcast.
 _STAND_INS = ((32, 64), (8, 16), (4, 8), (16, 64))
 _BATCH_STAND_INS = (2, 4)
 
 
 class TraceAgainError(Exception):
-    """Raised in a trace by code that has just learned what it must do differently: the trace is to be made again."""
+    """Raised in a trace by code that has just learned something: the trace must start again."""
 
 
 class DependsOnSizeError(Exception):
-    """Raised where values are asked for that depend on a size which is not known."""
+    """Raised if a requested value depends on an unknown size."""
 
 
 def until_learned(function: Callable[[], T]) -> T:
-    """Call a function that traces, again for as long as the trace teaches something."""
+    """Call a function that traces, until the trace teaches nothing new."""
     while True:
         try:
             return function()
@@ -53,8 +55,8 @@ class Spec:
     """The shape and dtype of an array, without its values.
 
     Attributes:
-        shape: One entry per axis, None where the size is not known.
-        dtype: A dtype's name.
+        shape: The size of each axis, or None if it is unknown.
+        dtype: The name of the dtype.
     """
 
     shape: tuple[int | None, ...]
@@ -68,7 +70,7 @@ class Spec:
 
     @property
     def size(self) -> int:
-        """The number of values, with one for each size that is not known."""
+        """The number of values, if each unknown size is counted as one."""
         return math.prod(1 if size is None else size for size in self.shape)
 
 
@@ -78,10 +80,11 @@ class Trace:
 
     Attributes:
         function: The function.
-        arguments: Its arguments, with a `Spec` in the place of each array.
-        jaxpr: The computation, from the arguments' leaves to the results' leaves. Sizes may be symbols.
-        result: The function's result with a `Spec` in the place of each array.
-        sized: Where sizes are not known and cannot be symbols, two traces with numbers in their place.
+        arguments: The arguments, with a `Spec` for each array.
+        jaxpr: The computation from the leaves of the arguments to the leaves of the result. Sizes
+            may be symbols.
+        result: The result, with a `Spec` for each array.
+        sized: Two traces with numbers for the unknown sizes, if these cannot be symbols.
     """
 
     function: Callable[..., PyTree]
@@ -97,22 +100,22 @@ class Trace:
         second: PyTree = None,
         shardings: Sequence[Any] | None = None,
     ) -> list[jax.Array]:
-        """Compute some of the results, and nothing that they do not need.
+        """Compute some leaves of the result, and only what they need.
 
-        Works inside another trace as well, where the values are had at once.
+        Inside another trace, the values are computed at once as well.
 
         Args:
-            wanted: For each leaf of the result, whether to compute it.
+            wanted: Whether to compute each leaf of the result.
             first: The value of the first argument, an array.
-            second: The value of the second argument, where it is known. Results that depend on arguments whose values are
-                not known are computed with ones in their place, as Flax's users do it.
-            shardings: Of each wanted leaf, where it is to lie.
+            second: The value of the second argument, if it is known. Unknown values are replaced by
+                ones, which is also how Flax users initialize modules.
+            shardings: The sharding of each wanted leaf.
 
         Returns:
             The wanted leaves.
 
         Raises:
-            DependsOnSizeError: They depend on a size that is not known.
+            DependsOnSizeError: A wanted leaf depends on an unknown size.
         """
         if all(None not in spec.shape for spec in jax.tree.leaves(self.arguments)):
             return self._evaluate(wanted, first, second, shardings)
@@ -130,7 +133,9 @@ class Trace:
         return results
 
     def _needed(self, wanted: Sequence[bool]) -> tuple[Any, list[bool]]:
-        """The computation of some results, and which of the arguments' leaves it uses."""
+        """The computation of some leaves of the result, and which argument leaves it uses."""
+        # JAX has no public function that removes dead code, and plans none:
+        # https://github.com/jax-ml/jax/issues/3617. Seen to work with jax 0.8.1 to 0.12.0.
         return partial_eval.dce_jaxpr(self.jaxpr.jaxpr, list(wanted))
 
     def _evaluate(
@@ -158,14 +163,16 @@ class Trace:
 
 
 def _has_symbols(jaxpr: Any) -> bool:
-    """Whether a computation has a size in it that is no number."""
-    # Operations share their inner computations: the same initializer for each of many weights.
+    """Whether a size in a computation is a symbol."""
+    # Operations share inner computations: many weights have the same initializer.
     inner = {
         id(value): value
         for eqn in jaxpr.eqns
         for value in jax.tree.leaves(eqn.params)
         if hasattr(value, "eqns")
     }
+    # The primitive that computes the value of a symbol is not documented. Seen to work with jax
+    # 0.8.1 to 0.12.0.
     return any(
         eqn.primitive.name == "dim_as_value"
         or any(
@@ -188,7 +195,8 @@ def _evaluated(
     others = {id(value) for value in (*consts, *values)}
     with jax.ensure_compile_time_eval():
         for position, result in enumerate(results):
-            # An array that belongs to the code, or stands for two results, must not be handed out as anybody's own.
+            # Each result must be an array of its own: not a constant of the code, and not an array
+            # that is also another result.
             if id(result) in others or not isinstance(result, jax.Array):
                 results[position] = jnp.array(result)
             others.add(id(result))
@@ -199,11 +207,11 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
     """Trace a function abstractly.
 
     Args:
-        function: From pytrees of arrays to a pytree of arrays.
-        *arguments: Its arguments, with a `Spec` in the place of each array.
+        function: A function from pytrees of arrays to a pytree of arrays.
+        *arguments: The arguments, with a `Spec` for each array.
 
     Returns:
-        The trace. A size of the result is None where it depends on an unknown one.
+        The trace. A size of the result is None if it depends on an unknown size.
     """
     if all(None not in spec.shape for spec in jax.tree.leaves(arguments)):
         return _trace_sized(function, arguments)
@@ -211,7 +219,7 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
         traced = _trace_sized(function, _sized(arguments, _symbols(arguments)))
         return dataclasses.replace(traced, arguments=arguments)
     except Exception as error:
-        # Whatever the code does with a size that is no number may fail, and in any way, R code's own conditions included.
+        # Code that expects numbers may fail in any way on a symbol, including R conditions.
         symbolic_error = error
     first, second = _traced_with_numbers(function, arguments, symbolic_error)
     result = jax.tree.map(_common, first.result, second.result)
@@ -221,7 +229,11 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
 def _traced_with_numbers(
     function: Callable[..., PyTree], arguments: tuple[PyTree, ...], cause: Exception | None = None
 ) -> tuple[Trace, Trace]:
-    """Two traces of different sizes. Where no sizes will do, the error of the first is the one raised."""
+    """Trace a function with two sets of sizes.
+
+    Raises:
+        Exception: No pair of sizes works. The error is that of the first pair.
+    """
     errors = []
     for sizes in _STAND_INS:
         try:
@@ -247,15 +259,16 @@ def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...])
 
 
 def as_array(value: Any) -> Any:
-    """A leaf of a result, as an array: JAX gives plain numbers no shape."""
+    """Convert a leaf of a result to an array, since plain numbers have no shape."""
     if hasattr(value, "shape"):
         return value
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):
         raise MethodError(
-            f"The module returns or sows a value of class {type(value).__name__}, which is not an array.\n"
-            "Return and sow arrays, numbers, and tuples, lists or dicts of them."
+            f"The module returns or sows a value of class {type(value).__name__}, "
+            "which is not an array.",
+            advice="Return and sow arrays, numbers, and tuples, lists or dicts of them.",
         ) from None
 
 
@@ -275,16 +288,16 @@ def _sized(arguments: PyTree, size_of: Callable[[int], Any]) -> PyTree:
 
 
 def _symbols(arguments: PyTree) -> Callable[[int], Any]:
-    """One symbol per axis number: unknown sizes of several inputs on one axis (their batch) are the same."""
+    """One symbol per axis number: several inputs have the same unknown size, such as the batch."""
     axes = sorted({axis for spec in jax.tree.leaves(arguments) for axis in _unknown_axes(spec)})
     return _symbols_of(tuple(axes)).__getitem__
 
 
 @functools.cache
 def _symbols_of(axes: tuple[int, ...]) -> dict[int, Any]:
-    """The symbols of axes, the same ones for every trace: JAX keeps what it has traced, once for each symbol."""
+    """The symbols of axes. Every trace uses the same ones, since JAX caches traces per symbol."""
     names = [f"d{axis}" for axis in axes]
-    # JAX takes a size of at least two to be neither broadcast nor squeezed.
+    # The constraint tells JAX that the size is not one, which would be broadcast or squeezed.
     sizes = export.symbolic_shape(", ".join(names), constraints=[f"{name} >= 2" for name in names])
     return dict(zip(axes, sizes, strict=True))
 

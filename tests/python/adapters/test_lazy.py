@@ -1,10 +1,6 @@
-"""How an NNX module was made, and saved models that say it."""
+"""Constructor calls of NNX modules, and saved models that describe them."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +11,17 @@ from conformance import floats
 from conformance_nnx import Adapted, rngs
 from flax import nnx
 from modules_nnx import ConvNet, Forgetful
+from support import run_code
 from test_nnx import IMAGES, LABELS, assert_equal, model_of
 
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, LazyModule
-from kerasflax.adapters._constructor import known_as_made
+from kerasflax.adapters._constructor import find_constructor_call
 from kerasflax.saving._to_json import from_config, to_config
 
 
 class Own(nnx.Module):
-    """Takes parts and keeps them."""
+    """Takes submodules and keeps them."""
 
     def __init__(self, part, *, sizes=(1, 2), scale=None, rngs):
         self.part, self.sizes, self.scale = part, sizes, scale
@@ -55,7 +52,7 @@ def streams(path):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_how_a_module_was_made_is_found_out_and_described(name):
+def test_the_constructor_call_of_a_module_is_found_and_described(name):
     module = KNOWN[name]()
     config = json.loads(json.dumps(to_config(module, "module")))
     again = from_config(config, "module").make(nnx.Rngs(9))
@@ -70,7 +67,7 @@ def test_how_a_module_was_made_is_found_out_and_described(name):
     assert to_config(again, "module") == config
 
 
-def test_the_description_says_what_is_not_the_default():
+def test_the_description_has_only_arguments_that_are_not_the_default():
     assert to_config(nnx.Linear(3, 4, use_bias=False, rngs=rngs()), "module") == {
         "constructor": "flax.nnx:Linear",
         "arguments": [],
@@ -84,7 +81,7 @@ def test_the_description_says_what_is_not_the_default():
 
 
 @pytest.mark.parametrize("change", ["part", "field", "forgotten", "tied"])
-def test_a_module_that_has_been_changed_is_not_taken_for_what_its_constructor_makes(change):
+def test_no_constructor_call_is_found_for_a_module_that_was_changed(change):
     module = ConvNet(4, rngs=rngs())
     if change == "part":
         module.head = nnx.Linear(4, 7, rngs=rngs())
@@ -94,13 +91,13 @@ def test_a_module_that_has_been_changed_is_not_taken_for_what_its_constructor_ma
         module.again = module.conv
     else:
         module = Forgetful(4, rngs=rngs())
-    assert known_as_made(module) is None
+    assert find_constructor_call(module) is None
 
 
 @pytest.mark.parametrize(
     "module", [lambda: ConvNet(4, rngs=rngs()), lambda: LazyModule(ConvNet, 4)]
 )
-def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
+def test_a_loaded_model_trains_like_the_model_that_was_saved(module, tmp_path):
     layer = FlaxLayer(module(), seed=3)
     model = model_of(layer, (6, 6, 1))
     kerasflax.freeze(layer, "params/conv/kernel")
@@ -123,7 +120,7 @@ def test_a_saved_model_goes_on_as_the_one_that_was_saved(module, tmp_path):
     assert not np.array_equal(clone.layers[-1].flax_variables["params"]["head"]["kernel"], before)
 
 
-def test_where_it_is_not_known_saving_says_what_loading_takes(tmp_path):
+def test_saving_an_unknown_constructor_call_warns_what_loading_needs(tmp_path):
     model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
     with pytest.warns(
         UserWarning,
@@ -153,7 +150,7 @@ def make_linear(units, rngs):
     return nnx.Linear(3, units, rngs=rngs)
 
 
-def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tmp_path):
+def test_a_factory_is_saved_by_its_registered_name_or_else_as_unknown(tmp_path):
     model = model_of(FlaxLayer(LazyModule(make_linear, 5)), (3,))
     assert model.layers[-1].get_config()["module"] == {
         "constructor": {"registered": "tests>make_linear"},
@@ -192,12 +189,12 @@ def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tm
         {"custom": "os:system"},
     ],
 )
-def test_a_foreign_description_is_refused(node):
+def test_a_description_with_foreign_code_or_wrong_parts_is_an_error(node):
     with pytest.raises(kerasflax.KerasFlaxError):
         from_config(node, "module")
 
 
-def test_arguments_that_the_constructor_refuses_are_an_error_of_the_description():
+def test_a_description_with_arguments_that_the_constructor_refuses_is_an_error():
     config = FlaxLayer(nnx.Linear(3, 4, rngs=rngs())).get_config()
     config["module"]["keywords"]["in_features"] = "three"
     with pytest.raises(ConfigError, match=r"cannot be made as it is described: .*three"):
@@ -223,33 +220,24 @@ def test_a_new_process_finds_the_class_in_the_script(tmp_path):
         model.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
         model.save({str(tmp_path / "m.keras")!r})
         model.reset_metrics()
-        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))), model.predict(np.ones((1, 4)), verbose=0).tolist())
+        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))))
+        print(model.predict(np.ones((1, 4)), verbose=0).tolist())
     """
     load = f"""
         import keras, numpy as np, kerasflax
         from flax import nnx
         {define}
         model = keras.models.load_model({str(tmp_path / "m.keras")!r})
-        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))), model.predict(np.ones((1, 4)), verbose=0).tolist())
+        print(model.train_on_batch(np.ones((2, 4)), np.ones((2, 2))))
+        print(model.predict(np.ones((1, 4)), verbose=0).tolist())
     """
 
-    def run(code):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    expected = run(make)
-    assert run(load) == expected
+    expected = run_code(make)
+    assert run_code(load) == expected
 
 
 @pytest.mark.parametrize("suffix", [".msgpack", ".safetensors", ".weights.h5"])
-def test_values_go_to_files_and_come_back(tmp_path, suffix):
+def test_values_survive_writing_to_a_file_and_reading_it(tmp_path, suffix):
     layer = FlaxLayer(ConvNet(4, rngs=rngs()))
     model = model_of(layer, (6, 6, 1))
     other = FlaxLayer(LazyModule(ConvNet, 4), seed=5)
@@ -267,7 +255,7 @@ def test_values_go_to_files_and_come_back(tmp_path, suffix):
     assert jax.tree.structure(other.flax_variables) == jax.tree.structure(layer.flax_variables)
 
 
-def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
+def test_whole_floats_are_converted_for_modules_that_a_factory_creates():
     def make(rngs):
         return nnx.Sequential(
             nnx.Conv(1.0, 2, kernel_size=[3.0, 3.0], rngs=rngs), nnx.Linear(2.0, 3.0, rngs=rngs)
@@ -279,12 +267,12 @@ def test_whole_floats_do_where_modules_made_meanwhile_ask_for_integers():
         kerasflax.FieldError, match=r"`in_features` must be a whole number, got 2.5"
     ):
         FlaxLayer(LazyModule(lambda rngs: nnx.Linear(2.5, 3, rngs=rngs)))
-    # Elsewhere Flax is what it was.
+    # Elsewhere, Flax is unchanged.
     with pytest.raises(TypeError):
         nnx.Linear(2.0, 3, rngs=rngs())
 
 
-def test_a_function_may_leave_the_making_to_another():
+def test_a_factory_may_return_a_lazy_module():
     module = LazyModule(lambda rngs: LazyModule(nnx.Linear, 3, 4)).make(nnx.Rngs(1))
     np.testing.assert_array_equal(
         module.kernel[...], nnx.Linear(3, 4, rngs=nnx.Rngs(1)).kernel[...]
@@ -329,12 +317,12 @@ class Leaky(nnx.Module):
         return self.activation(self.linear(x))
 
 
-def test_functions_of_one_code_that_keep_other_values_are_not_the_same():
-    assert known_as_made(Leaky(leaky(0.1), rngs=rngs())).keywords == {}
-    assert list(known_as_made(Leaky(leaky(0.3), rngs=rngs())).keywords) == ["activation"]
+def test_functions_with_the_same_code_but_other_captured_values_are_different_arguments():
+    assert find_constructor_call(Leaky(leaky(0.1), rngs=rngs())).keywords == {}
+    assert list(find_constructor_call(Leaky(leaky(0.3), rngs=rngs())).keywords) == ["activation"]
 
 
-def test_a_factory_may_call_what_it_makes_and_that_may_sow():
+def test_a_factory_may_call_a_module_that_sows():
     class Sows(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(3, 2, rngs=rngs)

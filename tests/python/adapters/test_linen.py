@@ -51,7 +51,7 @@ def test_apply_gives_the_outputs_and_the_state_of_plain_flax(training):
     assert adapter.draws(training) is training
 
 
-def test_streams_that_nobody_declared_are_found_and_differ():
+def test_undeclared_streams_are_found_and_differ_from_each_other():
     adapter = adapt(TwoStreams(), None)
     adapter.init(KEY, X)
     left, right = applied(adapter, {})[0]
@@ -69,7 +69,7 @@ def _stream_key(name):
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
-def test_a_stream_asked_for_only_in_training_is_found_then():
+def test_a_stream_that_is_used_only_in_training_is_found_in_training():
     class Late(nn.Module):
         def __call__(self, x, training):
             return jax.random.uniform(self.make_rng("noise")) if training else x
@@ -82,7 +82,7 @@ def test_a_stream_asked_for_only_in_training_is_found_then():
     assert adapter.draws(True)
 
 
-def test_a_module_that_asks_whether_a_stream_is_there_is_random_in_training_only():
+def test_a_module_that_checks_for_a_stream_finds_it_only_in_training():
     class Asks(nn.Module):
         def __call__(self, x):
             return self.has_rng("noise")
@@ -92,7 +92,7 @@ def test_a_module_that_asks_whether_a_stream_is_there_is_random_in_training_only
     assert applied(adapter, {}, training=False)[0] is False
 
 
-def test_a_stream_that_cannot_be_supplied_raises_what_flax_raises():
+def test_a_stream_that_cannot_be_supplied_raises_flaxs_error():
     class Split(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -104,7 +104,7 @@ def test_a_stream_that_cannot_be_supplied_raises_what_flax_raises():
         applied(adapter, {})
 
 
-def test_what_is_sown_is_no_state_whatever_its_structure():
+def test_sown_values_of_any_structure_are_not_state():
     adapter = adapt(Sower(), None)
     _, variables = adapter.init(KEY, X)
     assert set(variables) == {"params"}
@@ -115,7 +115,7 @@ def test_what_is_sown_is_no_state_whatever_its_structure():
     assert_same(sown["metrics"]["total"], jnp.sum(outputs))
 
 
-def test_variables_that_carry_what_only_training_sows_are_cleaned():
+def test_values_that_only_training_sows_are_removed_from_given_variables():
     class SowsInTraining(nn.Module):
         def __call__(self, x, training):
             if training:
@@ -129,7 +129,7 @@ def test_variables_that_carry_what_only_training_sows_are_cleaned():
     assert_same(sown, {"losses": {"l": (jnp.sum(X),)}})
 
 
-def test_flax_is_as_it_was_after_a_trace():
+def test_a_trace_restores_the_methods_of_flax():
     functions = [nn.Module.sow, nn.Module.perturb, nn.Module.has_rng, nn.Module.make_rng]
     adapter = adapt(Sower(), None)
     adapter.init(KEY, X)
@@ -158,7 +158,7 @@ def wrapper(module, inputs):
         lambda m, x: m.encode(x),
     ],
 )
-def test_the_method_serves_init_and_apply(method):
+def test_init_and_apply_call_the_method(method):
     adapter = adapt(SetUp(), method)
     _, variables = adapter.init(KEY, X)
     assert set(variables["params"]) == {"encoder"}
@@ -168,7 +168,10 @@ def test_the_method_serves_init_and_apply(method):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("decode", "SetUp has no method `decode`.\nIt has `__call__`, `encode`."),
+        (
+            "decode",
+            "SetUp has no method `decode`.\nUse a method that it has: `__call__`, `encode`.",
+        ),
         ("setup", "SetUp has no method `setup`"),
         (3, "`method` must be a method's name or a function of (module, inputs), got int 3"),
         (
@@ -186,7 +189,7 @@ def test_a_method_that_cannot_be_called_is_an_error(method, message):
     assert message in str(error.value)
 
 
-def test_dropout_that_is_on_at_inference_is_told_of():
+def test_dropout_that_is_on_at_inference_gives_a_warning():
     class NotTold(nn.Module):
         @nn.compact
         def __call__(self, x):

@@ -12,7 +12,7 @@ def result(function, *shapes):
     return trace(function, *(Spec(shape, "float32") for shape in shapes)).result
 
 
-def test_an_unknown_size_stays_unknown_and_a_known_one_known():
+def test_unknown_sizes_stay_unknown_and_known_sizes_stay_known():
     assert result(lambda x: {"a": x @ jnp.ones((3, 5)), "b": x.T}, (None, 3)) == {
         "a": Spec((None, 5), "float32"),
         "b": Spec((3, None), "float32"),
@@ -33,12 +33,12 @@ def test_code_that_branches_on_an_unknown_size_is_traced_with_numbers():
     )
 
 
-def test_an_error_of_the_code_itself_comes_out_with_the_symbolic_one_as_its_cause():
-    def wrong(x):
+def test_an_error_of_the_code_has_the_error_of_the_symbolic_trace_as_its_cause():
+    def fails(x):
         raise LookupError(f"no {x.shape[1]}")
 
     with pytest.raises(LookupError, match="no 3"):
-        result(wrong, (None, 3))
+        result(fails, (None, 3))
 
 
 def test_wanted_results_are_computed_without_the_rest():
@@ -54,7 +54,7 @@ def test_wanted_results_are_computed_without_the_rest():
     assert calls == []
 
 
-def test_results_that_depend_on_an_argument_without_values_see_ones():
+def test_results_that_depend_on_an_argument_without_values_are_computed_with_ones():
     traced = trace(
         lambda data, x, y: (x.mean(0) + data[0], y),
         Spec((2,), "float32"),
@@ -64,7 +64,7 @@ def test_results_that_depend_on_an_argument_without_values_see_ones():
     np.testing.assert_array_equal(mean, [6, 6, 6])
 
 
-def test_values_are_had_at_once_inside_another_trace():
+def test_values_are_computed_at_once_inside_another_trace():
     traced = trace(lambda x: x * 2, Spec((2,), "float32"))
     seen = []
 
@@ -78,7 +78,7 @@ def test_values_are_had_at_once_inside_another_trace():
     np.testing.assert_array_equal(seen[0], [2, 2])
 
 
-def test_a_trace_that_learns_is_made_again():
+def test_a_trace_that_learns_something_starts_again():
     attempts = []
 
     def function(x):

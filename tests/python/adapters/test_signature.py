@@ -38,13 +38,13 @@ def test_arguments_are_filled_by_name(method, expected):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "sense"), MODE_ARGUMENTS.items())
-def test_a_mode_argument_has_its_sense(name, sense, training):
+def test_a_mode_argument_is_true_in_the_mode_that_it_names(name, sense, training):
     scope = {}
     exec(f"def f(self, x, {name}): pass", scope)
     assert filled(scope["f"], training=training)[1] == {name: training if sense else not training}
 
 
-def test_a_dict_is_spread_over_arguments_of_its_names():
+def test_a_dict_is_spread_over_the_arguments_that_it_names():
     both = {"a": 1, "b": 2}
     assert filled(lambda self, a, b, training: 0, both) == ((1, 2), {"training": True})
     assert filled(lambda self, a, c=0, b=0: 0, both) == ((1,), {"b": 2})
@@ -67,21 +67,21 @@ def test_a_list_is_spread_over_several_arguments_without_a_default():
         filled(lambda self, a, b, c: 0, [1, 2])
 
 
-def test_a_mode_argument_that_a_field_settles_is_not_passed():
+def test_a_mode_argument_that_a_field_sets_is_not_passed():
     assert filled(lambda self, x, deterministic=None: 0, fields={"deterministic": True}) == (
         ("x",),
         {},
     )
 
 
-def test_a_mode_argument_without_a_default_is_filled_whatever_the_fields():
+def test_a_mode_argument_without_a_default_is_filled_even_if_a_field_is_set():
     assert filled(lambda self, x, training: 0, fields={"training": False}) == (
         ("x",),
         {"training": True},
     )
 
 
-def test_a_mode_field_that_is_none_is_set_for_the_call_where_no_argument_is():
+def test_a_mode_field_that_is_none_is_set_for_the_call_if_no_argument_has_its_name():
     fields = {"train": None, "deterministic": None, "is_training": False, "rate": None}
     signature = signature_of(lambda self, x, deterministic=None: 0, "`f`", fields)
     assert signature.fields(training=True) == {"train": True}
@@ -106,7 +106,7 @@ def test_a_function_without_arguments_is_an_error():
         filled(lambda: 0)
 
 
-def test_another_language_can_say_what_its_functions_take():
+def test_another_language_can_describe_the_arguments_of_its_functions():
     def foreign(*args, **kwargs):
         return 0
 
@@ -125,7 +125,7 @@ def test_another_language_can_say_what_its_functions_take():
     assert filled(wrapper) == (("x",), {})
 
 
-def test_names_that_python_does_not_have_are_left_to_their_defaults_or_filled_by_position():
+def test_an_argument_whose_name_is_invalid_in_python_gets_its_default_or_is_filled_by_position():
     def foreign(*args, **kwargs):
         return 0
 
@@ -137,13 +137,13 @@ def test_names_that_python_does_not_have_are_left_to_their_defaults_or_filled_by
         _host.register()
 
 
-def test_what_a_partial_holds_is_left_to_it():
+def test_arguments_that_a_partial_sets_are_left_alone():
     method = functools.partial(lambda self, x, deterministic, scale: 0, deterministic=True, scale=2)
     assert filled(method) == (("x",), {})
 
 
-def test_a_part_of_the_input_named_like_the_mode_is_an_error():
+def test_a_part_of_the_input_with_the_name_of_the_mode_is_an_error():
     with pytest.raises(
-        MethodError, match="The input has a part named `training`, and so is the mode"
+        MethodError, match="The input has a part named `training`, but that is the name of the mode"
     ):
         filled(lambda self, a, training: 0, {"a": 1, "training": 2})

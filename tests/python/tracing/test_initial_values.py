@@ -1,16 +1,12 @@
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from support import run_code
 
 from kerasflax.tracing import _initial_values
-from kerasflax.tracing._initial_values import _alike, _split, evaluate
+from kerasflax.tracing._initial_values import _group_alike, _split, evaluate
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -45,23 +41,23 @@ def assert_evaluated(function, *args):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_values_are_those_of_init():
+def test_the_values_equal_those_of_init():
     assert_evaluated(init(Wide(4)), KEY)
 
 
-def test_the_values_of_a_large_array_are_those_of_init():
-    # From 2**19 numbers on, the code that makes them is optimized.
+def test_the_values_of_a_large_array_equal_those_of_init():
+    # The code for arrays of at least 2**19 numbers is optimized.
     assert_evaluated(init(nn.Dense(2**17)), KEY)
 
 
-def test_an_xla_without_the_options_makes_the_same_values(monkeypatch):
+def test_an_xla_without_the_options_computes_the_same_values(monkeypatch):
     monkeypatch.setattr(
         _initial_values, "_FAST_TO_COMPILE", {"xla_option_of_another_version": False}
     )
     assert_evaluated(init(Wide(4)), KEY)
 
 
-def test_the_options_for_cpus_are_given_to_cpus_alone():
+def test_only_cpus_get_the_options_for_cpus():
     class Lowered:
         def __init__(self):
             self.options = []
@@ -82,10 +78,10 @@ def test_the_options_for_cpus_are_given_to_cpus_alone():
     assert "xla_cpu_use_fusion_emitters" in lowered.options[0]
 
 
-def test_arrays_that_are_made_alike_are_compiled_once():
+def test_arrays_that_are_made_in_the_same_way_are_compiled_once():
     def recipes(width):
         split = _split(jaxpr_of(init(Wide(width)), KEY).jaxpr)[0]
-        return _alike(split, dict.fromkeys(split))
+        return _group_alike(split, dict.fromkeys(split))
 
     assert len(recipes(4)) == len(recipes(40))
     assert max(map(len, recipes(40))) == 40
@@ -100,7 +96,7 @@ CONSTANT = np.arange(6.0, dtype=np.float32).reshape(2, 3)
         lambda x: (x, x),
         lambda x: (x + 1, x + 2, 3.0),
         lambda x: (CONSTANT @ x, x[:2] * CONSTANT[0, :2]),
-        # An array from which others are made, and one made of a number that was made of an array.
+        # Arrays computed from another array, and one filled with a number computed from an array.
         lambda x: (lambda y: (y, y * 2, jnp.full(4, y.sum())))(jnp.sin(x)),
         lambda x: jax.lax.scan(lambda c, _: (c + 1, c), x, None, 3),
         lambda x: (jnp.zeros(3), jnp.zeros(3), jnp.ones(3), jnp.zeros((2, 2), bool)),
@@ -111,22 +107,13 @@ def test_any_computation_keeps_its_results(function):
     assert_evaluated(function, np.array([1.0, 2.0, 3.0], np.float32))
 
 
-def in_a_process_of_two_devices(code):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("done\n"), done.stderr
+def run_with_two_devices(code):
+    run_code(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
-def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
+def test_small_arrays_are_computed_on_a_cpu_if_there_is_an_accelerator():
     # The second CPU stands for the accelerator.
-    in_a_process_of_two_devices("""
+    run_with_two_devices("""
         import jax, keras, numpy as np
         from flax import linen as nn, nnx
         from kerasflax import FlaxLayer, LazyModule
@@ -136,7 +123,12 @@ def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
         seen, where = {}, []
         create, compiled_for = _variables.create, _initial_values._compiled_for
         _variables.create = lambda arrays, **rest: seen.update(arrays) or create(arrays, **rest)
-        _initial_values._compiled_for = lambda device, *rest: where.append((device, rest[-1])) or compiled_for(device, *rest)
+
+        def note_device(device, *rest):
+            where.append((device, rest[-1]))
+            return compiled_for(device, *rest)
+
+        _initial_values._compiled_for = note_device
 
         class Net(nn.Module):
             @nn.compact
@@ -161,37 +153,48 @@ def test_small_arrays_are_made_on_a_cpu_beside_an_accelerator():
                 assert array.devices() == {accelerator} and not array.committed, path
                 assert array.dtype == expected[path].dtype
                 np.testing.assert_allclose(array, expected[path], rtol=1e-6, atol=1e-7)
-        print("done")
     """)
 
 
-def test_initial_values_are_computed_where_a_distribution_puts_them():
-    in_a_process_of_two_devices("""
+def test_initial_values_are_computed_in_the_sharding_of_a_distribution():
+    run_with_two_devices("""
         import jax, keras, numpy as np
         from flax import linen as nn, nnx
         from kerasflax import FlaxLayer, LazyModule
         from kerasflax.bridge import _variables
         seen = []
         create = _variables.create
-        _variables.create = lambda arrays, **rest: seen.append(dict(arrays)) or create(arrays, **rest)
-        make = [lambda: FlaxLayer(nn.Dense(6), seed=1), lambda: FlaxLayer(LazyModule(nnx.Linear, 4, 6), seed=1)]
+
+        def note_arrays(arrays, **rest):
+            seen.append(dict(arrays))
+            return create(arrays, **rest)
+
+        _variables.create = note_arrays
+        make = [
+            lambda: FlaxLayer(nn.Dense(6), seed=1),
+            lambda: FlaxLayer(LazyModule(nnx.Linear, 4, 6), seed=1),
+        ]
         for layer in (each() for each in make):
             keras.Sequential([keras.Input((4,)), layer])
         alone = [dict(arrays) for arrays in seen]
         seen.clear()
-        mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], keras.distribution.list_devices())
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
         layout = keras.distribution.LayoutMap(mesh)
         layout[".*kernel"] = (None, "model")
-        keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
+        keras.distribution.set_distribution(
+            keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+        )
         for layer, before in zip((each() for each in make), alone):
             model = keras.Sequential([keras.Input((4,)), layer])
             arrays = seen.pop()
             kernel = arrays["params/kernel"]
-            assert [shard.data.shape for shard in kernel.addressable_shards] == [(4, 3)] * 2, kernel.sharding
-            assert layer.variables_by_path["params/kernel"].value.sharding.is_equivalent_to(kernel.sharding, 2)
+            shapes = [shard.data.shape for shard in kernel.addressable_shards]
+            assert shapes == [(4, 3)] * 2, kernel.sharding
+            value = layer.variables_by_path["params/kernel"].value
+            assert value.sharding.is_equivalent_to(kernel.sharding, 2)
             for path in arrays:
                 np.testing.assert_allclose(arrays[path], before[path], rtol=1e-6)
             model.compile("sgd", "mse")
             model.fit(np.ones((2, 4)), np.ones((2, 6)), verbose=0)
-        print("done")
     """)

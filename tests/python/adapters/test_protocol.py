@@ -1,7 +1,4 @@
 import inspect
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import pytest
 from conformance import LINEN
 from conformance_nnx import NNX
 from modules import MLP
+from support import run_code
 
 from kerasflax import ModuleError
 from kerasflax.adapters._protocol import APIS, Adapter, adapt, adapter_of
@@ -47,12 +45,12 @@ def test_an_adapter_has_the_signatures_of_the_protocol(api):
     ("module", "message"),
     [
         (None, "got None"),
-        (MLP, "got the class MLP, not an instance.\nMake one: `MLP(...)`"),
+        (MLP, "got the class MLP, not an instance.\nCreate an instance: `MLP(...)`"),
         (wrapper, "got the function wrapper"),
         (3, "got builtins.int: 3"),
     ],
 )
-def test_what_is_no_module_is_an_error(module, message):
+def test_an_object_that_is_not_a_module_instance_is_an_error(module, message):
     with pytest.raises(ModuleError) as error:
         adapt(module, None)
     assert message in str(error.value)
@@ -71,7 +69,7 @@ import flax.nnx
 kerasflax.FlaxLayer(flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0)))
 kerasflax.FlaxLayer(nn.Dense(2))
 """
-# A class that NNX has in one of its parts alone, loaded where nobody has imported NNX.
+# The class is in a submodule of NNX. The process that loads it has not imported NNX.
 BRIDGED = """
 import sys
 import keras
@@ -102,14 +100,10 @@ assert model.output_shape == (None, 2)
     [(LINEN_ALONE, [""]), (LAZY_ALONE, [""]), (BRIDGED, ["save", "load"])],
     ids=["linen", "a lazy module", "a part of nnx"],
 )
-def test_a_module_system_is_imported_when_it_is_needed(script, arguments, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+def test_a_module_system_is_imported_only_when_it_is_needed(script, arguments, tmp_path):
+    path = str(tmp_path / "model.keras")
     for argument in arguments:
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "model.keras"), argument],
-            env=environment,
-            check=True,
-        )
+        run_code(f"import sys\nsys.argv[1:] = {[path, argument]!r}\n{script}")
 
 
 def assert_same(got, expected):
@@ -119,8 +113,8 @@ def assert_same(got, expected):
         np.testing.assert_allclose(got[path], expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
-def begun(module, adapter, key, inputs):
-    """Outputs of `init`, and the values that a layer begins with."""
+def initialized(module, adapter, key, inputs):
+    """The outputs of `init`, and the values that a layer starts with."""
     values = adapter.values_of(module)
     outputs, variables = until_learned(lambda: adapter.init(key, inputs))
     if values is not None:
@@ -129,10 +123,10 @@ def begun(module, adapter, key, inputs):
 
 
 @cases
-def test_init_is_plain_init_less_what_is_sown(case):
+def test_init_gives_the_variables_of_plain_init_without_sown_values(case):
     adapter = adapt(case.module, case.method)
     key = jax.random.key(7)
-    outputs, variables = begun(case.module, adapter, key, case.first)
+    outputs, variables = initialized(case.module, adapter, key, case.first)
     assert_same(
         variables, {name: tree for name, tree in case.init(key).items() if name not in case.sown}
     )
@@ -144,9 +138,11 @@ def test_init_is_plain_init_less_what_is_sown(case):
 
 @cases
 @pytest.mark.parametrize("training", [False, True])
-def test_apply_is_plain_apply_with_the_streams_that_the_module_asks_for(case, training):
+def test_apply_gives_the_results_of_plain_apply_with_the_streams_that_the_module_uses(
+    case, training
+):
     adapter = adapt(case.module, case.method)
-    _, variables = begun(case.module, adapter, jax.random.key(7), case.first)
+    _, variables = initialized(case.module, adapter, jax.random.key(7), case.first)
     seed_state = jnp.array([3, 5], jnp.uint32)
 
     def apply():
