@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 SUFFIXES = [".msgpack", ".safetensors", ".orbax"]
-
-
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
 TREE = {
     "params": {"Dense_0": {"kernel": ARRAY, "bias": ARRAY[0]}},
     "batch_stats": {"mean": ARRAY[1]},
@@ -38,24 +34,19 @@ def assert_same(tree, other):
         assert other.tobytes() == tree.tobytes()
 
 
+# Dtypes, by the formats that hold them.
 COMMON = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-
-
 COMMON += ["float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64"]
-
-
 EVERYWHERE = [np.dtype(name) for name in COMMON]
-
-
 MOST = EVERYWHERE + [
     np.dtype(name) for name in ["complex128", "int4", "int2", "float8_e4m3b11fnuz", "float8_e3m4"]
 ]
-
-
 ALL = MOST + [np.dtype(name) for name in ["uint4", "uint2"]]
 
 
 def arrays(dtypes, min_side=0):
+    """Strategy for arrays of these dtypes, of up to four dimensions, in C or Fortran order."""
+
     @st.composite
     def draw_array(draw):
         dtype = draw(st.sampled_from(dtypes))
@@ -75,6 +66,7 @@ def arrays(dtypes, min_side=0):
 
 
 def trees(leaves, names):
+    """Strategy for nested dicts."""
     inner = st.recursive(
         leaves, lambda trees: st.dictionaries(names, trees, min_size=1, max_size=3), max_leaves=6
     )
@@ -85,6 +77,7 @@ NAMES = st.text("abé._ 0", min_size=1, max_size=4)
 
 
 def in_plain_files(path):
+    """Write `TREE` as an Orbax checkpoint with a folder for each array."""
     with orbax.checkpoint.Checkpointer(
         orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False)
     ) as writer:
@@ -92,29 +85,36 @@ def in_plain_files(path):
 
 
 def packed(shape=(2,), dtype="float32", data=b"\0" * 8, code=1, inner=None):
+    """A msgpack file with one array, or another extension."""
     inner = msgpack.packb((shape, dtype, data)) if inner is None else inner
     return msgpack.packb({"a": msgpack.ExtType(code, inner)})
 
 
 def many_values(count, value=b"\x80"):
+    """A msgpack file with one list."""
     return b"\x81\xa1a\xdd" + struct.pack(">I", count) + value * count
 
 
 def tensors(header, data=b"\0" * 8, length=None):
+    """A safetensors file, whose header may be bytes."""
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(header) if length is None else length) + header + data
 
 
 def entry(shape=(2,), offsets=(0, 8), dtype="F32"):
+    """The header's entry for one array of a safetensors file."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
 class Runs:
+    """A class whose pickle ends the process when it is loaded."""
+
     def __reduce__(self):
         return os.abort, ()
 
 
 def leaves_of(tree, above=()):
+    """The leaves of nested dicts by the names above them."""
     if not isinstance(tree, dict):
         return {above: tree}
     return {

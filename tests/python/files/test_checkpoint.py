@@ -14,12 +14,22 @@ import orbax.checkpoint
 import pytest
 import safetensors.flax
 import safetensors.numpy
+from checkpoints import (
+    ARRAY,
+    SUFFIXES,
+    TREE,
+    assert_same,
+    entry,
+    leaves_of,
+    many_values,
+    tensors,
+    trees,
+)
 from flax import linen as nn
 from flax import struct as flax_struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import run_python
-from checkpoints import ARRAY, SUFFIXES, TREE, assert_same, entry, leaves_of, many_values, tensors, trees
 
 from kerasflax import (
     ArgumentError,
@@ -78,7 +88,7 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
         assert (tmp_path / f"w{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-# Layers and models ------------------------------------------------------------------------------------------------------
+# Layers and models --------------------------------------------------------------------------------
 
 
 class Boxed(nn.Module):
@@ -130,7 +140,7 @@ def test_an_unbuilt_layer_cannot_be_written(tmp_path):
         write_variables(FlaxLayer(nn.Dense(3)), tmp_path / "w.msgpack")
 
 
-# `like` and `rename` ----------------------------------------------------------------------------------------------------
+# `like` and `rename` ------------------------------------------------------------------------------
 
 
 def test_every_mismatch_is_listed(tmp_path):
@@ -151,7 +161,7 @@ def test_every_mismatch_is_listed(tmp_path):
     )
 
 
-# Writing ----------------------------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -190,7 +200,7 @@ def test_the_error_for_weights_that_a_format_cannot_hold_lists_them(tmp_path):
         write_variables(tree, tmp_path / "w.safetensors")
     with pytest.raises(
         VariablesError,
-        match=r"\n  c: has no elements, its shape is \(0, 2\)\n  d: has the dtype uint4\nWrite a `.msgpack`",
+        match=r"\n  c: has no elements, its shape is \(0, 2\)\n  d: has the dtype uint4\nWrite a",
     ):
         write_variables(tree, tmp_path / "w")
     with pytest.raises(VariablesError, match="must hold at least one array"):
@@ -299,77 +309,14 @@ def test_the_error_for_a_path_that_is_not_a_file_says_what_it_is(tmp_path):
         read_variables(3)
 
 
-MEASURE = """
-import sys
-import safetensors
-import kerasflax
-
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
-for path in sys.argv[1:]:
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
-    tree = kerasflax.read_variables(path)
-    print(peak() - before)
-    del tree
-"""
-
-
-@pytest.mark.usefixtures("optimized")
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK),
-    reason="only Linux can reset the peak of memory",
-)
-def test_reading_takes_no_more_memory_than_the_arrays(tmp_path):
-    size = 2**27
-    paths = []
-    for count in (1, 32):
-        tree = {f"a{i}": np.ones(size // count, np.uint8) for i in range(count)}
-        for suffix in SUFFIXES[:2]:
-            paths.append(tmp_path / f"w{count}{suffix}")
-            write_variables(tree, paths[-1])
-    output = run_python("-c", MEASURE, *paths, check=True)
-    assert all(int(line) < 1.1 * size for line in output.stdout.split()), output.stdout
-
+# Names that a format joins, or reserves -----------------------------------------------------------
 
 NASTY = [
-    "",
-    ".",
-    "..",
-    "/",
-    "/etc",
-    "a/b",
-    "a",
-    "b",
-    "a.b",
-    "%2E",
-    "%",
-    "%0",
-    "\0",
-    "a\0",
-    "A",
-    "\u00e9",
-    "e\u0301",
-    "1",
+    *("", ".", "..", "/", "/etc", "a/b", "a", "b", "a.b", "%2E", "%", "%0", "\0", "a\0", "A"),
+    *("\u00e9", "e\u0301", "1", "value", "flax", "format", "__metadata__"),
+    *("__msgpack_chunked_array__", "index.json", "\ud800", "x" * 255),
+    *(" ", "\n", "'", "\\", "None"),
 ]
-
-
-NASTY += [
-    "value",
-    "flax",
-    "format",
-    "__metadata__",
-    "__msgpack_chunked_array__",
-    "index.json",
-    "\ud800",
-    "x" * 255,
-]
-
-
-NASTY += [" ", "\n", "'", "\\", "None"]
-
-
 NASTY_TREES = trees(
     st.integers(0, 255).map(lambda i: np.full(2, i, np.uint8)), st.sampled_from(NASTY)
 )
@@ -438,7 +385,7 @@ REFUSED = {
     "a mark": (
         {"p": {"__msgpack_chunked_array__": ARRAY}},
         ".msgpack",
-        r"reserves the name .*\n  p/__msgpack_chunked_array__: a dict with this name is an array in",
+        r"reserves the name .*\n  p/__msgpack_chunked_array__: a dict with this name is an array",
     ),
     "a mark that is not the first": (
         {"a": ARRAY, "__msgpack_chunked_array__": ARRAY},
@@ -502,7 +449,7 @@ def test_the_field_of_a_box_and_a_weight_of_the_same_path_stay_distinct(suffix, 
         read_variables(tmp_path / f"w{suffix}", rename=rename, like={"a": ARRAY})
 
 
-# Disks, pipes and names of files ------------------------------------------------------------------------------------------
+# Disks --------------------------------------------------------------------------------------------
 
 LIMITED = """
 import resource, sys
@@ -554,7 +501,42 @@ def test_a_full_disk_leaves_only_the_old_file(suffix, small_disk):
     assert_same(TREE, read_variables(path))
 
 
-# What a file may cost -----------------------------------------------------------------------------------------------------
+# Time and memory ----------------------------------------------------------------------------------
+
+MEASURE = """
+import sys
+import safetensors
+import kerasflax
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+for path in sys.argv[1:]:
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    tree = kerasflax.read_variables(path)
+    print(peak() - before)
+    del tree
+"""
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="only Linux can reset the peak of memory",
+)
+def test_reading_takes_no_more_memory_than_the_arrays(tmp_path):
+    size = 2**27
+    paths = []
+    for count in (1, 32):
+        tree = {f"a{i}": np.ones(size // count, np.uint8) for i in range(count)}
+        for suffix in SUFFIXES[:2]:
+            paths.append(tmp_path / f"w{count}{suffix}")
+            write_variables(tree, paths[-1])
+    output = run_python("-c", MEASURE, *paths, check=True)
+    assert all(int(line) < 1.1 * size for line in output.stdout.split()), output.stdout
+
 
 COSTLY = {
     "a path of 60,000 names": (".safetensors", lambda: tensors({"a/" * 60_000: entry()})),

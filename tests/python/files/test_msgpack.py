@@ -9,18 +9,13 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+from checkpoints import ALL, ARRAY, NAMES, TREE, arrays, assert_same, many_values, packed, trees
 from flax import linen as nn
 from flax.core import freeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from checkpoints import ALL, ARRAY, NAMES, TREE, arrays, assert_same, many_values, packed, trees
 
-from kerasflax import (
-    FileError,
-    VariablesError,
-    read_variables,
-    write_variables,
-)
+from kerasflax import FileError, VariablesError, read_variables, write_variables
 
 
 @settings(deadline=None, max_examples=150)

@@ -10,16 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
+from checkpoints import ARRAY, MOST, NAMES, TREE, Runs, arrays, assert_same, in_plain_files, trees
 from flax import linen as nn
 from hypothesis import given, settings
-from checkpoints import ARRAY, MOST, NAMES, TREE, Runs, arrays, assert_same, in_plain_files, trees
 
-from kerasflax import (
-    FileError,
-    VariablesError,
-    read_variables,
-    write_variables,
-)
+from kerasflax import FileError, VariablesError, read_variables, write_variables
 
 
 @pytest.mark.parametrize("name", ["", "/", "//"])
@@ -75,22 +70,20 @@ def test_the_error_for_a_directory_of_checkpoints_lists_them(tmp_path):
 def test_a_truncated_checkpoint_is_an_error_or_reads_correctly(tmp_path):
     write_variables(TREE, tmp_path / "w")
     for file in [each for each in (tmp_path / "w").rglob("*") if each.is_file()]:
-        whole = file.read_bytes()
+        original = file.read_bytes()
         failed = 0
         for i in range(0, 20, 5):
-            file.write_bytes(whole[: len(whole) * i // 20])
+            file.write_bytes(original[: len(original) * i // 20])
             try:
                 assert_same(TREE, read_variables(tmp_path / "w"))
             except FileError:
                 failed += 1
-        file.write_bytes(whole)
+        file.write_bytes(original)
         if file.name in ("_METADATA", "manifest.ocdbt") and file.parent == tmp_path / "w":
             assert failed
 
 
-def test_a_checkpoint_with_chunks_larger_than_its_arrays_is_refused_before_allocation(
-    tmp_path,
-):
+def test_a_checkpoint_with_chunks_larger_than_its_arrays_is_refused_before_allocation(tmp_path):
     in_plain_files(tmp_path / "c")
     assert_same(TREE, read_variables(tmp_path / "c"))
     description = tmp_path / "c/params.Dense_0.kernel/.zarray"

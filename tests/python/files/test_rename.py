@@ -4,11 +4,7 @@ import safetensors.flax
 import safetensors.numpy
 from checkpoints import ARRAY, assert_same
 
-from kerasflax import (
-    ArgumentError,
-    VariablesError,
-    read_variables,
-)
+from kerasflax import ArgumentError, VariablesError, read_variables
 
 HUGGING_FACE = {
     "encoder.layer.0.weight": ARRAY,
@@ -17,15 +13,11 @@ HUGGING_FACE = {
     "encoder.layer.1.bias": ARRAY[1],
     "position_ids": np.arange(3),
 }
-
-
 PATTERNS = {
     r"encoder\.layer\.(\d+)\.weight": r"params/layers_\1/kernel",
     r"encoder\.layer\.(\d+)\.(\w+)": r"params/layers_\1/\2",
     "position.*": None,
 }
-
-
 MAPPED = {"params": {f"layers_{i}": {"kernel": ARRAY + i, "bias": ARRAY[i]} for i in range(2)}}
 
 

@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 import safetensors.flax
 import safetensors.numpy
-from hypothesis import given, settings
 from checkpoints import ARRAY, EVERYWHERE, NAMES, TREE, arrays, assert_same, entry, tensors, trees
+from hypothesis import given, settings
 
-from kerasflax import (
-    ArgumentError,
-    FileError,
-    read_variables,
-    write_variables,
-)
+from kerasflax import ArgumentError, FileError, read_variables, write_variables
 from kerasflax.bridge._variables import named_leaves
 
 
@@ -110,9 +105,9 @@ def test_the_bytes_that_are_read_are_checked_if_the_file_is_replaced_meanwhile(
 ):
     path = tmp_path / "w.safetensors"
     write_variables({"a": ARRAY, "b": ARRAY + 1}, path)
-    whole = path.read_bytes()
-    overlapping = whole.replace(b"[24,48]", b"[00,24]").replace(b"[00,24]", b"[0,24] ")
-    assert overlapping != whole
+    original = path.read_bytes()
+    overlapping = original.replace(b"[24,48]", b"[00,24]").replace(b"[00,24]", b"[0,24] ")
+    assert overlapping != original
     safe_open = safetensors.safe_open
 
     def replaced(*arguments, **options):

@@ -10,17 +10,12 @@ from pathlib import Path
 import flax.serialization
 import numpy as np
 import pytest
+from checkpoints import SUFFIXES, TREE, Runs, assert_same, in_plain_files, packed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import little_memory, run_python
-from checkpoints import SUFFIXES, TREE, Runs, assert_same, in_plain_files, packed
 
-from kerasflax import (
-    FileError,
-    PackageError,
-    read_variables,
-    write_variables,
-)
+from kerasflax import FileError, PackageError, read_variables, write_variables
 
 
 def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
@@ -47,12 +42,12 @@ def test_the_error_for_a_missing_package_names_it(suffix, tmp_path, monkeypatch)
 def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
     path = tmp_path / f"w{suffix}"
     write_variables(TREE, path)
-    whole = path.read_bytes()
+    original = path.read_bytes()
     for i in range(20):
-        path.write_bytes(whole[: len(whole) * i // 20])
+        path.write_bytes(original[: len(original) * i // 20])
         with pytest.raises(FileError, match=r"damaged|is empty"):
             read_variables(path)
-    path.write_bytes(whole + b"\0")
+    path.write_bytes(original + b"\0")
     with pytest.raises(FileError, match="damaged"):
         read_variables(path)
 
@@ -63,10 +58,10 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
 )
 def test_any_bytes_either_are_read_or_raise_a_file_error(data):
     if not isinstance(data, bytes):
-        whole = bytearray(flax.serialization.to_bytes(TREE))
+        damaged = bytearray(flax.serialization.to_bytes(TREE))
         for _ in range(data.draw(st.integers(1, 4))):
-            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-        data = bytes(whole)
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        data = bytes(damaged)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "w.msgpack")
         path.write_bytes(data)
