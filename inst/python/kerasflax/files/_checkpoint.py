@@ -150,7 +150,7 @@ def write_variables(
         path = Path(os.path.realpath(path))
         write = _writer(path, metadata)
         argument = _host.word("to write")
-        tree, arrays = _state_dict(_checked_size(_tree_of(variables, argument), argument))
+        tree, arrays = _state_dict(_plain_within_limits(_tree_of(variables, argument), argument))
         with _replace.replacing(path) as new:
             write(tree, arrays, new)
     except KerasFlaxError:
@@ -275,7 +275,7 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
     return value
 
 
-def _checked_size(tree: PyTree, argument: str) -> PyTree:
+def _plain_within_limits(tree: PyTree, argument: str) -> PyTree:
     """The tree as plain dicts and lists.
 
     Raises:
@@ -289,7 +289,7 @@ def _checked_size(tree: PyTree, argument: str) -> PyTree:
 
 def _template(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
     """Split a tree into its template, and the expected shapes and dtypes by path."""
-    template, arrays = _variables.split(_checked_size(tree, "`like`"))
+    template, arrays = _variables.split(_plain_within_limits(tree, "`like`"))
     return template, {
         path: value if hasattr(value, "shape") else np.asarray(value)
         for path, value in arrays.items()

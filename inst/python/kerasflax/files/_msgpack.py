@@ -36,8 +36,8 @@ _CHUNKED = "__msgpack_chunked_array__"
 # NumPy's own limit.
 _MOST_DIMENSIONS = 64
 
-# The first byte of each value. Short forms, as (kind, first code, end of its codes), have their
-# length or value in it. Long forms, as (kind, struct format), have it in the bytes that follow.
+# The kind of a value by its first byte. In the short forms (kind, first code, end of the codes) the
+# byte also contains the length or value. In the long forms (kind, struct format) that comes next.
 _SHORT = (("value", 0x00, 0x80), ("map", 0x80, 0x90), ("list", 0x90, 0xA0), ("text", 0xA0, 0xC0))
 _LONG = {
     **{0xC4: ("bytes", "B"), 0xC5: ("bytes", "H"), 0xC6: ("bytes", "I")},
