@@ -1,17 +1,18 @@
-"""Damaged and hostile files against every reader, and odd trees through every writer.
+"""Give damaged and hostile files to every reader, and odd trees to every writer.
 
     python tests/fuzz/fuzz.py --minutes 2 [--only FORMAT ...] [--seed 0] [--jobs 2]
-    python tests/fuzz/fuzz.py --again FORMAT:NUMBER [--seed 0]     one input once more, in this process
+    python tests/fuzz/fuzz.py --again FORMAT:NUMBER [--seed 0]     one input again, in this process
 
-Input NUMBER of a format is always the same: its random numbers come from the seed, the format and NUMBER. Each format is
-tried in processes of its own, whose memory and progress this one watches. What is a failure:
+Input NUMBER of a format is always the same: its random numbers come from the seed, the format and
+NUMBER. The inputs of each format run in processes of their own, and this process watches their
+memory and progress. An input fails if
 
 - the process ends, or is silent for longer than HANG seconds;
-- its peak of resident memory grows by more than MEMORY over one input;
-- an exception of another class than the documented ones;
-- a value that differs from what the reference reader makes of the same bytes, or from what was written.
+- the process's peak of resident memory grows by more than MEMORY;
+- it raises an exception of a class that is not documented;
+- a value differs from that of the reference reader for the same bytes, or from what was written.
 
-Failures are described on standard output, and their inputs kept in build/fuzz.
+Failures are described on standard output, and their inputs are kept in build/fuzz.
 """
 
 from __future__ import annotations
@@ -30,18 +31,21 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KEPT = ROOT / "build" / "fuzz"
-# The share of the time that each format has.
+# The share of the time that each format gets.
 FORMATS = {
     **{"msgpack": 3, "safetensors": 3, "orbax": 1, "stablehlo": 1},
     **{"config": 3, "keras": 4, "weights.h5": 2, "patterns": 1, "round-trips": 2},
 }
 HANG, MEMORY = 10.0, 2**30
-# A process that has failed so often has shown enough.
+# A format with this many failures is not tried any longer.
 MOST_FAILURES = 20
 
 
 class Job:
-    """A format's inputs in one process at a time, which is started again behind the input that ended it."""
+    """The inputs of one format, in one process at a time.
+
+    If an input ends the process, a new one continues with the next input.
+    """
 
     def __init__(self, name: str, seed: int, seconds: float) -> None:
         self.name, self.seed, self.seconds = name, seed, seconds
@@ -83,21 +87,25 @@ class Job:
                 self.lasted = self.seconds
                 return number
             tail = Path(folder, "errors").read_text(errors="replace").strip().splitlines()[-3:]
-            what = (
+            failure = (
                 f"silent for {HANG:.0f} s"
                 if silent
                 else f"the process ended with {child.returncode}: {' | '.join(tail)}"
             )
-            self.failures.append({"failure": what, "number": number, "format": self.name})
+            self.failures.append({"failure": failure, "number": number, "format": self.name})
             if began is None:
-                # It ended before its first input: the next one would too.
+                # It ended before its first input, and so would the next one.
                 self.lasted = self.seconds
             else:
                 self.lasted += time.monotonic() - began
             return number + 1
 
     def _watch(self, child: subprocess.Popen[bytes], state: Path) -> bool:
-        """Wait for a process, and end it when it has been at one input for too long."""
+        """Wait for a process, and kill it if one input takes too long.
+
+        Returns:
+            Whether it was killed.
+        """
         seen, since = None, None
         while child.poll() is None:
             time.sleep(0.2)
@@ -137,7 +145,7 @@ def run(names: list[str], seed: int, minutes: float, jobs: int) -> int:
             print(f"  {job.name}:{failure['number']}: {failure['failure']}")
     untried = [job.name for job in all_jobs if not job.tried]
     if untried:
-        print(f"fuzz: nothing was tried of {', '.join(untried)}")
+        print(f"fuzz: no input was tried for {', '.join(untried)}")
     return int(bool(untried) or any(job.failures for job in all_jobs))
 
 
@@ -158,7 +166,7 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     if not (arguments.again or arguments.worker):
         return run(arguments.only, arguments.seed, arguments.minutes, arguments.jobs)
-    # Of an error that came through Flax or JAX, the frames tell so.
+    # Keep the frames of Flax and JAX in tracebacks: `targets.is_documented` looks for them.
     os.environ |= {
         "KERAS_BACKEND": "jax",
         "FLAX_FILTER_FRAMES": "0",

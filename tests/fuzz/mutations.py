@@ -1,4 +1,4 @@
-"""Changes to bytes and to JSON, chosen by a random generator."""
+"""Random changes to bytes and to JSON values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from random import Random
 from typing import Any
 
-# What breaks arithmetic, sizes, and text.
+# Values that may break arithmetic, sizes or text.
 NUMBERS = (
     0,
     1,
@@ -157,7 +157,7 @@ KINDS = (
 
 
 def mutated_bytes(data: bytes, others: list[bytes], random: Random) -> bytes:
-    """Bytes with one to four changes."""
+    """Make one to four changes to a copy of some bytes."""
     result = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         _change_bytes(result, others, random)
@@ -194,7 +194,7 @@ def _change_bytes(data: bytearray, others: list[bytes], random: Random) -> None:
 
 
 def mutated_json(value: Any, others: list[Any], random: Random) -> Any:
-    """A value of JSON with one to three changes; the original stays as it is."""
+    """Make one to three changes to a copy of a JSON value."""
     result = json.loads(json.dumps(value))
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         places = list(_places(result))
@@ -206,7 +206,7 @@ def mutated_json(value: Any, others: list[Any], random: Random) -> Any:
 
 
 def _places(value: Any) -> Any:
-    """Each item in nested lists and dicts, as what holds it and its key."""
+    """Yield the container and the key of each item in nested lists and dicts."""
     waiting = [value]
     while waiting:
         holder = waiting.pop()

@@ -1,11 +1,12 @@
-"""Does memory grow with the number of models that a process has built, trained and dropped?
+"""Measure whether memory grows with the number of models that a process builds, trains and drops.
 
     python tests/fuzz/soak.py [--builds 300] [--only linen,nnx,lazy] [--growth 0.05]
 
-Each kind of layer has a process of its own, with and without `keras.backend.clear_session()` after each model, and so has a
-layer of Keras's, which shows what is JAX's and Keras's growth. The memory is the process's resident memory after a collection,
-the median over the builds 41 to 50 against that over the last ten; the arrays are those that JAX knows of. A kind fails
-where its memory has grown by more than `--growth`, or where arrays are left over. The last line says how many have.
+Each kind of layer runs in a process of its own, with and without `keras.backend.clear_session()`
+after each model. A layer of Keras's own shows how much growth is due to JAX and Keras. The memory
+is the resident memory of the process after a garbage collection. The median of builds 41 to 50 is
+compared with that of the last ten. The arrays are those that JAX knows of. A kind fails if its
+memory grows by more than `--growth`, or if arrays are left over. The last line says how many do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The program of each build runs once, and XLA takes longer to optimize one than to run it.
+# Each build compiles a program and runs it once; XLA takes longer to optimize it than to run it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2] / "inst" / "python"))
 
@@ -32,7 +33,7 @@ FIRST = 50
 
 
 def layers() -> dict[str, Callable[[], Any]]:
-    """What makes a layer, by kind: small ones, with weights and state."""
+    """Functions that create a small layer with weights and state, by kind."""
     import keras
     from flax import linen as nn
     from flax import nnx
@@ -64,13 +65,17 @@ def layers() -> dict[str, Callable[[], Any]]:
 
 
 def resident() -> float:
-    """The process's memory now, in MiB."""
+    """The current resident memory of the process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def soak(kind: str, clears: bool, builds: int) -> dict[str, Any]:
-    """Build, train, call and drop that many models; the memory after each, and how many arrays there are."""
+    """Build, train, call and drop a number of models.
+
+    Returns:
+        The memory in MiB, and the number of live arrays, after each model.
+    """
     import jax
     import keras
     import numpy as np
@@ -93,7 +98,11 @@ def soak(kind: str, clears: bool, builds: int) -> dict[str, Any]:
 
 
 def run(kind: str, clears: bool, builds: int, most: float) -> bool:
-    """Soak one kind in a process of its own, and print a line of figures; whether its memory is flat."""
+    """Soak one kind in a process of its own, and print a line of figures.
+
+    Returns:
+        Whether its memory is flat.
+    """
     start = time.monotonic()
     command = [
         sys.executable,
@@ -112,9 +121,11 @@ def run(kind: str, clears: bool, builds: int, most: float) -> bool:
     more = arrays[-1] - arrays[FIRST - 1]
     growth = after / before - 1
     is_flat = growth <= most and more <= 0
+    per_build = 1024 * (after - before) / (builds - FIRST)
+    seconds = time.monotonic() - start
     print(
-        f"{kind:6} {'clear_session' if clears else '':14} {before:6.0f} MiB {after:6.0f} MiB {growth:+7.1%} "
-        f"{1024 * (after - before) / (builds - FIRST):+7.1f} KiB/build {more:+4} arrays {time.monotonic() - start:5.0f} s"
+        f"{kind:6} {'clear_session' if clears else '':14} {before:6.0f} MiB {after:6.0f} MiB"
+        f" {growth:+7.1%} {per_build:+7.1f} KiB/build {more:+4} arrays {seconds:5.0f} s"
         f"  {'flat' if is_flat else 'grows'}",
         flush=True,
     )
@@ -122,7 +133,7 @@ def run(kind: str, clears: bool, builds: int, most: float) -> bool:
 
 
 def main() -> int:
-    """Soak what the command line says."""
+    """Soak the kinds that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,7 +155,8 @@ def main() -> int:
     }
     grown = [key for key, is_flat in flat.items() if not is_flat and key[0] != "keras"]
     print(
-        f"soak: {len(grown)} of {sum(kind != 'keras' for kind, _ in flat)} ways to use kerasflax grow"
+        f"soak: memory grows for {len(grown)} of {sum(kind != 'keras' for kind, _ in flat)} ways"
+        " to use kerasflax"
     )
     return bool(grown)
 

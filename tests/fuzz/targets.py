@@ -1,4 +1,4 @@
-"""What is tried of each format: how an input is made, and what it must come to."""
+"""The formats to try: how to create an input, and how to check what becomes of it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ PACKAGE = str(Path(kerasflax.__file__).parent)
 
 
 class Different(Exception):
-    """A result is another than it has to be."""
+    """A result is not the expected one."""
 
 
 CORPUS = Path(__file__).with_name("corpus")
 
 
 def kept(name: str, corpus: Callable[[], Iterator[bytes]]) -> list[bytes]:
-    """The small files of a format that are mutated. They are kept, since other versions of a writer write other bytes.
+    """Read the small files of a format, which are the seeds of its mutations.
 
-    A format that has none in `corpus/` gets them from its function.
+    They are kept in the repository, because other versions of a writer write other bytes. If a
+    format has none in `corpus/`, its function creates them.
     """
     folder = CORPUS / name
     if not folder.exists():
@@ -56,7 +57,7 @@ def kept(name: str, corpus: Callable[[], Iterator[bytes]]) -> list[bytes]:
 
 
 class Target:
-    """A format. `make` is a pure function of its generator."""
+    """A format. `make` must be a pure function of its generator."""
 
     documented: ClassVar[Any] = DOCUMENTED
 
@@ -74,7 +75,7 @@ def make_target(name: str) -> Target:
     return TARGETS[name]()
 
 
-# Arrays ----------------------------------------------------------------------------------------------------------------
+# Arrays -------------------------------------------------------------------------------------------
 
 DTYPES = (
     "float32",
@@ -108,7 +109,7 @@ def tree(
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The leaves of nested dicts and lists, by path; an empty one is a leaf."""
+    """Yield the leaves of nested dicts and lists, by path. An empty container is a leaf."""
     items = (
         value.items()
         if isinstance(value, Mapping)
@@ -129,7 +130,7 @@ def same(one: Any, other: Any) -> bool:
     ):
         return type(one) is type(other) and one == other
     one, other = np.asarray(one), np.asarray(other)
-    # The bytes tell NaN from NaN, as far as they differ.
+    # Compare bytes, because NaN is not equal to itself.
     return (
         one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     )
@@ -144,11 +145,11 @@ def compare(got: Any, expected: Any) -> None:
             raise Different(f"{path}: {value!r:.100} for {expected[path]!r:.100}")
 
 
-# Files of variables ----------------------------------------------------------------------------------------------------
+# Files of variables -------------------------------------------------------------------------------
 
 
 class Variables(Target):
-    """Mutations of files with variables; `reference` is another reader of the same bytes."""
+    """Mutations of files of variables; `reference` is another reader of the same bytes."""
 
     suffix: ClassVar[str]
 
@@ -160,7 +161,7 @@ class Variables(Target):
     def corpus(self) -> Iterator[bytes]:
         random = Random(0)
         for _ in range(12):
-            # A tree that the format does not take is none of the corpus.
+            # The format may not support a tree.
             with contextlib.suppress(DOCUMENTED):
                 kerasflax.write_variables(tree(random), self.path)
                 yield self.path.read_bytes()
@@ -228,7 +229,7 @@ class Safetensors(Variables):
         try:
             text = json.dumps(mutated_json(header, others, random)).encode("utf-8", "surrogatepass")
         except RecursionError:
-            # Deeper than Python writes.
+            # It nests deeper than Python can recurse.
             text = b"[" * 10_000
         return len(text).to_bytes(8, "little") + text + seed[8 + length :]
 
@@ -253,7 +254,7 @@ class Safetensors(Variables):
 
 
 def packed(parts: Mapping[str, bytes]) -> bytes:
-    """A zip archive, which is a function of what is in it: its dates are fixed."""
+    """Create a zip archive. Its dates are fixed, so it depends only on its contents."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name, data in parts.items():
@@ -262,13 +263,13 @@ def packed(parts: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """What is in a zip archive, by name."""
+    """Read the contents of a zip archive, by name."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         return {name: file.read(name) for name in file.namelist()}
 
 
 class Orbax(Target):
-    """Mutations of a checkpoint's files, and of which files there are."""
+    """Mutations of the files of a checkpoint, some of which are removed or added."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +319,7 @@ class Orbax(Target):
 
 
 class StableHlo(Target):
-    """Any damage to an exported model is found before it is run."""
+    """Mutations of an exported model. Any damage must be found before JAX reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +342,7 @@ class StableHlo(Target):
         run(np.ones((2, 4), np.float32))
 
 
-# Models ----------------------------------------------------------------------------------------------------------------
+# Models -------------------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -400,13 +401,17 @@ def _audit(event: str, arguments: Any) -> None:
 
 
 def _removes_its_own(event: str, arguments: Any) -> bool:
-    """Whether Keras removes the folder in which it has unpacked an archive, beside that."""
+    """Whether Keras is removing the folder next to an archive into which it has unpacked it."""
     return event == "shutil.rmtree" and Path(arguments[0]).parent.name.startswith("kerasflax-fuzz-")
 
 
 @contextlib.contextmanager
 def harmless() -> Iterator[None]:
-    """Refuse that a process is started, a connection opened, or a pickle read within the block."""
+    """Check that the block starts no process, opens no connection and reads no pickle.
+
+    Raises:
+        Different: It did, or it imported a new package.
+    """
     global _seen
     _seen, before = [], set(sys.modules)
     try:
@@ -420,7 +425,7 @@ def harmless() -> Iterator[None]:
             raise Different(f"it imported {sorted(new)[:5]}")
 
 
-# What the packages that are loaded import late themselves.
+# Packages that the loaded ones import lazily.
 ALLOWED_IMPORTS = {
     "jax",
     "jaxlib",
@@ -437,9 +442,11 @@ ALLOWED_IMPORTS = {
 
 
 def is_documented(error: BaseException | None) -> bool:
-    """Whether an error, or one that Keras has replaced by it, is ours, or came neither from our code nor through it.
+    """Whether an error is acceptable.
 
-    A module may be described as it should be, and fail when it runs: then the error is Flax's.
+    It is if it is one of ours, or has one of ours as its cause or context (Keras replaces errors),
+    or if its traceback has no frame of our code. Frames of Flax are accepted, too: the description
+    of a module may be valid, and the module may then fail when it runs.
     """
     chain = []
     while error is not None and error not in chain:
@@ -458,7 +465,7 @@ def is_documented(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def keras_errors() -> Iterator[None]:
-    """Keras has errors of its own for what it reads; ours are held to what is documented."""
+    """Accept errors that Keras itself raises, and hold ours to the documented classes."""
     try:
         yield
     except Exception as error:
@@ -467,7 +474,7 @@ def keras_errors() -> Iterator[None]:
 
 
 class Config(Target):
-    """Mutations of layers' configs. What is accepted can be written down, and made again from that."""
+    """Mutations of layers' configs. An accepted one must survive a round trip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -486,7 +493,7 @@ class Config(Target):
 
 
 class Archive(Target):
-    """Mutations of `.keras` files: of the archive, the config in it, or the weights."""
+    """Mutations of `.keras` files: of the archive, its config or its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -494,7 +501,7 @@ class Archive(Target):
         self.path = self.folder / "model.keras"
         self.seeds = kept("keras", self.corpus)
         for seed in self.seeds:
-            # What is loaded late is loaded now.
+            # Load it once, so that lazy imports happen now.
             self.path.write_bytes(seed)
             keras.saving.load_model(self.path)
 
@@ -517,7 +524,8 @@ class Archive(Target):
             layer = config["config"]["layers"][-1]
             text = json.dumps(mutated_json(layer["config"], [layer], random))
             layer["config"] = "mutated"
-            # No larger numbers: a file may ask for a larger model than memory holds; see SECURITY.md.
+            # Replace large numbers, because a file may describe a model that does not fit into
+            # memory; see SECURITY.md.
             text = json.dumps(config).replace('"mutated"', re.sub("[0-9]{5,}", "4096", text))
             parts["config.json"] = text.encode("utf-8", "surrogatepass")
         return packed(parts)
@@ -530,12 +538,12 @@ class Archive(Target):
 
 
 def mutated_weights(data: bytes, random: Random) -> bytes:
-    """An HDF5 file with other data, names, or kinds of data in it."""
+    """Change the data, the names or the types in an HDF5 file."""
     file = io.BytesIO(data)
     with h5py.File(file, "a") as root:
         found: list[str] = []
         root.visit(found.append)
-        # The optimizer's are read by Keras alone.
+        # Only Keras reads the data of the optimizer.
         datasets = [
             name
             for name in found
@@ -578,7 +586,7 @@ def _closed(root: h5py.File, file: io.BytesIO) -> bytes:
 
 
 class Weights(Target):
-    """Mutations of `.weights.h5` files: a model's weights are all replaced, or none is."""
+    """Mutations of `.weights.h5` files. Either all weights of a model are replaced, or none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -610,16 +618,16 @@ class Weights(Target):
                 for path, variable in self.layer.variables_by_path.items()
             }
             if any(not same(before[path], after[path]) for path in before):
-                raise Different(f"it failed ({error!s:.100}), and has replaced weights") from error
+                raise Different(f"it failed ({error!s:.100}), but replaced weights") from error
             if not is_documented(error):
                 raise
 
 
-# Patterns and writers --------------------------------------------------------------------------------------------------
+# Patterns and writers -----------------------------------------------------------------------------
 
 
 class Patterns(Target):
-    """Patterns against paths: what fits is what a slow, plain definition says, and soon."""
+    """Patterns and paths. The matches must be those of a simple, slow definition."""
 
     def make(self, random: Random) -> tuple[str, list[str]]:
         names = ("a", "b", "ab", "Dense_0", "kernel", "x" * 40)
@@ -636,8 +644,8 @@ class Patterns(Target):
 
         from kerasflax import _paths
 
-        def fits(names: list[str], patterns: list[str]) -> bool:
-            # Which of the patterns so far may have taken all names so far.
+        def matches(names: list[str], patterns: list[str]) -> bool:
+            # The positions in `patterns` that can be reached with the names so far.
             state = {0}
             for name in [*names, None]:
                 for position in sorted(state):
@@ -655,7 +663,7 @@ class Patterns(Target):
             return len(patterns) in state
 
         pattern, paths = made
-        expected = [path for path in paths if fits(path.split("/"), pattern.split("/"))]
+        expected = [path for path in paths if matches(path.split("/"), pattern.split("/"))]
         try:
             got = _paths.matched(pattern, paths)
         except DOCUMENTED:
@@ -665,7 +673,10 @@ class Patterns(Target):
 
 
 class RoundTrips(Target):
-    """Trees of arrays with odd names: a writer refuses them, with nothing written, or they come back as they were."""
+    """Trees of arrays with odd names.
+
+    A writer must either refuse one without writing anything, or write a file that returns it.
+    """
 
     names = (
         *(text for text in TEXTS if len(text) < 200),
@@ -692,36 +703,36 @@ class RoundTrips(Target):
     def check(self, made: tuple[str, dict[Any, Any]]) -> None:
         suffix, written = made
         path = self.folder / f"round-trip{suffix}"
-        # The second of two writes: what the first has left is whole, or replaced by what is whole.
+        # Usually a file of an earlier input is at the path, and is replaced.
         try:
             kerasflax.write_variables(written, path)
         except DOCUMENTED:
             left = [name for name in os.listdir(self.folder) if not name.startswith("round-trip")]
             if left:
-                raise Different(f"a refused write has left {left[:3]}") from None
+                raise Different(f"a refused write left {left[:3]} behind") from None
             raise
         got = kerasflax.read_variables(path)
         if suffix == ".safetensors":
-            # Its names are whole paths.
+            # Its names are paths.
             got, written = joined(got), joined(written)
         elif not suffix:
-            # Of Orbax's names all are text.
+            # Orbax turns all names into text.
             written = in_text(written)
         compare(got, written)
 
 
 def in_text(value: Any) -> Any:
-    """Nested dicts with texts for integers as names."""
+    """Turn the names in nested dicts into text."""
     if not isinstance(value, dict):
         return value
     result = {str(name): in_text(item) for name, item in value.items()}
     if len(result) < len(value):
-        raise Different(f"two names are the same text: {sorted(map(repr, value))[:5]}")
+        raise Different(f"two names have the same text: {sorted(map(repr, value))[:5]}")
     return result
 
 
 def joined(value: Any) -> dict[str, Any]:
-    """A tree's arrays by path, as one text; empty dicts have none."""
+    """The arrays of a tree by path. Empty dicts are left out."""
     result: dict[str, Any] = {}
     for path, leaf in leaves(value):
         name = "/".join(map(str, path))

@@ -1,4 +1,4 @@
-"""One process of `fuzz.py`: the inputs of one format, one after the other."""
+"""A process of `fuzz.py`, which tries the inputs of one format one after another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import targets
 
 import kerasflax
 
-# An input may say anything, and warnings about it are no news.
+# Any input may cause warnings.
 warnings.simplefilter("ignore")
 
 
@@ -33,14 +33,18 @@ def _ring(*_: Any) -> None:
 
 
 def _peak() -> int:
-    # In kilobytes, and on macOS in bytes.
+    # `ru_maxrss` is in kilobytes, and on macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
 
 
 def _failure(target: targets.Target, generator: random.Random) -> tuple[str | None, Any]:
-    """What is wrong with what one input comes to, if something is; and the input."""
+    """Try one input.
+
+    Returns:
+        A description of the failure, None if there is none; and the input.
+    """
     made = None
     before = _peak()
     signal.setitimer(signal.ITIMER_REAL, fuzz.HANG)
@@ -54,11 +58,9 @@ def _failure(target: targets.Target, generator: random.Random) -> tuple[str | No
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return (
-            f"{type(error).__name__}: {str(error)[:300]} ({Path(place.filename).name}:{place.lineno})",
-            made,
-        )
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        return f"{type(error).__name__}: {str(error)[:300]} ({place})", made
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     grown = _peak() - before
@@ -68,21 +70,21 @@ def _failure(target: targets.Target, generator: random.Random) -> tuple[str | No
 def _keep(name: str, number: int, made: Any) -> None:
     kept = fuzz.KEPT / f"{name}-{number}"
     try:
-        shown = made if isinstance(made, bytes) else repr(made).encode("utf-8", "backslashreplace")
+        data = made if isinstance(made, bytes) else repr(made).encode("utf-8", "backslashreplace")
     except RecursionError:
-        shown = b"nested too deep to be shown; see --again"
-    kept.write_bytes(shown)
+        data = b"nested too deep to be written; see --again"
+    kept.write_bytes(data)
 
 
 def work(name: str, seed: int, start: int, seconds: float, state: Path) -> None:
-    """Try inputs until the time is up; a line of JSON for each failure."""
+    """Try inputs until the time is up, and print a line of JSON for each failure."""
     signal.signal(signal.SIGALRM, _ring)
     target = targets.make_target(name)
     gc.freeze()
     began, number, found = time.monotonic(), start, 0
     new = state.with_suffix(".new")
     while time.monotonic() - began < seconds and found < fuzz.MOST_FAILURES:
-        # The process that watches must never read half of it.
+        # Replace the file in one step, so that the watching process never reads half of it.
         new.write_text(json.dumps([number, began]))
         os.replace(new, state)
         failure, made = _failure(target, random.Random(f"{seed}/{name}/{number}"))
@@ -96,7 +98,7 @@ def work(name: str, seed: int, start: int, seconds: float, state: Path) -> None:
 
 
 def again(name: str, seed: int, number: int) -> int:
-    """Try one input, and let its error through."""
+    """Try one input, and do not catch undocumented errors."""
     target, generator = targets.make_target(name), random.Random(f"{seed}/{name}/{number}")
     made = target.make(generator)
     _keep(name, number, made)

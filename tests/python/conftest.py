@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import keras
 import pytest
+import support
 
 # The same examples in each run, however slow the machine: new ones are the fuzzers' to find.
 hypothesis.settings.register_profile("kerasflax", derandomize=True, deadline=None)
@@ -33,3 +34,10 @@ def optimized(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def small_memory():
+    """Assert that a test allocates little memory; see `support.little_memory`."""
+    with support.little_memory():
+        yield

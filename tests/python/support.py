@@ -1,9 +1,31 @@
 """Set-up that tests in several rooms share."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "inst/python"
+
+
+def environment():
+    """The environment of a new Python process that can import kerasflax."""
+    return {**os.environ, "PYTHONPATH": str(SOURCE)}
+
+
+def run_python(*arguments, check=False, **options):
+    """Run Python with these arguments in a new process, and capture its output as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=check,
+        **options,
+    )
 
 
 def run_code(code, **environment):
@@ -17,3 +39,15 @@ def run_code(code, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextlib.contextmanager
+def little_memory(most=2**23):
+    """Assert that a block allocates no more than `most` bytes of Python's memory."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < most

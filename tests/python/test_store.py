@@ -470,7 +470,7 @@ def test_a_version_of_any_length_is_quoted_in_a_few_words():
     "dtype", ["(1,", "f4,", "object", "str", "(2,)f4", 3, None, ["f4"], "datetime64[s]"]
 )
 def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
-    with pytest.raises(FileError, match="is no dtype of numbers"):
+    with pytest.raises(FileError, match="is not a numeric dtype"):
         _weights_file.load(
             {"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net"
         )

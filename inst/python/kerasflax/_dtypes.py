@@ -1,4 +1,8 @@
-"""Dtypes by name, looked up and not parsed: NumPy reads more into a text than a name, and fails in ways of its own."""
+"""Numeric dtypes by name.
+
+Names are looked up in a table. `np.dtype` would parse them: it accepts much more than names, and
+raises exceptions of many classes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ def _known() -> Mapping[str, np.dtype[Any]]:
     signed: list[type[np.generic]] = [np.int8, np.int16, np.int32, np.int64]
     unsigned: list[type[np.generic]] = [np.uint8, np.uint16, np.uint32, np.uint64]
     floats: list[type[np.generic]] = [np.float16, np.float32, np.float64, np.longdouble]
-    # Among them the functions `finfo` and `iinfo`.
+    # `ml_dtypes` also has the functions `finfo` and `iinfo`.
     small = [
         dtype
         for dtype in vars(ml_dtypes).values()
@@ -36,13 +40,17 @@ _DTYPES = _known()
 
 
 def named(name: object) -> np.dtype[Any]:
-    """The dtype of numbers that has a name, which may come from a file.
+    """Look up a numeric dtype.
+
+    Args:
+        name: The name of the dtype. It may come from a file, so it can be any object.
 
     Raises:
-        ValueError: No dtype of numbers has it.
+        ValueError: No numeric dtype has this name.
     """
     dtype = _DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
         text = repr(name)
-        raise ValueError(f"{text if len(text) <= 60 else text[:57] + '...'} is no dtype of numbers")
+        shortened = text if len(text) <= 60 else text[:57] + "..."
+        raise ValueError(f"{shortened} is not a numeric dtype")
     return dtype

@@ -1,7 +1,9 @@
-"""How large a tree of variables may be, in a file and to be written: what is written can be read, and no file costs more.
+"""Limits on the size of a tree of variables, in a file or before it is written.
 
-No tree that a program has made for itself comes near these numbers. Without them a small file could take any time and memory: a
-tree is walked by recursion, and a path repeats all names above a weight.
+Readers and writers share the limits, so that every tree that can be written can also be read. No
+program creates a tree near these limits for its own use. Without them, a small file could cost any
+amount of time and memory: trees are walked recursively, and a path repeats every name above a
+weight.
 """
 
 from __future__ import annotations
@@ -15,20 +17,29 @@ from ._paths import SEPARATOR
 
 DEEPEST = 256
 MOST_VALUES = 2**20
-# Of names in one dict that are integers: they can be chosen so that a dict of them takes the square of their number in time.
-MOST_NUMBERED = 2**12
-# Of one name, in UTF-8.
+# An attacker can choose numbers that collide as dict keys, so that building a dict takes time
+# quadratic in their count; Python randomizes the hashes of strings only. A file of variables has
+# integer keys, which are cheap to compare, and models number their layers with them. A saved model
+# can also have floats, tuples and other nested keys in a dict, which cost more to hash and compare
+# and which real modules rarely have, so its limit is lower.
+MOST_INTEGER_KEYS = 2**12
+MOST_CONFIG_KEYS_NOT_TEXT = 2**9
+# Bytes of one name in UTF-8.
 LONGEST_NAME = 2**16
-# Of all paths together, in characters; what surrounds a name in memory counts as some characters more.
+# Characters of all paths together. Each name counts as a few characters more, for its overhead in
+# memory.
 _LONGEST_PATHS = 2**28
-_AROUND_NAME = 8
+_NAME_OVERHEAD = 8
 TOO_MANY = f"it nests deeper than {DEEPEST} levels, or holds more than {MOST_VALUES} values"
-TOO_MANY_NUMBERED = f"a dict has more than {MOST_NUMBERED} integers as names"
+TOO_MANY_INTEGER_KEYS = f"a dict has more than {MOST_INTEGER_KEYS} integer keys"
 _TOO_LONG = f"its paths have more than {_LONGEST_PATHS} characters"
 
 
 def problem_of_tree(tree: Any) -> str | None:
-    """What makes nested dicts, lists and tuples too large, None if nothing does; their depth does not matter here."""
+    """Explain why nested dicts, lists and tuples are too large; None if they are not.
+
+    The check itself does not recurse, so it handles a tree of any depth.
+    """
     values, length = 0, 0
     stack = [(tree, 0, 0)]
     while stack:
@@ -39,13 +50,13 @@ def problem_of_tree(tree: Any) -> str | None:
         if isinstance(value, np.ndarray):
             length += above
         elif isinstance(value, (dict, Mapping)):
-            if len(value) > MOST_NUMBERED and isinstance(next(iter(value)), int):
-                return TOO_MANY_NUMBERED
+            if len(value) > MOST_INTEGER_KEYS and isinstance(next(iter(value)), int):
+                return TOO_MANY_INTEGER_KEYS
             for name, child in value.items():
                 size = len(name) if isinstance(name, str) else 0
-                stack.append((child, depth + 1, above + size + _AROUND_NAME))
+                stack.append((child, depth + 1, above + size + _NAME_OVERHEAD))
         elif isinstance(value, (list, tuple)):
-            stack.extend((child, depth + 1, above + _AROUND_NAME) for child in value)
+            stack.extend((child, depth + 1, above + _NAME_OVERHEAD) for child in value)
         else:
             length += above
         if length > _LONGEST_PATHS:
@@ -54,19 +65,19 @@ def problem_of_tree(tree: Any) -> str | None:
 
 
 def problem_of_paths(paths: Iterable[str]) -> str | None:
-    """What makes a tree too large that has weights at such paths, None if nothing does."""
+    """Explain why a tree with weights at these paths is too large; None if it is not."""
     paths = list(paths)
     depths = [path.count(SEPARATOR) + 1 for path in paths]
     if len(paths) > MOST_VALUES or max(depths, default=0) > DEEPEST:
         return TOO_MANY
-    if sum(map(len, paths)) + _AROUND_NAME * sum(depths) > _LONGEST_PATHS:
+    if sum(map(len, paths)) + _NAME_OVERHEAD * sum(depths) > _LONGEST_PATHS:
         return _TOO_LONG
-    # Each name may be a dict of its own, or one that many paths have in common.
+    # Count the nodes only if needed: paths may share the dicts above their weights.
     return TOO_MANY if sum(depths) > MOST_VALUES and _nodes(paths) > MOST_VALUES else None
 
 
 def _nodes(paths: Iterable[str]) -> int:
-    """How many dicts and weights nested dicts have with weights at such paths."""
+    """Count the dicts and weights in nested dicts with weights at these paths."""
     count, before = 0, list[str]()
     for path in sorted(paths):
         names = path.split(SEPARATOR)
@@ -79,7 +90,7 @@ def _nodes(paths: Iterable[str]) -> int:
 
 
 def problem_of_name(name: str | int) -> str | None:
-    """Why no file can have a name in it, None if it can."""
+    """Explain why no file can hold a name; None if files can."""
     if isinstance(name, int):
         return None if -(2**63) <= name < 2**64 else "the name is an integer of more than 64 bits"
     if name.isascii() and len(name) <= LONGEST_NAME:
@@ -87,12 +98,12 @@ def problem_of_name(name: str | int) -> str | None:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        return f"the name {name!r} is no text of Unicode"
+        return f"the name {name!r} is not valid Unicode"
     return f"a name has more than {LONGEST_NAME} bytes" if size > LONGEST_NAME else None
 
 
 def names_of_leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The names that lead to each leaf of nested dicts that are not too large."""
+    """Yield the names that lead to each leaf of nested dicts, which must be within the limits."""
     if isinstance(tree, Mapping):
         for name, subtree in tree.items():
             yield from names_of_leaves(subtree, (*above, str(name)))
@@ -101,7 +112,7 @@ def names_of_leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def has_separator(tree: Any) -> bool:
-    """Whether a name in nested dicts has a separator in it."""
+    """Whether any name in nested dicts contains a separator."""
     dicts = [tree]
     while dicts:
         for name, below in dicts.pop().items():
@@ -113,5 +124,14 @@ def has_separator(tree: Any) -> bool:
 
 
 def printable(path: str) -> str:
-    """A path for a message, with what is no Unicode escaped."""
+    """Escape the parts of a path that are not valid Unicode, for a message."""
     return path.encode(errors="backslashreplace").decode()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for a message of ours.
+
+    Returns:
+        Text that is valid Unicode; the name of the exception's class if it has no message.
+    """
+    return printable((str(error).splitlines() or [type(error).__name__])[0])

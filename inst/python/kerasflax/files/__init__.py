@@ -1,1 +1,1 @@
-"""Variables and models in files."""
+"""Files of variables and models."""

@@ -1,6 +1,6 @@
 """Variables in files: Flax's msgpack, safetensors, and Orbax checkpoints.
 
-What is read is data and nothing else. What is written takes the place of an older file only when it is whole.
+Reading a file never runs code from it. A new file replaces an older one only once it is complete.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _limits, _models
+from .. import _host, _limits, _models
 from .._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
 from .._paths import SEPARATOR
 from ..bridge import _variables
 from . import _msgpack, _orbax, _replace, _safetensors, _source
-from ._rename import Rename, Report, renaming, shown, targets_of
+from ._rename import Rename, Report, rename_advice, rename_function, targets_of
 from ._source import Progress, Source
 
 PyTree = Any
@@ -30,24 +30,15 @@ _FILE_READERS: Mapping[str, Callable[[Source], Any]] = {
     ".msgpack": _msgpack.read,
     ".safetensors": _safetensors.read,
 }
-_READABLE = "What can be read: `.msgpack` (Flax), `.safetensors`, and, under any other name, a directory that is an Orbax checkpoint."
-# What nobody means as the name of an Orbax checkpoint.
+_READABLE = (
+    "Give a `.msgpack` file (Flax), a `.safetensors` file, or, under any other name, a directory"
+    " that holds an Orbax checkpoint."
+)
+# Suffixes that nobody uses for the name of an Orbax checkpoint.
 _FOREIGN = {
-    ".bin",
-    ".gguf",
-    ".gz",
-    ".h5",
-    ".hdf5",
-    ".json",
-    ".keras",
-    ".npy",
-    ".npz",
-    ".onnx",
-    ".pickle",
-    ".pkl",
-    ".pt",
+    *(".bin", ".gguf", ".gz", ".h5", ".hdf5", ".json", ".keras", ".npy", ".npz", ".onnx"),
+    *(".pickle", ".pkl", ".pt", ".pth", ".rda", ".rds", ".tar", ".zip"),
 }
-_FOREIGN |= {".pth", ".rda", ".rds", ".tar", ".zip"}
 
 
 def read_variables(
@@ -58,36 +49,40 @@ def read_variables(
     progress: Progress | None = None,
     report: Callable[[Report], object] | None = None,
 ) -> PyTree:
-    r"""Read variables from a file, for `FlaxLayer(module, variables=...)`, say.
+    r"""Read variables from a file, for example for `FlaxLayer(module, variables=...)`.
 
-    No code from the file is run, and no length in it is believed before it has been checked. The memory that it takes is that
-    of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do, counts twice meanwhile.
+    Reading never runs code from the file, and checks every length in it before using it. It takes
+    as much memory as the arrays. The exception is an array that an Orbax checkpoint stores as a
+    single chunk, as other programs do: it takes twice its size while it is read.
 
     Args:
-        path: A file of Flax (`.msgpack`), one of safetensors (`.safetensors`), or, without one of these suffixes, a directory
-            that is an Orbax checkpoint.
-        like: A layer, a model, or a nested dict of arrays or of their specs, that what is read must fit: the same paths and
-            shapes, and dtypes of a kind that fits.
-        rename: Where weights are to go: a dict from regular expressions to replacements (`\1` for a group), of which the first
-            that matches the whole path counts; or a function from path to path. None in the place of a new path leaves the
-            weight out. Paths without a match stay as they are.
-        progress: Called with the bytes that have been read and their total number, again and again.
-        report: Called once with the `Report` of what was mapped, left over and missing, before an error about it is raised.
+        path: A Flax file (`.msgpack`), a safetensors file (`.safetensors`), or, under any other
+            name, a directory that holds an Orbax checkpoint.
+        like: A layer, a model, or a nested dict of arrays or of their specs. The file must have the
+            same paths and shapes, and dtypes of a compatible kind.
+        rename: How to rename weights: a dict from regular expressions to replacements (`\1` for a
+            group), of which the first that matches the whole path is used; or a function from path
+            to path. A new path of None leaves the weight out. Paths that nothing matches stay as
+            they are.
+        progress: Called repeatedly with the number of bytes read so far and their total.
+        report: Called once with the `Report` of mapped, left-over and missing paths, before an
+            error about them is raised.
 
     Returns:
-        Nested dicts of NumPy arrays, of the dtypes in the file (bfloat16 and 8-bit floats are those of `ml_dtypes`). With
-        `like` they have its structure. Otherwise names are as the file has them: integers in `.msgpack` alone, and the names
-        in a `.safetensors` file, or new ones, are split at "/". Of typed random keys the file holds the data.
+        Nested dicts of NumPy arrays, with the dtypes of the file (bfloat16 and 8-bit floats are
+        those of `ml_dtypes`). With `like`, they have its structure. Without it, names are those of
+        the file: only `.msgpack` has integers as names, and names in a `.safetensors` file, and
+        renamed ones, are split at "/". For typed random keys a file holds their data.
 
     Raises:
-        ArgumentError: `rename` is no such thing, or sends two weights to one path.
-        FileError: There is no such file; it is damaged; it is of another kind.
-        PackageError: safetensors or Orbax is needed, and not installed.
-        VariablesError: What was read does not fit `like`; it lists every place by path.
+        ArgumentError: `path` or `rename` is invalid, or `rename` sends two weights to one path.
+        FileError: The file does not exist, is damaged, or is of another kind.
+        PackageError: The file requires safetensors or Orbax, which is not installed.
+        VariablesError: The variables do not fit `like`; the error lists every mismatch by path.
     """
     path = _source.named(path)
-    rename_path = renaming(rename)
-    template, expected = (None, None) if like is None else _expected(_tree_of(like, "like"))
+    rename_path = rename_function(rename)
+    template, expected = (None, None) if like is None else _template(_tree_of(like, "`like`"))
     try:
         tree = _read(path, progress)
         if template is None and rename is None:
@@ -98,7 +93,7 @@ def read_variables(
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     except RecursionError as error:
-        raise FileError(f"{str(path)!r} nests deeper than Python goes here.") from error
+        raise FileError(f"{str(path)!r} nests deeper than Python can recurse.") from error
     targets = targets_of(named, rename_path)
     if expected is not None:
         shorter = _variables.unboxed([new for new in targets.values() if new is not None], expected)
@@ -112,8 +107,8 @@ def read_variables(
         expected,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
         others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
-        what=f"What {str(path)!r} holds",
-        advice=shown(targets),
+        what=repr(str(path)),
+        advice=rename_advice(targets),
     )
     return template.merge(fitted)
 
@@ -126,56 +121,65 @@ def write_variables(
 ) -> None:
     """Write variables to a file that Flax, safetensors or Orbax can read.
 
-    It is written under a temporary name beside its place, which it takes when it is whole.
+    The file is written under a temporary name next to its path, and moved there once complete.
 
     Args:
-        variables: A built `FlaxLayer`; a Keras model, of which each Flax layer's variables are written below the layer's name;
-            or a nested dict of arrays. Of typed random keys their data are written, boxes of metadata (`nn.Partitioned`) as
-            Flax writes them: a dict of their fields, which paths leave out.
-        path: The name of the file, whose suffix decides on the format: `.msgpack` (what `flax.serialization` writes),
-            `.safetensors` (the weights' paths are their names; empty dicts and None are not kept), anything else a directory,
-            an Orbax checkpoint (which has no arrays without elements). Integers as names are kept by `.msgpack`, and are text
-            in the others.
-        metadata: Texts by name, for `.safetensors`.
+        variables: A built `FlaxLayer`; a Keras model, whose Flax layers' variables are written
+            below the layers' names; or a nested dict of arrays. Typed random keys are written as
+            their data, and boxes of metadata (`nn.Partitioned`) as Flax writes them: as a dict of
+            their fields, whose names are not part of a path.
+        path: The name of the file. Its suffix determines the format: `.msgpack` (like
+            `flax.serialization`), `.safetensors` (the names are the weights' paths; empty dicts and
+            None are lost), or, with any other name, an Orbax checkpoint directory (which cannot
+            hold arrays without elements). Only `.msgpack` keeps integers as names; in the other
+            formats they become text.
+        metadata: Text by name, for `.safetensors`.
 
     Raises:
-        ArgumentError: `variables` or `metadata` is no such thing, or no such file is written.
+        ArgumentError: An argument is invalid, or the suffix is that of another format.
         FileError: The file cannot be written.
-        PackageError: safetensors or Orbax is needed, and not installed.
         NotBuiltError: The layer has no variables yet.
+        PackageError: The format requires safetensors or Orbax, which is not installed.
         StateError: Two weights have the same path.
-        VariablesError: Something is no array of numbers, or not of a dtype that the format has; nothing has been written.
+        VariablesError: A value is not an array of numbers, or the format does not support its
+            dtype. Nothing has been written.
     """
     path = _source.named(path)
     try:
-        # Not `resolve()`, which ends at a link to itself.
+        # Not `Path.resolve()`, which raises for a link to itself.
         path = Path(os.path.realpath(path))
         write = _writer(path, metadata)
-        tree, arrays = _written(_plain(_tree_of(variables, "variables"), "variables"))
+        argument = _host.word("to write")
+        tree, arrays = _state_dict(_plain_within_limits(_tree_of(variables, argument), argument))
         with _replace.replacing(path) as new:
             write(tree, arrays, new)
     except KerasFlaxError:
         raise
     except RecursionError as error:
-        raise VariablesError("`variables` nest deeper than Python goes here.") from error
+        raise VariablesError(
+            f"{_host.word('to write')} nests deeper than Python can recurse."
+        ) from error
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
-# Where -----------------------------------------------------------------------------------------------------------------
+# Files and formats --------------------------------------------------------------------------------
 
 
 def _read(path: Path, progress: Progress | None) -> PyTree:
-    """What a file or folder holds; it is refused if something else is there than its name says."""
+    """Read a file or directory, which must be of the kind that its suffix says."""
     suffix = path.suffix.lower()
     if not os.path.lexists(path):
-        # A writer may have been stopped in the middle of replacing a folder.
+        # A writer may have been killed while it replaced a folder.
         _replace.finish(Path(os.path.realpath(path)))
     if not path.exists():
         raise FileError(f"There is no file {str(path)!r}.")
     if path.is_dir():
         if suffix in _FILE_READERS:
-            raise FileError(f"{str(path)!r} is a directory, and `{suffix}` a file.\n{_READABLE}")
+            raise FileError(
+                f"{str(path)!r} is a directory, but `{suffix}` is the suffix of a file.",
+                advice=_READABLE,
+            )
         return _orbax.read(path, progress)
     if not path.is_file():
         raise FileError(f"{str(path)!r} is neither a file nor a directory.")
@@ -183,14 +187,20 @@ def _read(path: Path, progress: Progress | None) -> PyTree:
         kind = _source.kind_of(source)
         named = _source.SAFETENSORS if suffix == ".safetensors" else None
         if suffix not in _FILE_READERS or kind not in (None, named):
-            raise FileError(f"{str(path)!r} is {kind or 'a file of unknown kind'}.\n{_READABLE}")
+            raise FileError(
+                f"{str(path)!r} is {kind or 'a file of unknown kind'}.", advice=_READABLE
+            )
         read = _FILE_READERS[suffix]
         tree = read(source)
     return _variables.nested(tree) if read is _safetensors.read else tree
 
 
 def _named(tree: PyTree, path: Path) -> dict[str, Any]:
-    """What a file holds, by path."""
+    """The contents of a file by path.
+
+    Raises:
+        FileError: They are too large, or two weights have the same path.
+    """
     problem = _limits.problem_of_tree(tree)
     if problem:
         raise FileError(f"{str(path)!r} is too large: {problem}.")
@@ -198,49 +208,60 @@ def _named(tree: PyTree, path: Path) -> dict[str, Any]:
         return _variables.named_leaves(tree)
     except StateError as error:
         raise FileError(
-            f"{str(path)!r} has weights that cannot be told apart: {_limits.printable(str(error))}"
+            f"{str(path)!r} has weights that cannot be told apart: {_limits.printable(error.what)}"
         ) from error
 
 
 def _writer(
     path: Path, metadata: Mapping[str, str] | None
 ) -> Callable[[PyTree, Mapping[str, Array], Path], None]:
-    """What writes such a path; it is refused when something else is there."""
+    """Choose the function that writes a file with such a name.
+
+    Raises:
+        ArgumentError: The suffix is that of another format, or `metadata` is invalid.
+        FileError: Something at the path must not be replaced.
+    """
     suffix = path.suffix.lower()
     if suffix in _FOREIGN:
         raise ArgumentError(
-            f"No file like {path.name!r} is written.\n"
-            "`.msgpack` is for Flax, `.safetensors` for most others, and another name for a directory of Orbax."
+            f"kerasflax cannot write a file like {path.name!r}.",
+            advice="Use the suffix `.msgpack` for Flax, `.safetensors` for most other programs, or"
+            " another name for an Orbax checkpoint directory.",
         )
     if metadata is not None and suffix != ".safetensors":
-        raise ArgumentError("`metadata` is for `.safetensors` files alone.")
+        raise ArgumentError("Only `.safetensors` files have `metadata`.")
     if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
-        raise ArgumentError(f"`metadata` must hold texts by name, got {metadata!r}.")
+        raise ArgumentError(f"`metadata` must be text by name, got {metadata!r}.")
     is_file = suffix in _FILE_READERS
     if is_file and path.is_dir():
         raise FileError(
-            f"{str(path)!r} is a directory, and `{suffix}` a file.\nGive the file's own name."
+            f"{str(path)!r} is a directory, but `{suffix}` is the suffix of a file.",
+            advice="Give the name of a file.",
         )
     if is_file and path.exists() and not path.is_file():
-        raise FileError(f"{str(path)!r} is no file that another could replace.\nGive another name.")
+        raise FileError(
+            f"{str(path)!r} exists and is not a regular file, so it cannot be replaced.",
+            advice="Give another name.",
+        )
     if (
         not is_file
         and path.exists()
         and not (path.is_dir() and (_orbax.is_checkpoint(path) or not any(path.iterdir())))
     ):
         raise FileError(
-            f"{str(path)!r} is there, and no Orbax checkpoint that another could replace.\nGive another name."
+            f"{str(path)!r} exists and is not an Orbax checkpoint, so it cannot be replaced.",
+            advice="Give another name.",
         )
     if suffix == ".msgpack":
         return lambda tree, _, new: _msgpack.write(tree, new)
     if suffix == ".safetensors":
         return lambda tree, arrays, new: _safetensors.write(
-            _unsplit(tree, arrays), new, metadata or {}
+            _refuse_split_names(tree, arrays), new, metadata or {}
         )
     return _orbax.write
 
 
-# What ------------------------------------------------------------------------------------------------------------------
+# Trees --------------------------------------------------------------------------------------------
 
 
 def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
@@ -248,64 +269,83 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
         return _models.own_variables(value)
     if not isinstance(value, Mapping):
         raise ArgumentError(
-            f"`{argument}` must be a layer, a model, or a dict of variables, got {type(value).__name__}."
+            f"{argument} must be a layer, a model, or {_host.word('dict')} of variables,"
+            f" got {type(value).__name__}."
         )
     return value
 
 
-def _plain(tree: PyTree, argument: str) -> PyTree:
+def _plain_within_limits(tree: PyTree, argument: str) -> PyTree:
+    """The tree as plain dicts and lists.
+
+    Raises:
+        VariablesError: It is larger than a file may be.
+    """
     problem = _limits.problem_of_tree(tree)
     if problem:
-        raise VariablesError(f"`{argument}` holds more than files do: {problem}.")
+        raise VariablesError(f"{argument} is too large for a file: {problem}.")
     return _variables.plain(tree)
 
 
-def _expected(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
-    """The template of a tree, and by path what has the shape and dtype to be expected."""
-    template, arrays = _variables.split(_plain(tree, "like"))
+def _template(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
+    """Split a tree into its template, and the expected shapes and dtypes by path."""
+    template, arrays = _variables.split(_plain_within_limits(tree, "`like`"))
     return template, {
         path: value if hasattr(value, "shape") else np.asarray(value)
         for path, value in arrays.items()
     }
 
 
-def _written(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
-    """The tree as nested dicts of NumPy's arrays and Python's numbers, as Flax writes it; and its arrays by path."""
-    problems: list[str] = []
-    opened = _opened(tree, "", problems)
+def _state_dict(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
+    """Convert a tree to nested dicts of NumPy arrays and Python numbers, the form Flax writes.
+
+    Returns:
+        The nested dicts, and the arrays by path.
+
+    Raises:
+        VariablesError: A leaf is not an array of numbers, or no file can hold a name.
+    """
+    problems: dict[str, str] = {}
+    state_dict = _converted(tree, "", problems)
     if problems:
         raise VariablesError(
-            "Arrays of numbers below names can be written, and these are none:\n"
-            + "\n".join(problems)
+            "Only arrays of numbers, in nested dicts, can be written.", problems=problems
         )
     named = _variables.named_leaves(tree)
-    return opened, {path: np.asarray(_number(leaf)) for path, leaf in named.items()}
+    return state_dict, {path: np.asarray(_number(leaf)) for path, leaf in named.items()}
 
 
-def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
-    """Nested dicts in the place of all that nests, as `flax.serialization.to_state_dict` makes them of Flax's own."""
+def _converted(tree: PyTree, path: str, problems: dict[str, str]) -> PyTree:
+    """Convert every container to a dict, as `flax.serialization.to_state_dict` converts Flax's own.
+
+    Problems are added to `problems`, by path.
+    """
+
+    def add(problem: object) -> None:
+        place = _limits.printable(path) or "the top level"
+        problems[place] = f"{problems[place]}; {problem}" if place in problems else f"{problem}"
+
     if tree is None:
         return None
     if isinstance(tree, Mapping):
         if not all(type(key) in (str, int) for key in tree) or len({type(key) for key in tree}) > 1:
-            problems.append(
-                f"  {path or 'the whole'}: a dict by {', '.join(map(repr, tree))}; names are all texts, or all integers"
-            )
-        wrong = {key: _limits.problem_of_name(key) for key in tree if type(key) in (str, int)}
-        problems += [
-            f"  {_limits.printable(path) or 'the whole'}: {problem}"
-            for problem in wrong.values()
-            if problem
-        ]
+            names = ", ".join(map(repr, tree))
+            add(f"the names must be all text, or all integers, got {names}")
+        for key in tree:
+            problem = _limits.problem_of_name(key) if type(key) in (str, int) else None
+            if problem:
+                add(problem)
         prefix = path and path + SEPARATOR
-        return {key: _opened(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()}
+        return {
+            key: _converted(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()
+        }
     if not isinstance(tree, (np.ndarray, jax.Array)):
-        # One level: JAX knows what is in it, and how it is named.
+        # Only one level, because JAX knows the children of any node, and their names.
         children = jax.tree_util.tree_flatten_with_path(
             tree, is_leaf=lambda node: node is not tree
         )[0]
         if [keys for keys, _ in children] != [()]:
-            return _opened(
+            return _converted(
                 {jax.tree_util.keystr(keys, simple=True): child for keys, child in children},
                 path,
                 problems,
@@ -313,15 +353,18 @@ def _opened(tree: PyTree, path: str, problems: list[str]) -> PyTree:
     try:
         return _number(tree)
     except (TypeError, RuntimeError) as error:
-        problems.append(f"  {path}: {error}")
+        add(error)
         return None
 
 
-def _unsplit(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The arrays, once it is clear that names with a separator in them are not lost where paths are names.
+def _refuse_split_names(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Check that a file whose names are paths keeps the names that contain a separator.
+
+    Returns:
+        The arrays.
 
     Raises:
-        VariablesError: A weight would come back under other names.
+        VariablesError: A weight would have other names when it is read.
     """
     if _limits.has_separator(tree):
         held = [
@@ -330,27 +373,38 @@ def _unsplit(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
             if any(SEPARATOR in name for name in names)
         ]
         kept = set(_limits.names_of_leaves(_variables.nested(arrays)))
-        # Of a box the file has no name for the field in it.
+        # The file does not name the field of a box, so `names` may be longer than the kept ones.
         lost = [
             names for names in held if not kept & {names[:end] for end in range(1, len(names) + 1)}
         ]
         if lost:
             raise VariablesError(
-                f"A `.safetensors` file has paths as names, and these weights have a {SEPARATOR!r} in a name:\n"
-                + "\n".join(f"  {' > '.join(map(repr, names))}" for names in lost)
-                + "\nWrite `.msgpack`."
+                f"The names in a `.safetensors` file are paths, so no name can contain"
+                f" {SEPARATOR!r}.",
+                problems={
+                    _limits.printable(SEPARATOR.join(names)): (
+                        f"the names are {' > '.join(map(repr, names))}"
+                    )
+                    for names in lost
+                },
+                advice="Write a `.msgpack` file.",
             )
     return arrays
 
 
 def _number(leaf: Any) -> Any:
-    """A leaf as a number, where Flax writes it as such, or as a NumPy array; of a random key the data."""
+    """Convert a leaf to a NumPy array, or to a number if Flax writes one; a random key to its data.
+
+    Raises:
+        RuntimeError: The array has been deleted.
+        TypeError: The leaf is not an array of numbers.
+    """
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     is_number = array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.number)
     if not is_number:
-        raise TypeError(f"{type(leaf).__name__} is no array of numbers")
+        raise TypeError(f"{type(leaf).__name__} is not an array of numbers")
     if isinstance(leaf, (bool, int, float, complex, np.generic)):
         return leaf
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -1,11 +1,13 @@
-"""Flax's msgpack files: written by `flax.serialization`, read without it.
+"""Flax's msgpack files: written with `flax.serialization`, read without it.
 
-The msgpack package gives an array's bytes only as a copy in memory, and Flax copies that: of a file with one array of 1 GB its
-`msgpack_restore` needs 3 GB. Here every array is read into the memory that it stays in. A reader of the few types that Flax
-writes is also what can check each length before it is believed.
+The msgpack package returns the bytes of an array only as a copy in memory, and Flax copies them
+again: for a file with one array of 1 GB, its `msgpack_restore` takes 3 GB. This reader reads each
+array directly into its final memory. It handles only the few types that Flax writes, so it can also
+check every length before it uses it.
 
-Flax keeps an array as an extension of type 1 that holds a msgpack of its own: (shape, dtype's name, bytes). Type 2 is a complex
-number, type 3 a NumPy scalar. An array above 1 GiB is a map of a mark, its shape and its chunks.
+Flax stores an array as an extension of type 1 that holds a nested msgpack value: (shape, name of
+the dtype, bytes). Type 2 is a complex number, type 3 a NumPy scalar. An array above 1 GiB is a map
+of a mark, its shape and its chunks.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ Array = np.ndarray[Any, Any]
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 
-# As NumPy has it.
+# NumPy's own limit.
 _MOST_DIMENSIONS = 64
 
-# First bytes: of the short forms, in order, where each ends; of the others, what follows.
+# The kind of a value by its first byte. In the short forms (kind, first code, end of the codes) the
+# byte also contains the length or value. In the long forms (kind, struct format) that comes next.
 _SHORT = (("value", 0x00, 0x80), ("map", 0x80, 0x90), ("list", 0x90, 0xA0), ("text", 0xA0, 0xC0))
 _LONG = {
     **{0xC4: ("bytes", "B"), 0xC5: ("bytes", "H"), 0xC6: ("bytes", "I")},
@@ -52,33 +55,39 @@ _CONSTANTS: dict[int, tuple[str, Any]] = {
 
 
 def write(tree: PyTree, path: Path) -> None:
-    """Write nested dicts of arrays and numbers: the bytes are those of `flax.serialization.msgpack_serialize`.
+    """Write nested dicts of arrays and numbers.
+
+    The bytes are the same as those of `flax.serialization.msgpack_serialize`.
 
     Raises:
-        VariablesError: A name means something else in such a file.
+        OSError: The file cannot be written.
+        VariablesError: Flax reserves one of the names.
     """
-    marks = [f"  {_limits.printable(found)}" for found in _marks(tree, "")]
-    if marks:
+    reserved = {
+        _limits.printable(path): "a dict with this name is an array in chunks"
+        for path in _reserved_paths(tree, "")
+    }
+    if reserved:
         raise VariablesError(
-            "A dict with this name is an array in pieces to Flax:\n"
-            + "\n".join(marks)
-            + "\nGive the weight another name."
+            f"Flax reserves the name {_CHUNKED!r} in `.msgpack` files.",
+            problems=reserved,
+            advice="Give the weight another name.",
         )
     with open(path, "wb") as file:
         file.writelines(_pieces(tree))
 
 
-def _marks(tree: PyTree, prefix: str) -> Iterator[str]:
-    """Paths of names that Flax takes for the mark of an array in chunks."""
+def _reserved_paths(tree: PyTree, prefix: str) -> Iterator[str]:
+    """Yield the paths of names that Flax would take for the mark of an array in chunks."""
     if isinstance(tree, Mapping):
         for name, subtree in tree.items():
             if name == _CHUNKED:
                 yield f"{prefix}{name}"
-            yield from _marks(subtree, f"{prefix}{name}{SEPARATOR}")
+            yield from _reserved_paths(subtree, f"{prefix}{name}{SEPARATOR}")
 
 
 def _pieces(tree: PyTree) -> Iterator[bytes]:
-    # One array at a time, since Flax makes three copies of what it is given.
+    # One array at a time, because Flax makes three copies of its argument.
     if isinstance(tree, Mapping):
         yield msgpack.Packer().pack_map_header(len(tree))
         for key, subtree in tree.items():
@@ -89,21 +98,22 @@ def _pieces(tree: PyTree) -> Iterator[bytes]:
 
 
 def read(source: Source) -> dict[Any, PyTree]:
-    """Read nested dicts of arrays; numbers become arrays without dimensions.
+    """Read nested dicts of arrays; numbers become arrays of shape ().
 
     Raises:
-        FileError: The file is truncated, or none that Flax has written.
+        FileError: The file is damaged, or Flax did not write it.
     """
     try:
         tree = _Reader(source).tree()
     except (TypeError, ValueError, OverflowError) as error:
-        # What is there is of another type, or number, than what belongs there.
+        # A value has another type, or a list another length, than expected.
         raise source.damaged(str(error)) from error
     if source.position < source.size:
-        raise source.damaged(f"{source.size - source.position} bytes follow after its end")
+        raise source.damaged(f"{source.size - source.position} bytes follow its end")
     if not isinstance(tree, dict):
         raise FileError(
-            f"{str(source.path)!r} holds no dict of variables, but one {type(tree).__name__}."
+            f"{str(source.path)!r} holds no dict of variables, but a value of type"
+            f" {type(tree).__name__}."
         )
     return tree
 
@@ -114,7 +124,7 @@ class _Reader:
         self._nodes = 0
 
     def tree(self, depth: int = 0) -> PyTree:
-        """The next value, whatever it is."""
+        """Read the next value, of any kind."""
         self._nodes += 1
         if depth > _limits.DEEPEST or self._nodes > _limits.MOST_VALUES:
             raise self._source.damaged(_limits.TOO_MANY)
@@ -126,13 +136,13 @@ class _Reader:
         if kind == "extension":
             return self._extension(number)
         if kind == "bytes":
-            raise self._source.damaged("there are bytes where an array is expected")
+            raise self._source.damaged("it has bytes where an array is expected")
         if kind == "text":
             return self._text(number)
         return number if number is None else np.asarray(number)
 
     def _header(self) -> tuple[str, Any]:
-        """Of the next value its kind, and its length or, of kind "value", itself."""
+        """Read the kind of the next value, and its length, or the value itself for kind "value"."""
         code = self._source.take(1)[0]
         if code in _CONSTANTS:
             kind, number = _CONSTANTS[code]
@@ -147,14 +157,14 @@ class _Reader:
             kind, start = next((kind, start) for kind, start, end in _SHORT if start <= code < end)
             number = code - start
         if kind != "value":
-            # The least that a map's entries and a list's take is two bytes and one.
+            # Each entry of a map takes at least two bytes, and each item of a list one.
             self._source.check(2 * number if kind == "map" else number)
         return kind, number
 
     def _expect(self, kind: str) -> Any:
         got, number = self._header()
         if got != kind:
-            raise self._source.damaged(f"a {kind} is expected, and there is a {got}")
+            raise self._source.damaged(f"it has a {got} where a {kind} is expected")
         return number
 
     def _text(self, length: int) -> str:
@@ -169,16 +179,18 @@ class _Reader:
             key = self._text(key) if kind == "text" else key
             if key == _CHUNKED:
                 if result:
-                    raise self._source.damaged("an array in chunks has other parts before its mark")
+                    raise self._source.damaged(
+                        "an array in chunks has other entries before its mark"
+                    )
                 return self._chunked(number)
             if kind not in ("text", "value") or type(key) not in (str, int) or key in result:
                 raise self._source.damaged(
-                    f"the name {key!r} in a dict is no text or integer, or is there twice"
+                    f"the key {key!r} of a dict is a duplicate, or neither text nor an integer"
                 )
-            if type(key) is int and number > _limits.MOST_NUMBERED:
-                raise self._source.damaged(_limits.TOO_MANY_NUMBERED)
+            if type(key) is int and number > _limits.MOST_INTEGER_KEYS:
+                raise self._source.damaged(_limits.TOO_MANY_INTEGER_KEYS)
             if result and type(key) is not type(next(iter(result))):
-                raise self._source.damaged("a dict has both texts and integers as names")
+                raise self._source.damaged("a dict has both text and integers as keys")
             result[key] = self.tree(depth + 1)
         return result
 
@@ -194,15 +206,15 @@ class _Reader:
             array = np.empty(shape, dtype)
             self._source.fill(array)
         else:
-            raise self._source.damaged(f"Flax writes no extension of type {code}")
+            raise self._source.damaged(f"Flax does not write extensions of type {code}")
         if self._source.position != end:
-            raise self._source.damaged("an array does not fill the space that it announced")
+            raise self._source.damaged("an array does not have the announced length")
         return array
 
     def _array_header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and dtype of the array whose bytes come next, as many as these two need."""
+        """Read the shape and dtype of an array, and check that its bytes come next."""
         if self._expect("list") != 3:
-            raise self._source.damaged("an array has other parts than shape, dtype and bytes")
+            raise self._source.damaged("an array must consist of a shape, a dtype and bytes")
         shape = self._sizes([self._expect("value") for _ in range(self._expect("list"))])
         dtype = _dtypes.named(self._text(self._expect("text")))
         length = self._expect("bytes")
@@ -216,37 +228,37 @@ class _Reader:
         if len(sizes) > _MOST_DIMENSIONS or not all(
             type(size) is int and 0 <= size < 2**63 for size in sizes
         ):
-            raise self._source.damaged("a shape holds something else than sizes, or too many")
+            raise self._source.damaged("a shape has too many dimensions, or one that is not a size")
         return tuple(sizes)
 
     def _chunked(self, number: int) -> Array:
-        """The array whose mark has been read, as the name of a dict's first entry."""
+        """Read an array in chunks, after its mark, which is the key of a dict's first entry."""
         is_marked = number == 3 and self._header() == ("value", True)
         if not is_marked or self._text(self._expect("text")) != "shape":
             raise self._source.damaged("an array in chunks has no shape")
         shape = self._sizes([self._numbered(i, "value") for i in range(self._expect("map"))])
         if self._text(self._expect("text")) != "chunks":
             raise self._source.damaged("an array in chunks has no chunks")
-        flat, done = np.empty(0), 0
+        flat, filled = np.empty(0), 0
         for i in range(self._expect("map")):
             end = self._numbered(i, "extension") + self._source.position + 1
             if self._source.take(1)[0] != _ARRAY:
-                raise self._source.damaged("a chunk is no array")
+                raise self._source.damaged("a chunk is not an array")
             (size,), dtype = self._array_header()
             if i == 0:
                 self._source.check(math.prod(shape) * dtype.itemsize)
                 flat = np.empty(math.prod(shape), dtype)
-            if dtype != flat.dtype or size > flat.size - done:
+            if dtype != flat.dtype or size > flat.size - filled:
                 raise self._source.damaged("the chunks of an array do not fit together")
-            self._source.fill(flat[done : done + size])
-            done += size
+            self._source.fill(flat[filled : filled + size])
+            filled += size
             if self._source.position != end:
-                raise self._source.damaged("a chunk does not fill the space that it announced")
-        if done != math.prod(shape) or not done:
+                raise self._source.damaged("a chunk does not have the announced length")
+        if filled != math.prod(shape) or not filled:
             raise self._source.damaged("the chunks of an array do not fit together")
         return flat.reshape(shape)
 
     def _numbered(self, i: int, kind: str) -> Any:
         if self._text(self._expect("text")) != str(i):
-            raise self._source.damaged("the parts of an array in chunks are not numbered")
+            raise self._source.damaged("the parts of an array in chunks are not numbered in order")
         return self._expect(kind)

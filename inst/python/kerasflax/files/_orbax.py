@@ -1,4 +1,4 @@
-"""Orbax checkpoints: directories, written and read by the package."""
+"""Orbax checkpoints: directories, which the orbax-checkpoint package writes and reads."""
 
 from __future__ import annotations
 
@@ -21,56 +21,72 @@ from ._source import Progress, needed
 PyTree = Any
 
 _MARK = "_METADATA"
-# What Orbax makes one name of the names above an array with.
+# Orbax joins the names above an array with it.
 _JOINT = "."
-# Orbax's writers wait for each other by a name that writers of other threads use as well.
+# Orbax's writers coordinate through a name that is not unique to a thread.
 _ONE_AT_A_TIME = threading.RLock()
 _PURPOSE = (
-    "An Orbax checkpoint, which is what a path without `.msgpack` or `.safetensors` stands for,"
+    "An Orbax checkpoint, the format of a path without the suffix `.msgpack` or `.safetensors`,"
 )
 
-# Orbax reads what it is asked for at once, and needs twice its size meanwhile. Asking costs some 40 ms.
+# Bytes to request at once. Orbax reads a whole request at once and needs twice its size while it
+# reads. A request takes about 40 ms.
 _BATCH = 2**25
-# What an array is written in. Without it an array is one chunk, and reading that takes its size twice: as it lies, and opened.
+# Bytes of one chunk of an array. Without this limit an array is a single chunk, and reading it
+# takes twice its size, compressed and decompressed.
 _CHUNK = 2**25
-# A compressor makes at most so much of a byte; a checkpoint that claims more lies.
+# The largest factor by which a compressor shrinks data. A checkpoint that claims more is damaged.
 _MOST_COMPRESSION = 2**16
-# How often a checkpoint is read that others replace while it is read.
+# How often to read a checkpoint again if others replace it during the read.
 _MOST_TRIES = 10
 
 
 def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
-    """Write nested dicts of arrays; by path, too, what they hold.
+    """Write nested dicts of arrays.
+
+    Args:
+        tree: The nested dicts.
+        named: The arrays in them, by path.
+        path: The directory to create.
 
     Raises:
-        OSError: Orbax cannot write the folder.
-        VariablesError: The format has no place for a name or array.
+        OSError: Orbax cannot write the directory.
+        PackageError: Orbax or TensorStore is not installed.
+        VariablesError: The format cannot hold a name or an array.
     """
     orbax = needed("orbax.checkpoint", "orbax-checkpoint", _PURPOSE)
     tensorstore = needed("tensorstore", "tensorstore", _PURPOSE)
-    problems = []
+    advice = "Write a `.msgpack` file."
+    if not named:
+        raise VariablesError("An Orbax checkpoint must hold at least one array.", advice=advice)
+    problems = {}
     for name, array in named.items():
+        reasons = []
         try:
             tensorstore.dtype(array.dtype.name)
         except (TypeError, ValueError):
-            problems.append(f"  {name}: {array.dtype}")
+            reasons.append(f"has the dtype {array.dtype}")
         if not array.size:
-            problems.append(f"  {name}: no elements, shape {array.shape}")
+            reasons.append(f"has no elements, its shape is {array.shape}")
+        if reasons:
+            problems[name] = " and ".join(reasons)
     leaves = list(_limits.names_of_leaves(tree))
-    # Some versions of Orbax lose such a weight.
-    problems += [f"  {SEPARATOR.join(names)!r}: no name" for names in leaves if not _joined(names)]
-    if problems or not named:
+    # Some versions of Orbax lose a weight without a name.
+    problems |= {
+        repr(SEPARATOR.join(names)): "has no name for Orbax"
+        for names in leaves
+        if not _joined(names)
+    }
+    if problems:
         raise VariablesError(
-            "Orbax does not store such arrays:\n"
-            + "\n".join(problems or ["  none at all"])
-            + "\nWrite `.msgpack`."
+            "An Orbax checkpoint cannot hold these weights.", problems=problems, advice=advice
         )
     twins = _twins(leaves)
     if twins:
         raise VariablesError(
-            f"Orbax joins names by {_JOINT!r} and would keep one of two weights:\n"
-            + "\n".join(f"  {' and '.join(map(repr, pair))}" for pair in twins)
-            + "\nWrite `.msgpack`."
+            f"Orbax joins names with {_JOINT!r}, and would keep only one of two weights.",
+            problems=_problems_of_twins(twins),
+            advice=advice,
         )
     try:
         with _ONE_AT_A_TIME, orbax.StandardCheckpointer() as checkpointer:
@@ -79,12 +95,12 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
     except OSError:
         raise
     except Exception as error:
-        # Orbax and TensorStore have errors of any class, if the disk is full.
-        raise OSError(_first_line(error)) from error
+        # If the disk is full, Orbax and TensorStore raise exceptions of any class.
+        raise OSError(_limits.first_line(error)) from error
 
 
 def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
-    """Pairs of weights, by path, that Orbax keeps under one name."""
+    """Find pairs of weights, by path, that have the same name in Orbax."""
     first: dict[str, str] = {}
     twins = []
     for names in leaves:
@@ -95,22 +111,27 @@ def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     return twins
 
 
+def _problems_of_twins(twins: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {repr(path): f"has the same name in Orbax as {other!r}" for other, path in twins}
+
+
 def _joined(names: Sequence[str]) -> str:
-    """The one name of a weight: TensorStore leaves out separators at an end of it, and those that follow another."""
+    """The single name of a weight in Orbax.
+
+    TensorStore drops separators at either end of it, and repeated ones.
+    """
     return SEPARATOR.join(part for part in _JOINT.join(names).split(SEPARATOR) if part)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
-    """Read nested dicts of arrays, without being told what to expect.
+    """Read nested dicts of arrays, of any structure.
 
-    A checkpoint that has been replaced meanwhile is read again, so that what is returned is of one of them.
+    If the checkpoint is replaced during the read, it is read again, so that all arrays come from
+    the same one.
 
     Raises:
         FileError: The directory holds no checkpoint, or a damaged one.
+        PackageError: Orbax is not installed.
     """
     for _ in range(_MOST_TRIES):
         _replace.finish(Path(os.path.realpath(path)))
@@ -123,11 +144,11 @@ def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
             continue
         if _identity(path) == before:
             return tree
-    raise FileError(f"{str(path)!r} is replaced again and again while it is read.")
+    raise FileError(f"{str(path)!r} was replaced {_MOST_TRIES} times while it was read.")
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What no two checkpoints at a path have in common."""
+    """Values that differ between any two checkpoints at a path."""
     try:
         return tuple(n for each in (path, path / _MARK) for n in _identity_of(os.stat(each)))
     except OSError:
@@ -141,13 +162,11 @@ def _identity_of(status: os.stat_result) -> tuple[int, int, int]:
 def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
     if not is_checkpoint(path):
         inside = sorted(str(mark.parent) for mark in _marks(path))
-        hint = (
-            f"There are checkpoints in it: {', '.join(inside[:5])}."
-            if inside
-            else "Give the directory that Orbax wrote the tree into."
-        )
         raise FileError(
-            f"{str(path)!r} is a directory that is no Orbax checkpoint (it has no `{_MARK}`).\n{hint}"
+            f"{str(path)!r} is a directory without an Orbax checkpoint: it has no `{_MARK}`.",
+            advice=f"Give one of the checkpoints in it: {', '.join(inside[:5])}."
+            if inside
+            else "Give the directory into which Orbax wrote the tree.",
         )
     orbax = needed("orbax.checkpoint", "orbax-checkpoint", _PURPOSE)
     try:
@@ -156,7 +175,8 @@ def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
         raise
     except Exception as error:
         raise FileError(
-            f"{str(path)!r} is damaged, or an Orbax checkpoint of another kind: {_limits.printable(str(error))}"
+            f"{str(path)!r} is damaged, or is an Orbax checkpoint of another kind:"
+            f" {_limits.first_line(error)}"
         ) from error
 
 
@@ -166,18 +186,18 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _marks(path: Path) -> Iterator[Path]:
-    """In a directory of steps (as a `CheckpointManager` makes it), where its checkpoints are."""
+    """Find the checkpoints in a directory of steps, like those of a `CheckpointManager`."""
     yield from path.glob(f"*/{_MARK}")
     yield from path.glob(f"*/*/{_MARK}")
 
 
 def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree]:
-    present = _present(path)
+    size = _size(path)
     with _ONE_AT_A_TIME, orbax.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise FileError(
-                f"{str(path)!r} is damaged: a file in it is missing, or cannot be read."
+                f"{str(path)!r} is damaged: one of its files is missing or cannot be read."
             )
         problem = _limits.problem_of_tree(metadata.tree)
         if problem:
@@ -186,16 +206,17 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
         twins = _twins(_limits.names_of_leaves(metadata.tree))
         if twins:
             raise FileError(
-                f"{str(path)!r} has one array for two weights: {' and '.join(map(repr, twins[0]))}."
+                f"{str(path)!r} has one array for two weights.", problems=_problems_of_twins(twins)
             )
         sizes = [_bytes(entry) for entry in known]
-        if sum(sizes) > _MOST_COMPRESSION * present:
+        total = sum(sizes)
+        if total > _MOST_COMPRESSION * size:
             raise FileError(
-                f"{str(path)!r} is damaged: {present} bytes cannot hold arrays of {sum(sizes)} bytes."
+                f"{str(path)!r} is damaged: {size} bytes cannot hold arrays of {total} bytes."
             )
         if any(_is_overfilled(entry) for entry in known):
             raise FileError(
-                f"{str(path)!r} is damaged: a chunk of an array is announced to be larger than the array."
+                f"{str(path)!r} is damaged: a chunk of an array is larger than the array itself."
             )
         as_numpy = jax.tree.unflatten(
             treedef, [orbax.RestoreArgs(restore_type=np.ndarray)] * len(known)
@@ -209,13 +230,17 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
             restored = jax.tree.leaves(checkpointer.restore(path, args=arguments))
             arrays += [restored[i] for i in batch]
             if progress:
-                progress(sum(sizes[: batch.stop]), sum(sizes))
+                progress(sum(sizes[: batch.stop]), total)
         tree: dict[str, PyTree] = jax.tree.unflatten(treedef, arrays)
         return tree
 
 
-def _present(path: Path) -> int:
-    """The bytes that are there, once nothing is there that has no end."""
+def _size(path: Path) -> int:
+    """Add up the bytes of all files in a directory.
+
+    Raises:
+        FileError: Something in it is not a regular file, and reading it might never end.
+    """
     total = 0
     folders = [path]
     while folders:
@@ -224,11 +249,12 @@ def _present(path: Path) -> int:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                     continue
-                # A link to a file may be: caches of downloads consist of them. One to a folder may lead anywhere.
+                # Links to files are accepted, because download caches consist of them. A link to a
+                # folder could lead anywhere.
                 size = _size_of(entry)
                 if size is None:
                     inside = os.path.relpath(entry.path, path)
-                    raise FileError(f"{str(path)!r} is damaged: {inside!r} in it is no file.")
+                    raise FileError(f"{str(path)!r} is damaged: {inside!r} in it is not a file.")
                 total += size
     return total
 
@@ -243,9 +269,9 @@ def _size_of(entry: os.DirEntry[str]) -> int | None:
 
 
 def _is_overfilled(entry: Any) -> bool:
-    """Whether chunks are larger than their array: they would be allocated whole."""
+    """Whether the chunks of an array are larger than the array; a reader would allocate them."""
     chunk = getattr(getattr(entry, "storage", None), "chunk_shape", None) or ()
-    return any(size > max(whole, 1) for size, whole in zip(chunk, entry.shape or (), strict=False))
+    return any(size > max(most, 1) for size, most in zip(chunk, entry.shape or (), strict=False))
 
 
 def _bytes(entry: Any) -> int:

@@ -1,4 +1,4 @@
-"""Weights of a file under other names, and what became of them."""
+"""Renaming the weights of a file, and a report of the result."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .. import _host
 from .._errors import ArgumentError
 
 Rename = Mapping[str, "str | None"] | Callable[[str], "str | None"]
-# Of each path in a file where it goes, None for nowhere.
+# From a path in a file to its new path, or None if the weight is left out.
 Targets = Mapping[str, "str | None"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the weights in a file.
+    """How the weights in a file were assigned.
 
     Attributes:
-        mapped: Where each path of the file went.
-        left_over: Paths of the file that went nowhere.
-        missing: Paths of `like` that got nothing.
+        mapped: From each used path of the file to its new path.
+        left_over: Paths of the file that were not used.
+        missing: Paths of `like` that received no weight.
     """
 
     mapped: Mapping[str, str]
@@ -29,7 +30,7 @@ class Report:
 
     @classmethod
     def of(cls, targets: Targets, expected: Iterable[str]) -> Report:
-        """What becomes of paths where others are expected."""
+        """Report how targets match the expected paths."""
         wanted = dict.fromkeys(expected)
         mapped = {old: new for old, new in targets.items() if new is not None and new in wanted}
         filled = set(mapped.values())
@@ -38,35 +39,39 @@ class Report:
 
     def __str__(self) -> str:
         renamed = [f"{old} -> {new}" for old, new in self.mapped.items() if old != new]
-        parts = (
-            (f"Mapped (and {len(self.mapped) - len(renamed)} as they were)", renamed),
-            ("Left over", self.left_over),
-        )
-        lists = [(title, paths) for title, paths in (*parts, ("Missing", self.missing)) if paths]
+        sections = {
+            f"Mapped (and {len(self.mapped) - len(renamed)} unchanged)": renamed,
+            "Left over": self.left_over,
+            "Missing": self.missing,
+        }
         lines = [
-            "\n".join([f"{title}:", *(f"  {path}" for path in paths)]) for title, paths in lists
+            "\n".join([f"{title}:", *(f"  {path}" for path in paths)])
+            for title, paths in sections.items()
+            if paths
         ]
         if not renamed:
             paths = [*self.mapped, *self.left_over]
             lines.insert(
                 0,
-                f"No name was changed: none of {len(paths)} fits, such as {', '.join(paths[:5])}.",
+                f"No name was changed. The file has {len(paths)} paths, such as"
+                f" {', '.join(paths[:5])}.",
             )
         return "\n".join(lines)
 
 
-def renaming(rename: Rename | None) -> Callable[[str], str | None]:
-    """The function from path to path that a user has described.
+def rename_function(rename: Rename | None) -> Callable[[str], str | None]:
+    """Convert a `rename` argument to a function from path to path.
 
     Raises:
-        ArgumentError: It is no function, and no dict from regular expressions to replacements.
+        ArgumentError: It is neither a function nor a dict from regular expressions to replacements.
     """
     if rename is None:
         return lambda path: path
     if not isinstance(rename, Mapping):
         if not callable(rename):
             raise ArgumentError(
-                f"`rename` must be a dict from patterns to replacements, or a function, got {rename!r}."
+                f"`rename` must be {_host.word('dict')} from patterns to replacements,"
+                f" or a function, got {rename!r}."
             )
         return rename
     try:
@@ -90,10 +95,10 @@ def renaming(rename: Rename | None) -> Callable[[str], str | None]:
 
 
 def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Targets:
-    """Of each path where it goes, None for nowhere.
+    """Rename each path.
 
     Raises:
-        ArgumentError: Two go to one place, or the new path is none.
+        ArgumentError: A new path is not a path, or two weights get the same path.
     """
     targets: dict[str, str | None] = {}
     sources: dict[str, str] = {}
@@ -103,7 +108,8 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
             continue
         if not isinstance(new, str) or not (new or new == old):
             raise ArgumentError(
-                f"`rename` must give a path, or None to leave a weight out; for {old!r} it gave {new!r}."
+                f"`rename` must return a path, or {_host.word('none')} to leave a weight out;"
+                f" for {old!r} it returned {new!r}."
             )
         if new in sources:
             raise ArgumentError(
@@ -113,13 +119,13 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
     return targets
 
 
-def shown(targets: Targets) -> str:
-    """What to say of other names where something does not fit."""
+def rename_advice(targets: Targets) -> str:
+    """Advise how to fix names that do not fit, with the changes that `rename` has made."""
     renamed = [
         f"  {old} -> {new}" for old, new in targets.items() if new is not None and old != new
     ]
     return (
-        "\n".join(["Renamed have been:", *renamed])
+        "\n".join(["Check `rename`, which changed these paths:", *renamed])
         if renamed
-        else "Where names alone differ, `rename` can map them."
+        else "If only the names differ, map them with `rename`."
     )

@@ -1,14 +1,20 @@
-"""Files and folders that take the place of older ones: at every instant the old one or the new one is there, whole.
+"""Replace a file or folder in one step, so that either the old or the new one is always there.
 
-What is new is written in a folder of its own beside its place, the staging folder, and moved into place by one call of the
-system. A file replaces another by `rename`; a folder exchanges names with another (`renameat2`, on macOS `renamex_np`).
+A writer creates a folder of its own next to the path, the staging folder, writes the new file or
+folder in it, and moves the result into place with one system call. A file replaces the old one by
+`rename`. A folder exchanges names with the old one (`renameat2`; on macOS `renamex_np`).
 
-Where the system or the file system has no such exchange, a folder takes two calls: the old one moves to `old` in the staging
-folder, then `new` takes its place. A process that ends between the two leaves the path empty, and `old` and `new` side by
-side. These two names are the journal: `finish` does the second call, for the next reader or writer of the path.
+If the system or the file system has no exchange, replacing a folder takes two calls: the writer
+moves the old folder to `old` in the staging folder, then moves `new` to the path. If its process
+ends between the two, nothing is at the path, and the staging folder holds both `old` and `new`.
+These two names are the journal: the next reader or writer of the path calls `finish`, which makes
+the second call.
 
-A writer holds a lock on its staging folder, which the system drops when the process ends, however it ends. What has no lock is
-left over from a killed writer, and the next writer of the same path removes it.
+A writer locks its staging folder, and the system releases the lock when the process ends, no matter
+how. A staging folder without a lock is left over from a killed writer, and the next writer of the
+same path removes it.
+
+This file imports nothing from the package, because the tests load it on its own.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows, which does not let a file go that somebody has open.
+except ImportError:  # Windows, which does not delete a file while it is open.
     fcntl = None  # type: ignore[assignment]
 
 _NEW, _OLD, _DONE, _LOCK = "new", "old", "done", "lock"
@@ -35,13 +41,20 @@ _NEW, _OLD, _DONE, _LOCK = "new", "old", "done", "lock"
 
 @contextlib.contextmanager
 def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Give a name under which to write a file or folder, which takes the path's place if nothing went wrong.
+    """Yield a name to write a file or folder to, and then move it to the path.
 
-    Until then what is there stays as it is. What killed writers of the same path have left is removed.
+    If the block raises, the path stays as it is. What killed writers of the same path have left
+    over is removed.
 
     Args:
-        path: The path, without links.
-        suffix: How the name must end.
+        path: The path, with symbolic links resolved.
+        suffix: The suffix of the name.
+
+    Yields:
+        A name in a new folder next to the path. Nothing exists under that name.
+
+    Raises:
+        OSError: The file or folder cannot be moved to the path.
     """
     _clean(path)
     folder, lock = _staged(path)
@@ -66,8 +79,9 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def finish(path: Path) -> None:
-    """Put the new folder in its place for a writer that has moved the old one away and could do no more."""
-    # Only a folder can be missing, and the newest of several journals is right: the others' folders were in place before it.
+    """Move the new folder into place if a killed writer had already moved the old one away."""
+    # Only a folder can be missing. Of several journals the newest is right, because the folders of
+    # the older ones had been in place before its own.
     for folder in sorted(_staging_folders(path), key=_time_of, reverse=True):
         if os.path.lexists(path):
             return
@@ -75,22 +89,24 @@ def finish(path: Path) -> None:
 
 
 def _finish(folder: Path, path: Path) -> None:
-    # Of an old folder alone the writer had done everything: who has removed the new one since does not want the old one.
+    # If only `old` is there, the writer did move the new folder into place, and somebody removed it
+    # later. The old one must not come back.
     if not (os.path.lexists(folder / _OLD) and os.path.lexists(folder / _NEW)):
         return
     for name in (_NEW, _OLD):
-        # Another process may do the same at the same time: one of the two succeeds.
+        # If another process does the same at the same time, one of the two succeeds.
         with contextlib.suppress(OSError):
             os.rename(folder / name, path)
             _sync_folder(path.parent)
             return
 
 
-# Staging folders --------------------------------------------------------------------------------------------------------
+# Staging folders ----------------------------------------------------------------------------------
 
 
 def _prefix(path: Path) -> str:
-    # Short, since names have a limit; the digest tells paths apart that begin alike.
+    # Names have a maximum length, so the prefix is short. The digest distinguishes paths that begin
+    # with the same characters.
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     return f".{path.name[:32]}.{digest}."
 
@@ -101,7 +117,7 @@ def _staging_folders(path: Path) -> list[Path]:
         with os.scandir(path.parent) as entries:
             return [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
     except OSError:
-        # A folder that may be written and not listed, or none: writing says so.
+        # The parent cannot be listed, or is not a folder; writing will raise if it cannot proceed.
         return []
 
 
@@ -113,19 +129,28 @@ def _time_of(folder: Path) -> int:
 
 
 def _staged(path: Path) -> tuple[Path, IO[bytes]]:
-    """Make a staging folder and lock it."""
+    """Create a staging folder and lock it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-        # Another writer may take the folder for a left-over before it is locked.
+        # Before the lock, another writer may remove the folder as left over; then create another.
         lock = _locked(folder, is_own=True)
         if lock is not None:
             return folder, lock
 
 
 def _locked(folder: Path, *, is_own: bool) -> IO[bytes] | None:
-    """Lock a staging folder until the result is closed; None if another process holds it or it is gone.
+    """Lock a staging folder until the returned file is closed.
 
-    A file system without locks cannot tell whether a writer lives: there one's own folder counts as locked, and no other does.
+    On a file system without locks nobody can tell whether a writer is alive. A writer's own folder
+    then counts as locked, and the folder of any other writer cannot be locked.
+
+    Args:
+        folder: The staging folder.
+        is_own: Whether the caller has created it.
+
+    Returns:
+        The open lock file; None if another writer, in this process or another, holds the lock, or
+        if the folder is gone.
     """
     file = folder / _LOCK
     if fcntl is None and not is_own:
@@ -152,7 +177,7 @@ def _locked(folder: Path, *, is_own: bool) -> IO[bytes] | None:
 
 
 def _clean(path: Path) -> None:
-    """Finish, then remove, what killed writers of a path have left."""
+    """Finish the work of killed writers of a path, then remove what they have left over."""
     if not os.path.lexists(path):
         finish(path)
     for folder in _staging_folders(path):
@@ -161,20 +186,24 @@ def _clean(path: Path) -> None:
             if lock is not None:
                 with lock:
                     _discard(folder, path)
-                    # A writer that has made this folder, and has not locked it yet, finds it gone and makes another.
+                    # A writer that has created this folder but not locked it yet will find it gone,
+                    # and create another.
                     _remove(folder)
-                # Where an open file cannot be removed.
+                # Once more, for systems that cannot delete an open file.
                 _remove(folder)
 
 
 def _discard(folder: Path, path: Path) -> None:
-    """Remove what a staging folder holds, unless it is the last of its kind; the lock stays, to be held until then."""
+    """Remove the contents of a staging folder, except for the lock file, which is still in use.
+
+    If nothing can be moved to the path, the contents stay: they are the only copy.
+    """
     if os.path.lexists(folder / _OLD):
         if not os.path.lexists(path):
             _finish(folder, path)
         if not os.path.lexists(path):
             return
-        # From here on nobody takes what is left for a journal.
+        # Without `old` the folder is no longer a journal.
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder / _OLD, folder / _DONE)
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -187,19 +216,19 @@ def _discard(folder: Path, path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a staging folder that is empty but for its lock."""
+    """Remove a staging folder if it holds nothing but its lock file."""
     with contextlib.suppress(OSError):
         if not set(os.listdir(folder)) - {_LOCK}:
             (folder / _LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 
-# One call of the system -------------------------------------------------------------------------------------------------
+# System calls -------------------------------------------------------------------------------------
 
 
 def _replace_folder(new: Path, path: Path, old: Path) -> None:
     try:
-        # Does what is wanted where nothing is, or an empty folder.
+        # Enough if nothing is at the path, or an empty folder.
         os.rename(new, path)
         return
     except OSError as error:
@@ -213,7 +242,8 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
     try:
         os.rename(new, path)
     except OSError:
-        # Either a reader has been faster, or another writer, whose folder then counts as the later one.
+        # If something is at the path, a reader has finished this writer's work, or another writer
+        # was faster, and its folder counts as the later one.
         if not os.path.lexists(path):
             if os.path.lexists(old):
                 os.rename(old, path)
@@ -221,13 +251,13 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders at once, or return False where that cannot be done."""
+    """Exchange the names of two folders in one step; return False if the system cannot do so."""
     call = _exchange()
     return call is not None and call(os.fsencode(one), os.fsencode(other)) == 0
 
 
 def _exchange() -> Callable[[bytes, bytes], int] | None:
-    """The system's call that exchanges two names; it returns 0 if it has done so."""
+    """The system call that exchanges two names and returns 0 on success; None if there is none."""
     try:
         if sys.platform == "darwin":
             renamex_np = ctypes.CDLL(None).renamex_np
@@ -237,15 +267,15 @@ def _exchange() -> Callable[[bytes, bytes], int] | None:
             here = ctypes.c_int(-100)
             return lambda one, other: renameat2(here, one, here, other, ctypes.c_uint(2))
     except (AttributeError, OSError):
-        # A library of C that is older than the call, or has not got it.
+        # The C library does not have the call.
         pass
     return None
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder and all in it, to its disk."""
+    """Flush a file, or a folder and everything in it, to the disk."""
     if not path.is_dir():
-        # Windows asks for a file that may be written.
+        # Windows flushes only files that are open for writing.
         descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -259,7 +289,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the system write the names in a folder to its disk, where it knows how to."""
+    """Flush the names in a folder to the disk, if the system supports it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

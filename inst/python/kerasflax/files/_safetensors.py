@@ -1,8 +1,10 @@
-"""Files of safetensors: the package checks a file's header and writes files; the arrays are read here.
+"""Safetensors files: the package checks the header and writes files; this file reads the arrays.
 
-The package's own reading maps the file into memory and copies it, which counts twice, and it knows no 8-bit floats in NumPy.
-It opens the file by its name: what it has checked may be another file than the one that is read, so that all of the header is
-checked here as well.
+The package itself reads by mapping the file into memory and copying it, which counts twice, and its
+NumPy interface does not support 8-bit floats.
+
+The package opens the file by name, so the file it has checked may not be the file that is read
+here. Therefore this file checks the whole header again.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
         "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     }.items()
 }
-# As the package has it.
+# The package's own limit.
 _LONGEST_HEADER = 10**8
-# Whose files name tied weights in their metadata: those of PyTorch, which need not say so.
-_NAMING_TIES = ("pt", None)
+# PyTorch's files list tied weights in their metadata. Their `format` is "pt", or missing.
+_TIED_FORMATS = ("pt", None)
 _FORMAT = "format"
 _Entry = tuple[str, list[int], list[int]]
 
@@ -56,54 +58,57 @@ def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) 
     """Write arrays by path.
 
     Raises:
-        ArgumentError: A text in the metadata would be taken for something else.
+        ArgumentError: An entry of the metadata would be read as a tied weight.
         OSError: The package cannot write the file.
         VariablesError: The format has no place for a name or dtype.
     """
     package = needed("safetensors.numpy", "safetensors", "A `.safetensors` file")
     errors = needed("safetensors", "safetensors", "A `.safetensors` file")
-    unknown = [
-        f"  {path}: {array.dtype}"
+    problems = {
+        _limits.printable(path): f"has the dtype {array.dtype}"
         for path, array in arrays.items()
         if array.dtype not in _DTYPES.values()
-    ]
-    if unknown or _METADATA in arrays:
+    }
+    if _METADATA in arrays:
+        problems[_METADATA] = "the format reserves this name"
+    if problems:
         raise VariablesError(
-            "A `.safetensors` file does not hold weights of these dtypes:\n"
-            + "\n".join(unknown)
-            + "\nWrite `.msgpack`."
-            if unknown
-            else f"A `.safetensors` file has another use for the name {_METADATA!r}.\nWrite `.msgpack`."
+            "A `.safetensors` file cannot hold these weights.",
+            problems=problems,
+            advice="Write a `.msgpack` file.",
         )
-    # "flax", since some readers ask by what the file was written.
+    # Some readers check which framework wrote the file.
     metadata = {_FORMAT: "flax", **metadata}
     ties = _ties(metadata, arrays)
     if ties:
         raise ArgumentError(
-            "In `metadata` a text that is the path of a weight makes its name a tied weight, in a file of PyTorch:\n"
-            + "\n".join(f"  {name}: {kept}" for name, kept in ties.items())
-            + "\nGive another text, or leave `format` out."
+            'In a file whose `format` is "pt", an entry of `metadata` that is the path of a weight'
+            " names a tied weight.",
+            problems={name: f"is the path {kept!r}" for name, kept in ties.items()},
+            advice="Give the entry another text, or leave `format` out.",
         )
-    # Newer versions of the package make files that their owner alone can read.
+    # Newer versions of the package create files that only their owner can read.
     path.touch()
     mode = path.stat().st_mode
-    # The package writes memory as it lies, whatever its order.
+    # The package writes the bytes in memory order, which must be C order.
     rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
         package.save_file(rows, path, metadata)
     except errors.SafetensorError as error:
-        # The package has no other error, if the disk is full.
+        # The package has no other class for errors such as a full disk.
         raise OSError(str(error)) from error
     path.chmod(mode)
 
 
 def read(source: Source) -> dict[str, Array]:
-    """Read arrays by the names that they have in the file.
+    """Read arrays by their names in the file.
 
-    Of tied weights a file of PyTorch may hold one, and name the others in its metadata: they become the same array.
+    A file of PyTorch may hold one of several tied weights and list the others in its metadata. All
+    their names then refer to the same array.
 
     Raises:
-        FileError: The file is damaged, or no safetensors file.
+        FileError: The file is damaged, or is not a safetensors file.
+        PackageError: safetensors is not installed.
     """
     package = needed("safetensors", "safetensors", "A `.safetensors` file")
     path = source.path
@@ -111,15 +116,18 @@ def read(source: Source) -> dict[str, Array]:
         with package.safe_open(path, framework="np"):
             pass
     except package.SafetensorError as error:
-        raise FileError(f"{str(path)!r} is damaged, or no safetensors file: {error}.") from error
-    header, metadata = _header(source)
-    if not _DTYPES.keys() >= {dtype for dtype, _, _ in header.values()}:
-        unknown = [
-            f"  {name}: {dtype}" for name, (dtype, _, _) in header.items() if dtype not in _DTYPES
-        ]
         raise FileError(
-            f"{str(path)!r} holds weights of dtypes that NumPy does not have:\n"
-            + "\n".join(unknown)
+            f"{str(path)!r} is damaged, or is not a safetensors file: {error}."
+        ) from error
+    header, metadata = _header(source)
+    unknown = {
+        _limits.printable(name): f"has the dtype {_limits.printable(dtype)}"
+        for name, (dtype, _, _) in header.items()
+        if dtype not in _DTYPES
+    }
+    if unknown:
+        raise FileError(
+            f"{str(path)!r} holds weights with dtypes that NumPy does not have.", problems=unknown
         )
     end, arrays = 0, {}
     ordered = sorted(header.items(), key=lambda item: item[1][2])
@@ -127,25 +135,25 @@ def read(source: Source) -> dict[str, Array]:
         begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
         if offsets != [begin, end]:
             raise source.damaged(
-                f"{name!r} lies at the bytes {offsets}, where {[begin, end]} are expected"
+                f"{name!r} has the offsets {offsets}, but {[begin, end]} are expected"
             )
     if end != source.size - source.position:
         raise source.damaged(
-            f"{source.size - source.position} bytes follow, where {end} are announced"
+            f"{source.size - source.position} bytes follow its header, which announces {end}"
         )
     for name, (dtype, shape, _) in ordered:
         try:
             array = arrays[name] = np.empty(shape, _DTYPES[dtype])
         except (ValueError, OverflowError) as error:
-            raise source.damaged(f"{name!r} has a shape that no array has: {error}") from error
+            raise source.damaged(f"{name!r} has a shape that no array can have: {error}") from error
         source.fill(array)
     tied = {name: arrays[kept] for name, kept in _ties(metadata, arrays).items()}
     return {name: arrays[name] for name in header} | tied
 
 
 def _ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Of each weight that a file names in its metadata alone, the weight that it is."""
-    if metadata.get(_FORMAT) not in _NAMING_TIES:
+    """Find tied weights: from each name that only the metadata has to the weight it refers to."""
+    if metadata.get(_FORMAT) not in _TIED_FORMATS:
         return {}
     named = {
         name: kept for name, kept in metadata.items() if name != _FORMAT and name not in arrays
@@ -154,7 +162,7 @@ def _ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict[str,
 
 
 def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """Dtype, shape and place of each array, and the metadata; the arrays come next."""
+    """Read the dtype, shape and offsets of each array, and the metadata."""
     length = int.from_bytes(source.take(8), "little")
     if length > _LONGEST_HEADER:
         raise source.damaged(f"its header has {length} bytes")
@@ -166,7 +174,7 @@ def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
             isinstance(metadata, dict)
             and all(isinstance(part, str) for item in metadata.items() for part in item)
         ):
-            raise ValueError("its metadata are no texts")
+            raise ValueError("its metadata is not all text")
         entries = {name: _entry(name, entry) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise source.damaged(f"its header cannot be read: {error}") from error
@@ -178,19 +186,19 @@ def _header(source: Source) -> tuple[dict[str, _Entry], dict[str, str]]:
 
 def _entry(name: str, entry: Any) -> _Entry:
     if not name.isascii():
-        # Lone surrogates, which JSON can write, are in no name that others read.
+        # Raises for lone surrogates, which JSON can hold but other readers refuse.
         name.encode()
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    # Whether the numbers fit is said where the array is made.
+    # `read` checks whether the numbers agree.
     are_sizes = (
         type(shape) is list
         and {int}.issuperset(map(type, shape))
         and list(map(type, offsets)) == [int, int]
     )
     if not are_sizes or type(dtype) is not str:
-        raise ValueError(f"{name!r} has no dtype, shape and offsets")
+        raise ValueError(f"{name!r} does not have a dtype, a shape and offsets")
     return dtype, shape, offsets
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number of JSON")

@@ -1,4 +1,4 @@
-"""Files that are read in pieces, and what files of other programs look like."""
+"""Reading a file with checked lengths, and recognizing files of other programs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from .. import _host
 from .._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
 
-# What is read at once: between two pieces progress is shown.
+# Bytes read at once. Progress is reported between two pieces.
 _PIECE = 2**24
 
 
 class Source:
-    """A file that is read from its beginning to its end, every length checked against what is left of it.
+    """A file that is read from start to end.
+
+    Each length is checked against the bytes that remain before it is used.
 
     Attributes:
-        path: The file's path, for messages.
-        size: Its size in bytes.
-        position: How many bytes have been read.
+        path: The path of the file, for messages.
+        size: The size of the file in bytes.
+        position: The number of bytes that have been read.
     """
 
     def __init__(self, file: BufferedReader, path: Path, progress: Progress | None = None) -> None:
@@ -37,24 +40,24 @@ class Source:
         self.position = 0
         self._file = file
         self._progress = progress
-        self._shown = -1
+        self._reported = -1
 
     def head(self) -> bytes:
-        """The first bytes of a file of which nothing has been read; they stay to be read."""
+        """Peek at the first bytes of the file, before anything has been read."""
         return self._file.peek(32)[:32]
 
     def take(self, number: int) -> bytes:
-        """The next bytes."""
+        """Read the next bytes."""
         self.check(number)
         data = self._file.read(number)
         self._advance(len(data), number)
         return data
 
     def fill(self, array: np.ndarray[Any, Any]) -> None:
-        """Read an array's bytes into its memory."""
+        """Read the bytes of an array into its memory."""
         size = array.nbytes
         self.check(size)
-        # As bytes, since not every dtype of `ml_dtypes` can be seen as a buffer.
+        # View it as bytes: some dtypes of `ml_dtypes` do not support the buffer protocol.
         data = array.reshape(-1).view(np.uint8).data
         if size <= _PIECE:
             self._advance(self._file.readinto(data), size)
@@ -64,56 +67,65 @@ class Source:
             self._advance(self._file.readinto(piece), len(piece))
 
     def skip_to(self, position: int) -> None:
-        """Go on at another position."""
+        """Continue at another position."""
         self._file.seek(position)
         self.position = position
 
     def check(self, number: int) -> None:
-        """Refuse a length that goes beyond the file's end."""
+        """Refuse a length that goes beyond the end of the file.
+
+        Raises:
+            FileError: Fewer than `number` bytes remain.
+        """
         left = self.size - self.position
         if number > left:
             raise self.damaged(
-                f"{number} more bytes are announced where {left} are left: it has been cut short, or its lengths lie"
+                f"it announces {number} more bytes, but {left} remain; it is truncated, or one of"
+                " its lengths is wrong"
             )
 
     def damaged(self, problem: str) -> FileError:
-        """An error that says what is wrong with the file, and where."""
+        """An error that says what is wrong with the file, and at which byte."""
         return FileError(f"{str(self.path)!r} is damaged at byte {self.position}: {problem}.")
 
     def _advance(self, number: int, wanted: int) -> None:
         self.position += number
         if number < wanted:
-            raise self.damaged("it has become shorter while it was read")
-        if self._progress and (self.position - self._shown >= _PIECE or self.position == self.size):
-            self._shown = self.position
+            raise self.damaged("it became shorter while it was read")
+        is_due = self.position - self._reported >= _PIECE or self.position == self.size
+        if self._progress and is_due:
+            self._reported = self.position
             self._progress(self.position, self.size)
 
 
 @contextlib.contextmanager
 def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
-    """Open a file to read all of it through one descriptor, so that what has been checked is what is read.
+    """Open a file to read it through a single descriptor, so that the bytes checked are those read.
 
     Raises:
-        FileError: It is no regular file, or has been changed meanwhile.
+        FileError: It is not a regular file, or it changed while it was read.
+        OSError: The system cannot open the file.
     """
-    # A pipe would wait for somebody to write into it.
+    # Without `O_NONBLOCK`, opening a pipe waits until another process writes to it.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise FileError(f"{str(path)!r} is no regular file.")
+            raise FileError(f"{str(path)!r} is not a regular file.")
         yield Source(file, path, progress)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise FileError(f"{str(path)!r} has been changed while it was read.\nRead it again.")
+            raise FileError(
+                f"{str(path)!r} was changed while it was read.", advice="Read it again."
+            )
 
 
 def named(path: Any) -> Path:
-    """The path that a user has named.
+    """Convert a user's argument to a path.
 
     Raises:
-        ArgumentError: It is no name of a file.
-        FileError: The system cannot have such a name.
+        ArgumentError: The argument is not the name of a file.
+        FileError: The file system cannot represent the name.
     """
     try:
         path = os.fsdecode(path)
@@ -125,7 +137,7 @@ def named(path: Any) -> Path:
         os.fsencode(path)
     except UnicodeEncodeError as error:
         raise FileError(
-            f"{path!r} is no name that a file can have here: {error.reason}."
+            f"{path!r} cannot be the name of a file on this system: {error.reason}."
         ) from error
     return Path(os.path.expanduser(path))
 
@@ -134,41 +146,40 @@ def needed(module: str, package: str, purpose: str) -> ModuleType:
     """Import a module of an optional package.
 
     Raises:
-        PackageError: It is not installed.
+        PackageError: The package is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise PackageError(
-            f"{purpose} needs the Python package {package!r}: {error}.\nInstall it: pip install {package}",
+            f"{purpose} requires the Python package {package!r}: {error}.",
+            advice=f"{_host.word('install', package)}.",
             name=package,
         ) from error
 
 
+SAFETENSORS = "a safetensors file"
 _MAGIC = {
-    b"PK\x03\x04": "a zip archive, as PyTorch's `.pt`, Keras's `.keras` and NumPy's `.npz` are",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras's `.weights.h5` is",
-    b"\x1f\x8b": "compressed by gzip; unpack it first",
-    b"\x93NUMPY": "an array of NumPy (`.npy`)",
-    b"GGUF": "a GGUF file, as llama.cpp reads it",
-    b"version https://git-lfs": "a pointer of Git LFS in the place of the file; fetch the file itself by `git lfs pull`",
-    b"<": "a web page; what was downloaded is not the file",
-    b"{": "text, JSON perhaps",
+    b"PK\x03\x04": "a zip archive, like PyTorch's `.pt`, Keras's `.keras` and NumPy's `.npz` files",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, like Keras's `.weights.h5` files",
+    b"\x1f\x8b": "compressed with gzip; decompress it first",
+    b"\x93NUMPY": "a NumPy array (`.npy`)",
+    b"GGUF": "a GGUF file, for llama.cpp",
+    b"version https://git-lfs": "a Git LFS pointer; download the file itself with `git lfs pull`",
+    b"<": "a web page; the download did not return the file itself",
+    b"{": "text, possibly JSON",
 } | {
-    bytes([0x80, protocol]): "a pickle of Python, which can run any code when it is read"
+    bytes([0x80, protocol]): "a Python pickle, which can run any code when it is read"
     for protocol in range(2, 6)
 }
 
 
 def kind_of(source: Source) -> str | None:
-    """What a file is by its first bytes, None where they do not tell."""
+    """Describe a file by its first bytes; None if they are not those of a known kind."""
     head = source.head()
     if not head:
         return "empty"
-    # A header's length, then the header.
+    # The length of the header, then the header.
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= source.size:
         return SAFETENSORS
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-
-
-SAFETENSORS = "a safetensors file"

@@ -1,8 +1,8 @@
-"""Models as StableHLO: one file that JAX runs without Keras, without Flax and without the code of any module.
+"""Models as StableHLO: a single file that JAX runs without Keras, Flax or the code of any module.
 
-The file is what `jax.export` serializes, and after it a mark and the SHA-256 of all before the digest. `jax.export` reads no
-further than what it has written, so that it reads the file as it is. JAX trusts what it reads: a changed byte can end the
-process, or give other numbers.
+The file is what `jax.export` serializes, followed by a mark and the SHA-256 of everything before
+the digest. `jax.export` ignores bytes after its own, so it reads the file unchanged. JAX trusts
+the bytes it reads: a changed byte can end the process or change the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _limits
+from .. import _host, _limits
 from .._errors import ArgumentError, FileError
 from . import _replace, _source
 
@@ -26,33 +26,36 @@ PyTree = Any
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
-_PURPOSE = "A file of StableHLO"
-# Its last character is the version of what follows.
+_PURPOSE = "A StableHLO file"
+# Its last character is the version of the digest.
 _MARK = b"\nkerasflax-sha256-1\n"
 
 
 def export_model(
     model: keras.Model, path: str | os.PathLike[str], *, platforms: Sequence[str] = _PLATFORMS
 ) -> None:
-    """Write what a model computes at inference, its weights included, as `jax.export` serializes it.
+    """Write the inference computation of a model, including its weights, as a StableHLO file.
 
-    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it, and does not look at the checksum at its end. Sizes
-    of the input that the model leaves open, the batch's above all, stay open.
+    `jax.export.deserialize(Path(path).read_bytes()).call(inputs)` runs it, and ignores the checksum
+    at the end of the file. Sizes that the input of the model leaves open, such as the batch size,
+    stay open.
 
     Args:
-        model: A model that knows its inputs: a functional one, or a Sequential one that has been built.
-        path: The file, which is written under a temporary name and takes its place when it is whole.
-        platforms: Where it shall run, as JAX names it.
+        model: A model with defined inputs: a functional model, or a Sequential model that is built.
+        path: The file. It is written under a temporary name, and replaces an older one once it is
+            complete.
+        platforms: The platforms to compile for, by JAX's names.
 
     Raises:
-        ArgumentError: It is no such model.
+        ArgumentError: The model has no defined inputs, or JAX has no such platform.
         FileError: The file cannot be written.
-        PackageError: flatbuffers is needed, and not installed.
+        PackageError: The flatbuffers package is not installed.
     """
     _source.needed("flatbuffers", "flatbuffers", _PURPOSE)
     if not platforms or not set(platforms) <= _KNOWN_PLATFORMS:
         raise ArgumentError(
-            f"`platforms` must be some of {', '.join(sorted(_KNOWN_PLATFORMS))}, got {list(platforms)!r}."
+            f"`platforms` must be some of {', '.join(sorted(_KNOWN_PLATFORMS))},"
+            f" got {list(platforms)!r}."
         )
     inputs = _inputs(model)
     trainable, others = (
@@ -71,7 +74,8 @@ def export_model(
     try:
         if path.exists() and not path.is_file():
             raise FileError(
-                f"{str(path)!r} is no file that another could replace.\nGive another name."
+                f"{str(path)!r} exists and is not a regular file, so it cannot be replaced.",
+                advice="Give another name.",
             )
         with _replace.replacing(path) as new, open(new, "wb") as file:
             file.writelines([data, _MARK, digest.digest()])
@@ -84,20 +88,23 @@ def export_model(
 def import_model(
     path: str | os.PathLike[str], *, checked: bool = True
 ) -> Callable[[PyTree], PyTree]:
-    """Read what `export_model` wrote: a function from the model's inputs to its outputs.
+    """Read a file that `export_model` wrote.
 
-    A checksum finds a file that has been damaged. It does not say who wrote it: **a file of StableHLO is a program**, which is
-    compiled and run as JAX finds it. Take such files only from those whose code you would run.
+    The checksum detects a damaged file. It does not say who wrote it: **a StableHLO file is a
+    program**, which JAX compiles and runs. Only use files from people whose code you would run.
 
     Args:
         path: The file.
-        checked: Whether to refuse a file without a checksum. Other programs write none, and neither did kerasflax before its
-            first release. JAX checks little of what it reads: in an unchecked file one changed byte can end the process, or
-            change the results.
+        checked: Whether to refuse a file without a checksum. Other programs do not write one, and
+            neither did kerasflax before its first release. JAX checks little of what it reads: one
+            changed byte in an unchecked file can end the process or change the results.
+
+    Returns:
+        A function from the inputs of the model to its outputs.
 
     Raises:
-        FileError: There is no such file; it is damaged; it is of another kind.
-        PackageError: flatbuffers is needed, and not installed.
+        FileError: The file does not exist, is damaged, or is of another kind.
+        PackageError: The flatbuffers package is not installed.
     """
     _source.needed("flatbuffers", "flatbuffers", _PURPOSE)
     path = _source.named(path)
@@ -110,23 +117,24 @@ def import_model(
         raise
     except OSError as error:
         raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
-    problem = f"is {kind}, and" if kind else "is"
     if checked:
         body, digest = np.split(data, [max(0, len(data) - hashlib.sha256().digest_size)])
         if body[-len(_MARK) :].tobytes() != _MARK:
+            reason = f"is {kind}" if kind else "is damaged, or kerasflax did not write it"
             raise FileError(
-                f"{str(path)!r} {problem} no file that kerasflax has written, or damaged: it ends without a checksum.\n"
-                "Read a file of another program by `checked=False`, if you trust it as you trust code."
+                f"{str(path)!r} ends without a checksum: it {reason}.",
+                advice="If another program wrote it and you trust it as you trust code, use"
+                f" {_host.word('unchecked')}.",
             )
         if hashlib.sha256(body.data).digest() != digest.tobytes():
-            raise FileError(f"{str(path)!r} is damaged: its bytes are not those of its checksum.")
+            raise FileError(f"{str(path)!r} is damaged: its bytes do not match its checksum.")
     try:
         exported = jax.export.deserialize(bytearray(data))
     except Exception as error:
-        # flatbuffers raises whatever the bytes lead it to.
-        text = _limits.printable(str(error))
+        # Depending on the bytes, flatbuffers raises exceptions of any class.
+        reason = f"is {kind}" if kind else "is damaged, or `jax.export` did not write it"
         raise FileError(
-            f"{str(path)!r} {problem} no file that `jax.export` has written: {text}"
+            f"{str(path)!r} cannot be read ({_limits.first_line(error)}): it {reason}."
         ) from error
     call = jax.jit(exported.call)
 
@@ -136,15 +144,15 @@ def import_model(
             arrays = jax.tree.map(lambda aval, x: jnp.asarray(x, aval.dtype), expected, inputs)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
-                f"The model takes inputs like {_shown(expected)}, got {_shown(inputs)}."
+                f"The inputs must be like {_described(expected)}, got {_described(inputs)}."
             ) from error
         try:
             return call(arrays)
         except (TypeError, ValueError) as error:
-            # The first line says which size does not fit, the others how JAX came to know.
-            problem = str(error).splitlines()[0]
+            # The first line says which size does not fit; the others say how JAX found out.
             raise ArgumentError(
-                f"The model takes inputs like {_shown(expected)}, got {_shown(inputs)}.\n{problem}"
+                f"The inputs must be like {_described(expected)}, got {_described(inputs)}:"
+                f" {_limits.first_line(error)}"
             ) from error
 
     return run
@@ -153,19 +161,21 @@ def import_model(
 def _inputs(model: Any) -> PyTree:
     if not isinstance(model, keras.Model):
         raise ArgumentError(
-            f"A model is needed, got {type(model).__name__}.\nPut the layer into one."
+            f"`model` must be a Keras model, got {type(model).__name__}.",
+            advice="Put the layer into a model.",
         )
     if isinstance(model, keras.Sequential):
         model = model._functional
     if not isinstance(model, keras.src.models.Functional):
         raise ArgumentError(
-            "The model does not know its inputs.\nBuild it, or put it behind `keras.Input` in a `keras.Model`."
+            "The model has no defined inputs.",
+            advice=f"Build it, or create it with {_host.word('functional model')}.",
         )
     return model.input
 
 
 def _specs(inputs: PyTree) -> PyTree:
-    """Specs with a symbol for each size that is not known: one for the batch, and one for each other axis."""
+    """Specs of the inputs, with a symbol for each unknown size: one for the batch, one per axis."""
     scope = jax.export.SymbolicScope()
 
     def spec(tensor: keras.KerasTensor) -> jax.ShapeDtypeStruct:
@@ -180,7 +190,7 @@ def _specs(inputs: PyTree) -> PyTree:
     return jax.tree.map(spec, inputs)
 
 
-def _shown(tree: PyTree) -> str:
+def _described(tree: PyTree) -> str:
     text = str(
         jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(np.shape(x))}", tree)
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _dtypes, _host
+from .. import _dtypes, _host, _limits
 from .._errors import ConfigError
 from ..adapters import _lazy
 from . import _allowed, _lookup
@@ -48,8 +48,7 @@ _DEPTH = 100
 _SCALARS = (bool, int, float, str)
 # More than any array has. JAX ends the process at a product of sizes that overflows.
 _MOST_VALUES = 2**48
-# Numbers can be chosen so that a dict of them takes quadratic time; Python guards texts alone.
-_MOST_KEYS, _MOST_NUMBERS = 4096, 512
+_MOST_KEYS = 4096
 
 
 class Place:
@@ -669,9 +668,9 @@ def _check_keys(keys: Sequence[Plan], place: Place) -> None:
             f"{place} is described wrongly: it has {len(keys)} keys, and {_MOST_KEYS} are read."
         )
     numbers = sum(not isinstance(key.node, str) for key in keys)
-    if numbers > _MOST_NUMBERS:
+    if numbers > _limits.MOST_CONFIG_KEYS_NOT_TEXT:
         raise ConfigError(
-            f"{place} is described wrongly: {numbers} of its keys are no texts, and {_MOST_NUMBERS} are read."
+            f"{place} is described wrongly: {numbers} of its keys are no texts, and {_limits.MOST_CONFIG_KEYS_NOT_TEXT} are read."
         )
     for key in keys:
         if not key.is_key:

@@ -1,13 +1,14 @@
-"""Stops writers at every call of a function of C, each of the system's among them, for `test_replacing.py`.
+"""Stop writers at every call of a C function, system calls included, for `test_replace.py`.
 
     python stops.py KIND HOW FOLDER
 
-KIND is `file`, `folder` (which exchanges names where the system can) or `journal` (a folder, without an exchange).
-HOW is `kill` or `interrupt`. For each n a writer is stopped at its n-th call. Then the old or the new one must be there, whole,
-and the next writer must leave nothing but what it has written.
+KIND is `file`, `folder` (which exchanges names if the system can) or `journal` (a folder, without
+an exchange). HOW is `kill` or `interrupt`. For each n a writer is stopped at its n-th call. After
+that, the path must hold the complete old or new one, and the next writer must leave nothing but
+what it has written.
 
-Prints JSON: how often the old and the new one were found, and folders with copies of the states, one of each kind, for the
-public readers.
+Prints JSON: how often the old and the new one were found, and folders with copies of the resulting
+states, one of each kind, for the public readers.
 """
 
 import filecmp
@@ -19,9 +20,9 @@ import sys
 import warnings
 from pathlib import Path
 
-# Without the package: a process that has imported JAX takes ten times as long to fork.
-sys.path.insert(0, str(Path(__file__).parents[2] / "inst/python/kerasflax/files"))
-import _replace  # noqa: E402
+# Not through the package: a process that has imported JAX takes ten times as long to fork.
+sys.path.insert(0, str(Path(__file__).parents[3] / "inst/python/kerasflax/files"))
+import _replace
 
 kind, how, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 name = "w.msgpack" if kind == "file" else "w"
@@ -44,14 +45,16 @@ def same(one, other):
     files = [
         each for path in other.rglob("*") if (each := path.relative_to(other)) and path.is_file()
     ]
-    odd = [*compared.left_only, *compared.right_only]
-    return not odd and all(filecmp.cmp(one / each, other / each, shallow=False) for each in files)
+    unmatched = [*compared.left_only, *compared.right_only]
+    return not unmatched and all(
+        filecmp.cmp(one / each, other / each, shallow=False) for each in files
+    )
 
 
 def write(path, source):
     with _replace.replacing(path) as staged:
         if source.is_dir():
-            # Some of it first, then the rest.
+            # In several steps, so that a writer can be stopped between them.
             os.mkdir(staged)
             for each in sorted(os.listdir(source)):
                 os.rename(source / each, staged / each)
@@ -64,7 +67,8 @@ def write(path, source):
 
 
 class Stop:
-    # Between the end of one call and the beginning of the next nothing changes on the disk, but what is unwound does.
+    # Between the end of one call and the start of the next, the disk does not change. But the stack
+    # does, so an interrupt there unwinds other blocks.
     events = {"kill": ["c_call"], "interrupt": ["c_call", "c_return"]}[how]
 
     def __init__(self, number):
@@ -100,7 +104,7 @@ def stopped(number, path, source):
 
 
 def state_of(place, source):
-    """What is there, without what is random."""
+    """Describe the files at a place, without their random names."""
     found = []
     for path in sorted(place.rglob("*")):
         parts = path.relative_to(place).parts
@@ -110,18 +114,18 @@ def state_of(place, source):
 
 
 warnings.filterwarnings("ignore", message=".*os.fork")
-counts, states, number, go_on = {"old": 0, "new": 0, "missing": 0}, {}, 0, True
-# What is done but once, such as an import, is done now.
+counts, states, number, was_stopped = {"old": 0, "new": 0, "missing": 0}, {}, 0, True
+# Write once, so that what happens only once, such as an import, is not counted.
 (folder / "warm").mkdir()
 copy(new, folder / "warm/source")
 write(folder / "warm" / name, folder / "warm/source")
-while go_on:
+while was_stopped:
     number += 1
     place, source = folder / "at", folder / "source"
     place.mkdir()
     copy(old, place / name)
     copy(new, source)
-    go_on = stopped(number, place / name, source)
+    was_stopped = stopped(number, place / name, source)
     shutil.rmtree(source, ignore_errors=True)
     source.unlink(missing_ok=True)
     state = state_of(place, source)
@@ -142,5 +146,5 @@ while go_on:
     shutil.rmtree(place)
     shutil.rmtree(source, ignore_errors=True)
     source.unlink(missing_ok=True)
-assert is_new, "the writer that was not stopped has written"
+assert is_new, "a writer that was not stopped did not write"
 print(json.dumps(counts | {"states": list(states.values()), "tries": number}))

@@ -18,7 +18,7 @@ def model(seed):
 @pytest.mark.parametrize(
     ("name", "zipped"), [("m.keras", None), ("m.keras", True), ("m", False), ("m.h5", None)]
 )
-def test_a_saved_model_is_kerass_own(name, zipped, tmp_path):
+def test_keras_loads_a_saved_model(name, zipped, tmp_path):
     for seed in (1, 2):
         save_model(model(seed), str(tmp_path / name), zipped=zipped)
         if name != "m.h5":
@@ -31,7 +31,7 @@ def test_a_saved_model_is_kerass_own(name, zipped, tmp_path):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("other")]
 )
-def test_what_stops_saving_leaves_the_old_model(name, zipped, error, tmp_path, monkeypatch):
+def test_an_exception_while_saving_leaves_the_old_model(name, zipped, error, tmp_path, monkeypatch):
     save_model(model(1), str(tmp_path / name), zipped=zipped)
 
     def stop(*_, **__):
@@ -49,10 +49,10 @@ def test_what_stops_saving_leaves_the_old_model(name, zipped, error, tmp_path, m
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / name)(X), model(1)(X))
 
 
-def test_what_is_no_saved_model_is_not_replaced(tmp_path):
+def test_only_a_saved_model_is_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").touch()
-    with pytest.raises(FileError, match=r"holds 'thesis\.tex', which is of no saved model"):
+    with pytest.raises(FileError, match=r"is not a saved model: it holds 'thesis\.tex'"):
         save_model(model(1), str(tmp_path / "thesis"), zipped=False)
     (tmp_path / "m.keras").mkdir()
     with pytest.raises(FileError, match="cannot be replaced by a saved model"):

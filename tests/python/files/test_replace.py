@@ -1,53 +1,47 @@
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import environment, run_python
 
 from kerasflax import read_variables, write_variables
 from kerasflax.files import _replace
 
 OLD, NEW = {"a": np.zeros(3, np.float32)}, {"a": np.ones(3, np.float32)}
-SOURCE = Path(__file__).parents[2] / "inst/python"
 
 
 @pytest.fixture
 def quick_folder():
-    """In memory where the system has such a place, since a thousand writers wait for the disk."""
+    """A folder in memory, if the system has one: a thousand writers would wait for a disk."""
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     ) as folder:
         yield Path(folder)
 
 
-def run(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, **options
-    )
-
-
 def without_exchange(monkeypatch):
     monkeypatch.setattr(_replace, "_exchange", lambda: None)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a writer is killed in a process of its own")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed writers are forks")
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 @pytest.mark.parametrize("kind", ["file", "folder", "journal"])
-def test_a_writer_that_is_stopped_at_any_call_leaves_the_old_or_the_new_one_whole(
+def test_a_writer_that_is_stopped_at_any_call_leaves_the_old_or_the_new_one_complete(
     kind, how, quick_folder
 ):
     name = "w.msgpack" if kind == "file" else "w"
     for which, tree in (("old", OLD), ("new", NEW)):
         (quick_folder / which).mkdir()
         write_variables(tree, quick_folder / which / name)
-    done = run(Path(__file__).with_name("stops.py"), kind, how, quick_folder)
+    done = run_python(Path(__file__).with_name("stops.py"), kind, how, quick_folder)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["old"] > 50
@@ -86,7 +80,7 @@ for number in range(1, 1000):
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
-def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_file_whole(
+def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_file_complete(
     quick_folder,
 ):
     path, other = quick_folder / "w.msgpack", quick_folder / "other.msgpack"
@@ -94,11 +88,10 @@ def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_fi
     old = path.read_bytes()
     write_variables(NEW, other)
     new = other.read_bytes()
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     found = []
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", STRACED, path, other],
-        env=environment,
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -122,7 +115,7 @@ def test_a_writer_that_is_killed_at_any_system_call_leaves_the_old_or_the_new_fi
 
 
 @pytest.mark.parametrize("name", ["w.msgpack", "w"])
-def test_a_writer_that_lives_keeps_what_it_has_written(name, tmp_path):
+def test_the_staging_folder_of_a_writer_stays_until_the_writer_is_killed(name, tmp_path):
     write_variables(OLD, tmp_path / name)
     code = """
 import sys
@@ -132,10 +125,9 @@ with _replace.replacing(Path(sys.argv[1])) as new:
     print(new, flush=True)
     sys.stdin.readline()
 """
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / name],
-        env=environment,
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -152,10 +144,82 @@ with _replace.replacing(Path(sys.argv[1])) as new:
     assert os.listdir(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("has_exchange", [True, False])
-def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(
-    has_exchange, tmp_path, monkeypatch
+PAUSED = """
+import os, sys
+from pathlib import Path
+from kerasflax.files import _replace
+with _replace.replacing(Path(sys.argv[1])) as new:
+    os.rename(sys.argv[2], new)
+    print(new, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def paused_in_process(path, source):
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSED, path, source],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield Path(process.stdout.readline().strip())
+            _, error = process.communicate("\n", timeout=60)
+            assert process.returncode == 0, error
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def paused_in_thread(path, source):
+    staged, is_written, goes_on, errors = [], threading.Event(), threading.Event(), []
+
+    def write():
+        try:
+            with _replace.replacing(path) as new:
+                os.rename(source, new)
+                staged.append(new)
+                is_written.set()
+                assert goes_on.wait(60)
+        except BaseException as error:
+            errors.append(error)
+            is_written.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert is_written.wait(60)
+        yield staged[0]
+    finally:
+        goes_on.set()
+        thread.join()
+        assert not errors, errors
+
+
+@pytest.mark.parametrize("paused", [paused_in_process, paused_in_thread])
+@pytest.mark.parametrize("is_there", [True, False], ids=["replaces", "creates"])
+@pytest.mark.parametrize("name", ["w.msgpack", "w"])
+def test_a_writer_finishes_after_others_have_written_the_same_path(
+    name, is_there, paused, tmp_path, tmp_path_factory
 ):
+    path, source = tmp_path / name, tmp_path_factory.mktemp("source") / name
+    write_variables(OLD, source)
+    if is_there:
+        write_variables(NEW, path)
+    with paused(path, source) as staged:
+        for _ in range(2):
+            write_variables(NEW, path)
+            assert staged.exists()
+            assert read_variables(path)["a"].tolist() == [1] * 3
+    assert read_variables(path)["a"].tolist() == [0] * 3
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_a_reader_always_finds_a_folder_while_it_is_replaced(has_exchange, tmp_path, monkeypatch):
     if not has_exchange:
         without_exchange(monkeypatch)
     path = tmp_path / "w"
@@ -179,7 +243,7 @@ def test_a_reader_never_finds_a_folder_missing_while_it_is_replaced(
     assert sorted(os.listdir(tmp_path)) == ["new", "w"]
 
 
-def test_a_folder_that_cannot_be_moved_into_place_brings_the_old_one_back(tmp_path, monkeypatch):
+def test_the_old_folder_returns_if_the_new_one_cannot_be_moved_into_place(tmp_path, monkeypatch):
     without_exchange(monkeypatch)
     path = tmp_path / "w"
     write_variables(OLD, path)
@@ -197,9 +261,9 @@ def test_a_folder_that_cannot_be_moved_into_place_brings_the_old_one_back(tmp_pa
     assert read_variables(path)["a"].tolist() == [0] * 3
 
 
-def test_a_file_system_without_locks_loses_nothing(tmp_path, monkeypatch):
+def test_left_overs_stay_on_a_file_system_without_locks(tmp_path, monkeypatch):
     if _replace.fcntl is None:
-        pytest.skip("there are no locks anyway")
+        pytest.skip("this system has no locks")
 
     def refuse(*_):
         raise OSError(95, "Operation not supported")
@@ -209,14 +273,14 @@ def test_a_file_system_without_locks_loses_nothing(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(_replace.fcntl, "flock", refuse)
     write_variables(NEW, tmp_path / "w.msgpack")
-    # Nobody can tell whether its writer lives.
+    # Nobody can tell whether its writer is alive.
     assert sorted(os.listdir(tmp_path)) == sorted([left_over.name, "w.msgpack"])
     monkeypatch.undo()
     write_variables(NEW, tmp_path / "w.msgpack")
     assert os.listdir(tmp_path) == ["w.msgpack"]
 
 
-def test_a_system_without_locks_takes_an_open_file_for_one(tmp_path, monkeypatch):
+def test_an_open_file_counts_as_a_lock_on_a_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(_replace, "fcntl", None)
     left_over = Path(
         tempfile.mkdtemp(prefix=_replace._prefix(tmp_path / "w.msgpack"), dir=tmp_path)
@@ -226,9 +290,7 @@ def test_a_system_without_locks_takes_an_open_file_for_one(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["w.msgpack"]
 
 
-def test_a_folder_that_has_been_removed_is_not_brought_back_from_a_writer_that_was_killed(
-    tmp_path, monkeypatch
-):
+def test_a_killed_writer_does_not_bring_back_a_folder_that_was_removed_later(tmp_path, monkeypatch):
     without_exchange(monkeypatch)
     path = tmp_path / "w"
     write_variables(OLD, path)
@@ -244,7 +306,7 @@ def replace_and_end(*arguments):
 _replace._exchange, _replace._replace_folder = lambda: None, replace_and_end
 write_variables({"a": np.ones(3, np.float32)}, sys.argv[1])
 """
-    assert run("-c", code, path).returncode == 3
+    assert run_python("-c", code, path).returncode == 3
     assert read_variables(path)["a"].tolist() == [1] * 3
     shutil.rmtree(path)
     with pytest.raises(OSError, match="There is no file"):
@@ -255,7 +317,7 @@ write_variables({"a": np.ones(3, np.float32)}, sys.argv[1])
 
 
 @pytest.mark.parametrize("count", [3])
-def test_writers_of_orbax_in_several_threads_do_not_wait_for_each_other_for_ever(count, tmp_path):
+def test_writers_of_orbax_in_several_threads_do_not_deadlock(count, tmp_path):
     code = """
 import sys, threading
 import numpy as np
@@ -263,10 +325,12 @@ from kerasflax import read_variables, write_variables
 errors = []
 def write(number):
     try:
+        path = f"{sys.argv[1]}/{number}"
         for size in range(1, 6):
-            write_variables({f"c{i}": np.full(10, number, np.float32) for i in range(size)}, f"{sys.argv[1]}/{number}")
-            values = read_variables(f"{sys.argv[1]}/{number}")
-            assert {float(value[0]) for value in values.values()} == {number} and len(values) == size
+            write_variables({f"c{i}": np.full(10, number, np.float32) for i in range(size)}, path)
+            values = read_variables(path)
+            assert {float(value[0]) for value in values.values()} == {number}
+            assert len(values) == size
     except BaseException as error:
         errors.append(error)
 threads = [threading.Thread(target=write, args=(number,)) for number in range(int(sys.argv[2]))]
@@ -274,5 +338,5 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not errors, errors
 """
-    done = run("-c", code, tmp_path, count, timeout=100)
+    done = run_python("-c", code, tmp_path, count, timeout=100)
     assert done.returncode == 0, done.stderr
