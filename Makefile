@@ -54,7 +54,7 @@ check: ## run R CMD check --as-cran, without Python and with it
 check-anywhere: ## run R CMD check with this machine's R and Python, on any system
 	@Rscript tools/r-packages.R install
 	@python -m pip install --quiet ".[files,test]"
-	@Rscript tools/check-anywhere.R
+	@Rscript tools/check-anywhere.R $(OPTIONS)
 
 cran-user: setup ## install the tarball and run the README's example as a CRAN user would
 	@tools/cran-user

@@ -1,6 +1,6 @@
 # R CMD check on the built package with this machine's R and Python, for `make check-anywhere`. It
 # needs no shell, so it runs on Windows and macOS too. Fails on errors and warnings; notes depend on
-# the system.
+# the system. Arguments are options of R CMD check.
 dir.create("build", showWarnings = FALSE)
 folder <- normalizePath("build")
 r <- file.path(R.home("bin"), "R")
@@ -30,7 +30,7 @@ setwd(folder)
 unlink(list.files(pattern = "^kerasflax_.*[.]tar[.]gz$"))
 run("build", shQuote(source))
 tarball <- list.files(pattern = "^kerasflax_.*[.]tar[.]gz$")
-run("check", "--as-cran", "--no-manual", tarball)
+run("check", "--as-cran", "--no-manual", commandArgs(trailingOnly = TRUE), tarball)
 log <- readLines(file.path("kerasflax.Rcheck", "00check.log"))
 status <- sub("^Status: ", "", grep("^Status: ", log, value = TRUE))
 cat("check-anywhere:", status, "\n")
