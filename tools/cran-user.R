@@ -1,5 +1,5 @@
-# The first example of the page of keras3's layer_flax_module_wrapper(), as a user runs it, for tools/cran-user: Python comes
-# through py_require(); no backend was chosen.
+# The first example on the help page of keras3's layer_flax_module_wrapper(), as a user runs it, for
+# tools/cran-user. Python comes from py_require(), and no backend was selected.
 library(kerasflax)
 library(reticulate)
 
@@ -33,5 +33,5 @@ stopifnot(
   "the model has three kernels and their biases" = length(model$weights) == 6,
   "Keras runs on JAX" = config_backend() == "jax",
   "TensorFlow is not imported" = !imported,
-  "Python is the one that uv made" = grepl("/uv/", py_exe())
+  "Python is the one that uv created" = grepl("/uv/", py_exe())
 )

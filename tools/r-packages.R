@@ -1,10 +1,12 @@
-# The R packages that kerasflax's development needs, for tools/setup. DESCRIPTION is the only list of them.
+# The R packages that development needs, for tools/setup. DESCRIPTION is the only list of them.
 #   lacking            prints those that are missing or too old
-#   plan debian        prints where each comes from, "debian r-cran-x" or "repository x": Debian's if it is new enough
-#   plan no-debian     the same for a user who cannot install Debian's packages
-#   install            installs what is lacking from the repository
-#   update             brings what came from the repository up to date
-#   floors             installs the floors of DESCRIPTION, as far as the repository or its archive has them
+#   plan debian        prints where each will come from, "debian r-cran-x" or "repository x":
+#                      from Debian, if its version is new enough
+#   plan no-debian     does the same for a user who cannot install Debian's packages
+#   install            installs from the repository what is lacking
+#   update             updates what came from the repository
+#   floors             installs the lower bounds in DESCRIPTION, if the repository or its archive
+#                      has them
 
 hard <- c("Depends", "Imports", "LinkingTo")
 base <- rownames(installed.packages(priority = "base"))
@@ -15,17 +17,18 @@ fail <- function(what, remedy) {
   quit(status = 1)
 }
 
-# c(cli = "3.6.0", callr = "0") from the fields of one description
+# The lower bounds in fields of one description, such as c(cli = "3.6.0", callr = "0")
 floors <- function(description, fields) {
   entries <- description[intersect(fields, names(description))]
   entries <- trimws(unlist(strsplit(entries[!is.na(entries)], ",")))
   name <- sub("[[:space:](].*", "", entries)
-  floor <- ifelse(grepl(">=", entries), sub(".*>=[[:space:]]*([0-9.-]+).*", "\\1", entries), "0")
+  has_floor <- grepl(">=", entries)
+  floor <- ifelse(has_floor, sub(".*>=[[:space:]]*([0-9.-]+).*", "\\1", entries), "0")
   keep <- nzchar(name) & !name %in% c("R", base)
   stats::setNames(floor[keep], name[keep])
 }
 
-# Whether a table (one row a package) has the package in a sufficient version
+# Whether a table with one row per package has the package in a sufficient version
 has <- function(table, name, floor) {
   name %in% rownames(table) && numeric_version(table[name, "Version"]) >= floor
 }
@@ -34,8 +37,8 @@ has_each <- function(table, needed) {
   vapply(names(needed), function(name) has(table, name, needed[[name]]), NA)
 }
 
-# Follows the needs of the project from package to package, each read where the package is or will come from.
-# Debian's packages bring their own needs along.
+# Follows dependencies from package to package, each read from where the package is or will come
+# from. Debian's packages bring their own dependencies.
 lacking <- function(debian = NULL, repository = NULL) {
   fields <- c(hard, "Suggests", "Config/Needs/development")
   queue <- floors(read.dcf("DESCRIPTION")[1, ], fields)
@@ -55,7 +58,8 @@ lacking <- function(debian = NULL, repository = NULL) {
   asked[!has_each(installed, asked)]
 }
 
-# Debian's R packages and the versions that apt would install. An R that is not Debian's does not look where they go.
+# Debian's R packages and the versions that apt would install. NULL if R is not Debian's, because
+# another R does not look in the folder where apt puts them.
 debian_packages <- function() {
   if (!identical(R.home(), "/usr/lib/R")) return(NULL)
   Sys.setenv(LC_ALL = "C")
@@ -63,7 +67,7 @@ debian_packages <- function() {
   policy <- system2("apt-cache", c("policy", names), stdout = TRUE)
   name <- sub("^r-cran-(.*):$", "\\1", grep("^r-cran-.*:$", policy, value = TRUE))
   version <- sub("^  Candidate: ", "", grep("^  Candidate: ", policy, value = TRUE))
-  # 1:1.0.1+dfsg-2 is 1.0.1 upstream
+  # The version 1:1.0.1+dfsg-2 is 1.0.1 upstream.
   version <- sub("[+~].*", "", sub("-[^-]*$", "", sub("^[0-9]+:", "", version)))
   known <- grepl("^[0-9]+([.-][0-9]+)+$", version)
   matrix(version[known], dimnames = list(name[known], "Version"))
@@ -74,16 +78,21 @@ repository_url <- function() {
   if (!nzchar(url) && dir.exists("../shared/cran")) url <- "../shared/cran"
   if (dir.exists(url)) url <- paste0("file://", normalizePath(url))
   if (nzchar(url)) return(url)
-  # The user's own choice of a mirror stands.
+  # Keep the mirror that the user has chosen.
   if (getOption("repos")[["CRAN"]] == "@CRAN@") utils::chooseCRANmirror(ind = 1, local.only = TRUE)
   getOption("repos")
 }
 
 repository_packages <- function(url) {
-  packages <- suppressWarnings(tryCatch(available.packages(repos = url), error = function(e) NULL))
+  packages <- suppressWarnings(
+    tryCatch(available.packages(repos = url), error = function(e) NULL)
+  )
   if (NROW(packages)) return(packages)
   fail(
-    paste0("R packages are missing, and there is no CRAN repository at ", paste(url, collapse = ", "), "."),
+    paste0(
+      "R packages are missing, and there is no CRAN repository at ",
+      paste(url, collapse = ", "), "."
+    ),
     "Type: KERASFLAX_CRAN=<address of a CRAN mirror, or folder that holds src/contrib> make setup"
   )
 }
@@ -96,12 +105,18 @@ plan <- function(with_debian) {
   in_debian <- has_each(debian, stats::setNames(needed, tolower(names(needed))))
   nowhere <- needed[!in_debian & !has_each(repository, needed)]
   if (length(nowhere)) {
-    what <- paste0(names(nowhere), ifelse(nowhere == "0", "", paste0(" (>= ", nowhere, ")")), collapse = ", ")
+    floor <- ifelse(nowhere == "0", "", paste0(" (>= ", nowhere, ")"))
+    what <- paste0(names(nowhere), floor, collapse = ", ")
     debs <- paste0("r-cran-", tolower(names(nowhere)), collapse = " ")
     fail(
-      paste0("no way to install the R packages ", what, "; not in ", paste(url, collapse = ", "), "."),
       paste0(
-        if (!with_debian) paste0("Type as root: apt-get install ", debs, "; then: make setup\n       Or type"),
+        "The R packages ", what, " cannot be installed; they are not in ",
+        paste(url, collapse = ", "), "."
+      ),
+      paste0(
+        if (!with_debian) {
+          paste0("Type as root: apt-get install ", debs, "; then: make setup\n       Or type")
+        },
         if (with_debian) "Type",
         ": KERASFLAX_CRAN=<address of a CRAN mirror> make setup"
       )
@@ -120,24 +135,29 @@ install <- function() {
     dir.create(library, recursive = TRUE, showWarnings = FALSE)
     .libPaths(library)
   }
-  if (length(needed)) install.packages(needed, lib = library, repos = url, Ncpus = parallel::detectCores())
+  if (length(needed)) {
+    install.packages(needed, lib = library, repos = url, Ncpus = parallel::detectCores())
+  }
   installed <<- installed.packages()
   left <- lacking()
   if (length(left)) stop("not installed: ", paste(names(left), left, collapse = ", "))
 }
 
-# Names the floors that are not available, and the versions used instead, in one line.
+# Prints one line with the lower bounds that are not available and the versions used instead.
 install_floors <- function() {
-  # In this order each package finds what it needs.
+  # In this order, each package finds its dependencies installed.
   needed <- floors(read.dcf("DESCRIPTION")[1, ], c("Imports", "Suggests", "Depends"))
   needed <- needed[needed != "0"]
   folder <- contrib.url(repository_url()[1], "source")
   for (name in names(needed)) {
-    if (identical(unname(installed[match(name, rownames(installed)), "Version"]), needed[[name]])) next
+    version <- unname(installed[match(name, rownames(installed)), "Version"])
+    if (identical(version, needed[[name]])) next
     file <- sprintf("%s_%s.tar.gz", name, needed[[name]])
     here <- file.path(tempdir(), file)
     for (url in file.path(folder, c(file, file.path("Archive", name, file)))) {
-      got <- suppressWarnings(tryCatch(download.file(url, here, quiet = TRUE), error = function(e) 1L))
+      got <- suppressWarnings(
+        tryCatch(download.file(url, here, quiet = TRUE), error = function(e) 1L)
+      )
       if (got == 0) {
         install.packages(here, lib = .libPaths()[1], repos = NULL, type = "source")
         break
@@ -146,7 +166,8 @@ install_floors <- function() {
   }
   table <- installed.packages()
   used <- c(table[match(names(needed), rownames(table)), "Version"], as.character(getRversion()))
-  needed <- c(needed, R = sub(".*\\bR \\(>= ([0-9.]+)\\).*", "\\1", read.dcf("DESCRIPTION")[[1, "Depends"]]))
+  depends <- read.dcf("DESCRIPTION")[[1, "Depends"]]
+  needed <- c(needed, R = sub(".*\\bR \\(>= ([0-9.]+)\\).*", "\\1", depends))
   other <- paste0(names(needed), " ", needed, " (used: ", used, ")")[used != needed]
   if (length(other)) cat("floors: not available: ", paste(other, collapse = ", "), "\n", sep = "")
 }

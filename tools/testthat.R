@@ -1,7 +1,7 @@
-# Runs the R tests against the installed package, for tools/test; leaves "passed failed skipped" in build/testthat.txt.
-# Everything that CRAN would skip runs here.
+# Runs the R tests against the installed package, for tools/test. Writes the numbers of passed,
+# failed and skipped tests to build/testthat.txt. Tests that CRAN would skip run too.
 Sys.setenv(NOT_CRAN = "true")
-# Two worker processes, each with its own Python.
+# There are two worker processes, each with its own Python.
 Sys.setenv(TESTTHAT_PARALLEL = "TRUE", TESTTHAT_CPUS = "2")
 results <- testthat::test_dir(
   "tests/testthat",
@@ -12,8 +12,9 @@ results <- testthat::test_dir(
 )
 tests <- as.data.frame(results)
 bad <- tests$failed > 0 | tests$error
-# Code outside of tests has a row without a name; it counts when it fails.
+# Code outside tests has a row without a name; it counts if it fails.
 tests <- tests[bad | (!is.na(tests$test) & nzchar(tests$test)), ]
 bad <- tests$failed > 0 | tests$error
-writeLines(paste(sum(!bad & !tests$skipped), sum(bad), sum(!bad & tests$skipped)), "build/testthat.txt")
+counts <- c(sum(!bad & !tests$skipped), sum(bad), sum(!bad & tests$skipped))
+writeLines(paste(counts, collapse = " "), "build/testthat.txt")
 quit(status = as.integer(any(bad)))
