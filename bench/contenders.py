@@ -1,7 +1,8 @@
-"""Who is measured: kerasflax, Keras's own FlaxLayer, and plain Flax, alone or driven by Keras's `fit()`.
+"""The contenders: kerasflax, Keras's own FlaxLayer, and plain Flax, alone or in Keras's `fit()`.
 
-Everybody has the same module, the same loss function and stochastic gradient descent. Plain Flax is initialised with one row,
-as its users do it, and eagerly before it is trained: jitted init compiles for minutes where there are many weights.
+All have the same module, the same loss function and stochastic gradient descent. Plain Flax is
+initialized with one row, as its users do it, and eagerly before training: if there are many
+weights, jitted init compiles for minutes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ RATE = 0.001
 
 
 class Needless:
-    """Stands for TensorFlow in `keras.layers.FlaxLayer`, which asks it one question at build, needlessly on JAX.
+    """Stand-in for TensorFlow in `keras.layers.FlaxLayer`.
 
-    Without TensorFlow the build ends there in an error; with it, it is seconds and 460 MB dearer. FlaxLayer is spared both.
+    At build, FlaxLayer asks TensorFlow one question that is needless on JAX. Without TensorFlow
+    the build fails; with it, the build costs seconds and 460 MB more. The stand-in spares FlaxLayer
+    both.
     """
 
     inside_function = staticmethod(lambda: False)
@@ -36,7 +39,7 @@ class Needless:
 jax_layer.tf = Needless
 
 
-# Plain Flax -------------------------------------------------------------------------------------------------------------
+# Plain Flax ---------------------------------------------------------------------------------------
 
 
 def init(module: nn.Module, inputs: Any, *, jit: bool) -> PyTree:
@@ -51,7 +54,11 @@ def split(variables: PyTree) -> tuple[PyTree, PyTree]:
 def gradient_step(
     module: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[PyTree, ...]]:
-    """The step that everybody writes: from params, other collections, optimizer's state and a batch to those and the loss."""
+    """The usual training step.
+
+    It takes the params, the other collections, the optimizer's state and a batch, and returns the
+    first three, updated, with the loss.
+    """
 
     def total(
         params: PyTree, state: PyTree, x: jax.Array, y: jax.Array
@@ -72,7 +79,10 @@ def gradient_step(
 
 
 class Loop:
-    """A bare Python loop around `jit(step)` with donated state, behind the methods that the worker needs of a model."""
+    """A bare Python loop around `jit(step)` with donated state.
+
+    It has the methods of a model that the worker calls.
+    """
 
     def __init__(self, module: nn.Module, variables: PyTree) -> None:
         optimizer = optax.sgd(RATE)
@@ -85,7 +95,7 @@ class Loop:
         return float(value)
 
     def fit(self, x: Any, y: Any, *, batch_size: int, callbacks: list[Any], **_: Any) -> None:
-        """Run an epoch, between the two calls of the callbacks that tell its time."""
+        """Run one epoch, between the two calls of the callbacks that measure its time."""
         for callback in callbacks:
             callback.on_epoch_begin(0)
         for start in range(0, len(x), batch_size):
@@ -103,7 +113,7 @@ class Loop:
 
 
 class OptaxModel(keras.Model):
-    """The same step, driven by Keras's `fit()`: what Keras's trainer costs, and nothing of a layer."""
+    """The same step in Keras's `fit()`: it shows the cost of Keras's trainer without a layer."""
 
     def __init__(self, module: nn.Module, variables: PyTree) -> None:
         super().__init__()
@@ -115,7 +125,7 @@ class OptaxModel(keras.Model):
         self._params = [_weight(leaf, trainable=True) for leaf in jax.tree.leaves(params)]
         self._state = [_weight(leaf, trainable=False) for leaf in jax.tree.leaves(state)]
         self.built = True
-        # Keras wants an optimizer; it has nothing to do.
+        # Keras requires an optimizer; this one is not used.
         self.compile(optimizer=keras.optimizers.SGD(RATE))
 
     def train_step(
@@ -137,11 +147,14 @@ class OptaxModel(keras.Model):
         )
 
 
-# Layers -----------------------------------------------------------------------------------------------------------------
+# Layers -------------------------------------------------------------------------------------------
 
 
 class ThinLayer(keras.layers.Layer):
-    """The least that a layer around a jitted `module.apply` can do: what it takes more than Flax alone is Keras's."""
+    """The least that a layer around a jitted `module.apply` can do.
+
+    What it costs more than Flax alone is Keras's cost.
+    """
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         super().__init__(autocast=False)
@@ -166,7 +179,7 @@ class ThinLayer(keras.layers.Layer):
 
 
 class EmptyLayer(keras.layers.Layer):
-    """One weight and a sum: what remains of a step is Keras's trainer."""
+    """One weight and a product: what remains of a step is Keras's trainer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +193,8 @@ def _weight(value: jax.Array, *, trainable: bool) -> keras.Variable:
     return keras.Variable(value, dtype=value.dtype, trainable=trainable)
 
 
-# `call()` and not `layer()`: what of an eager call is kerasflax's own, without what `keras.layers.Layer.__call__` adds.
+# Calls `call()`, not `layer()`: kerasflax's own share of an eager call, without what
+# `keras.layers.Layer.__call__` adds.
 BARE_CALL = "kerasflax_bare"
 LAYERS: dict[str, Callable[[nn.Module, Any], keras.layers.Layer]] = {
     "kerasflax": lambda module, inputs: kerasflax.FlaxLayer(module, seed=0),
@@ -192,12 +206,12 @@ LAYERS: dict[str, Callable[[nn.Module, Any], keras.layers.Layer]] = {
 
 
 def layer_model(workload: Workload, make_layer: Callable[[], keras.layers.Layer]) -> keras.Model:
-    """The layer in a model with a batch of any size, and so built."""
+    """Build the layer in a model with a batch of any size."""
     inputs = keras.Input(workload.shape, dtype="int32" if workload.tokens else "float32")
     return keras.Model(inputs, make_layer()(inputs))
 
 
 def compiled(model: keras.Model) -> keras.Model:
-    """The model with its optimizer, which Flax's users make after `init`, too."""
+    """Compile the model with its optimizer, which Flax users also create after `init`."""
     model.compile(optimizer=keras.optimizers.SGD(RATE), loss=loss)
     return model

@@ -1,4 +1,4 @@
-"""How long imports take, in one process: keras and flax, and then kerasflax. Prints one line of JSON."""
+"""Measure imports in one process: keras and flax, then kerasflax. Prints one line of JSON."""
 
 # ruff: noqa: E402, F401
 import json

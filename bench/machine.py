@@ -1,4 +1,4 @@
-"""What the figures were measured on: versions and the machine, without names of hosts or paths."""
+"""Describe the versions and the machine, without names of hosts or paths."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ R_PACKAGES = ("kerasflax", "keras3", "reticulate")
 
 
 def description() -> dict[str, str]:
-    """The table's rows, by name."""
+    """Return the rows of the table, by name."""
     processor = _in_file("/proc/cpuinfo", r"model name\s*: (.*)")
     kilobytes = int(_in_file("/proc/meminfo", r"MemTotal: *([0-9]+)"))
     system = _in_file("/etc/os-release", r'PRETTY_NAME="(.*)"')

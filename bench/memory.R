@@ -1,5 +1,6 @@
-# The memory of a module whose weights are R's arrays, for memory.py: `Rscript memory.R <number of weights>` prints JSON.
-# R itself keeps numbers of eight bytes, so that the user's arrays take twice the memory of the weights.
+# Measures the memory of a module whose weights are R arrays, for memory.py.
+# `Rscript memory.R <number of weights>` prints JSON. R stores numbers in eight bytes, so the user's
+# arrays take twice the memory of the weights.
 library(kerasflax)
 folder <- dirname(normalizePath(sub("^--file=", "", grep("^--file=", commandArgs(), value = TRUE))))
 number <- as.integer(commandArgs(trailingOnly = TRUE)[[1]])

@@ -1,10 +1,11 @@
-"""The memory that a module of 1 GiB takes, by the way in which its weights come into a layer, and beside plain Flax.
+"""Measure the memory of a module of 1 GiB, for each way to give a layer its weights, and for Flax.
 
     python bench/memory.py [--mebibytes 1024]      # a table on standard output
 
-Every way has a process of its own. Device memory is what the device reports or, on a CPU, which reports nothing, the memory
-of JAX's live arrays, looked at every millisecond. Resident memory is the process's, less what it was before. Both are ratios to
-the weights' size: at their peak, then while the user still holds what was given, then when that is gone.
+Each way runs in its own process. Device memory is what the device reports. A CPU reports nothing;
+there it is the memory of JAX's live arrays, sampled every millisecond. Resident memory is that of
+the process, minus what it was before. Both are ratios to the size of the weights: at their peak,
+then while the user still holds what was passed, then after the user has dropped it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The package as it stands in this checkout.
+# The package in this checkout.
 sys.path.insert(0, str(Path(__file__).parent.parent / "inst" / "python"))
-# A weight of 4 MiB: what is there twice while one weight is made is little.
+# One weight has 4 MiB, so a temporary copy of one weight counts for little.
 WIDTH = 1024
 WEIGHT_BYTES = 4 * WIDTH**2
 
 
 def linen(number: int) -> Any:
-    """A Linen module of so many weights, also for memory.R."""
+    """Return a Linen module with `number` weights; memory.R uses it too."""
     from flax import linen as nn
 
     class Linen(nn.Module):
@@ -45,7 +46,11 @@ def linen(number: int) -> Any:
 
 
 def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
-    """What makes the weights, by name: from nothing to what has them, and what the user holds besides."""
+    """Return the ways to create the weights, by name.
+
+    Each is a function without arguments that returns the owner of the weights, and what the user
+    holds as well.
+    """
     import jax
     import jax.numpy as jnp
     import keras
@@ -113,7 +118,7 @@ def device_bytes() -> int:
         return stats["bytes_in_use"]
     arrays = {}
     for array in jax.live_arrays():
-        # Another thread may just have deleted it.
+        # Another thread may have deleted the array meanwhile.
         with contextlib.suppress(RuntimeError):
             arrays[array.unsafe_buffer_pointer()] = array.nbytes
     return sum(arrays.values())
@@ -142,7 +147,7 @@ def watched(peaks: dict[str, int]) -> Iterator[None]:
 
 
 def measured(make: Callable[[], tuple[Any, Any]], number: int) -> dict[str, float]:
-    """The memory, as ratios to that of so many weights, of what `make` returns and of what the user holds besides."""
+    """Measure the memory of what `make` returns, as ratios to the size of `number` weights."""
     import jax
 
     weights = number * WEIGHT_BYTES

@@ -1,4 +1,7 @@
-"""The modules that are measured: usual ones, written as Flax's users write them. All take `inputs, training=False`."""
+"""The measured modules, written as Flax users write them.
+
+All take `inputs, training=False`.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -145,7 +148,10 @@ class DecoderLM(nn.Module):
 
 
 class ManyWeights(nn.Module):
-    """Many small weights, each a row of a kernel of sixteen rows or less: XLA compiles longer chains of them for minutes."""
+    """Many small weights, each a row of a kernel with at most sixteen rows.
+
+    XLA would compile longer chains of them for minutes.
+    """
 
     weights: int
 

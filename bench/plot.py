@@ -13,7 +13,7 @@ from ratios import RATIOS, Ratio, Runs, figure, growth, names
 KEPT, MISSED, PLAIN = "#0072B2", "#D55E00", "#555555"
 GROWTH_COLOURS = {"kerasflax": "#0072B2", "flax_eager": "#E69F00", "flax_jit": "#009E73"}
 PER_ROW = 4
-# By the range that an axis spans.
+# The ticks of an axis, by the range that it spans.
 TICKS = {
     2.6: (0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.5, 2),
     20: (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
@@ -43,7 +43,8 @@ def write(runs: Runs, path: Path) -> None:
     for family, sizes in series.items():
         draw_growth(next(panels), family, sizes, runs)
     picture.suptitle(
-        "kerasflax against the others: median ratio and range of the rounds (left of 1 kerasflax is better)"
+        "kerasflax compared with the others: median ratio and range of the rounds "
+        "(left of 1, kerasflax is better)"
     )
     picture.savefig(path, dpi=130)
 

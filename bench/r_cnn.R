@@ -1,5 +1,5 @@
-# The CNN of modules.py, written in R, for worker.py: `Rscript r_cnn.R <contender> <measure>` prints lines of JSON.
-# The measure `entries` counts how often the R method runs.
+# The CNN of modules.py written in R, for worker.py. `Rscript r_cnn.R <contender> <measure>` prints
+# lines of JSON. The measure `entries` counts how often the R method runs.
 library(kerasflax)
 folder <- dirname(normalizePath(sub("^--file=", "", grep("^--file=", commandArgs(), value = TRUE))))
 arguments <- commandArgs(trailingOnly = TRUE)
@@ -36,7 +36,8 @@ count_entries <- function() {
   build <- entries_of({
     input <- keras_input(c(28, 28, 1))
     model <- keras_model(input, layer_flax_module_wrapper(input, RCNN()))
-    compile(model, optimizer = "sgd", loss = loss_sparse_categorical_crossentropy(from_logits = TRUE))
+    loss <- loss_sparse_categorical_crossentropy(from_logits = TRUE)
+    compile(model, optimizer = "sgd", loss = loss)
   })
   fit_rows <- \(n) fit(model, rows(n), y[seq_len(n)], batch_size = 32, epochs = 1, verbose = 0)
   counts <- list(

@@ -1,4 +1,4 @@
-"""The figures that come out of the runs: medians over the rounds, ratios of each round, and the targets of the ratios."""
+"""Compute figures from the runs: medians over the rounds, ratios of each round, and targets."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """kerasflax against the best of some others, round by round.
+    """kerasflax compared with the best of some others, round by round.
 
     Attributes:
-        key: What is compared.
-        title: In words.
-        others: The contenders of whom the best counts.
-        against: They, in words.
-        target: What the ratio may be; None where nothing is promised.
+        key: The figure that is compared.
+        title: The figure in words.
+        others: The contenders; the best of them counts.
+        against: The contenders in words.
+        target: The greatest ratio that is promised, or None.
     """
 
     key: str
@@ -81,7 +81,11 @@ RATIOS = (
 
 
 def by_round(runs: Runs, workload: str, contender: str, key: str) -> dict[int, float]:
-    """Figures by round; of steps, by epoch, each the mean of its rounds, in which the contenders have another order."""
+    """Return figures by round.
+
+    Figures of steps are by epoch: each is the mean of its rounds, in which the contenders run in
+    different orders.
+    """
     found: dict[int, list[float]] = {}
     for run in runs:
         if (run["workload"], run["contender"]) == (workload, contender) and key in run:
@@ -109,14 +113,14 @@ def failure(runs: Runs, workload: str, contender: str, measure: str) -> str | No
 
 
 def names(runs: Runs, measures: Sequence[str] = ("build", "call", "step", "program")) -> list[str]:
-    """The workloads that are no growth series, in the order of the runs."""
+    """Return the workloads outside the growth series, in the order of the runs."""
     found = dict.fromkeys(run["workload"] for run in runs if run["measure"] in measures)
     grown = {name for series in growth(runs).values() for name in series.values()}
     return [name for name in found if name not in grown]
 
 
 def growth(runs: Runs) -> dict[str, dict[int, str]]:
-    """By family and size, the workload's name."""
+    """Return the names of the workloads that grow, by family and size."""
     series: dict[str, dict[int, str]] = {}
     for run in runs:
         family, _, size = run["workload"].partition("-")

@@ -1,4 +1,4 @@
-"""From results.json to results.md and results.png: `python bench/report.py [FOLDER]`."""
+"""Write results.md and results.png from results.json: `python bench/report.py [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import plot
 from ratios import RATIOS, Figure, Runs, by_round, failure, figure, growth, names
 
-# Key, measure, title, unit, factor to the unit.
+# The key, measure, title and unit of each table, and the factor that converts to the unit.
 TABLES = (
     ("build_s", "build", "Build", "s", 1),
     ("peak_mb", "build", "Peak memory of the process that builds", "MiB", 1),
@@ -27,7 +27,7 @@ TABLES = (
     ("load_s", "build", "Load", "s", 1),
     ("file_mb", "build", "Size on disk", "MiB", 1),
 )
-# Columns that hold words.
+# The headings of columns that hold words.
 WORDS = ("", "measured on", "who", "measure", "what it says")
 TITLES = {
     "kerasflax": "kerasflax",
@@ -49,7 +49,10 @@ def write(folder: Path) -> None:
 
 
 def flat(runs: Runs) -> Runs:
-    """Each figure by itself, with its workload, contender, measure and round; a job of several contenders says whose it is."""
+    """Return each figure with its workload, contender, measure and round.
+
+    If a job has several contenders, its figures name theirs.
+    """
     return [
         dict(zip(("workload", "contender", "measure"), run["job"].split(), strict=True))
         | {"round": run["round"]}
@@ -64,8 +67,8 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        f"Written by `make bench`. Rounds: {results['rounds']}; medians, least to greatest in brackets. "
-        "What is measured and how: [README.md](README.md)."
+        f"Written by `make bench`, in {results['rounds']} rounds. Figures are medians, with the "
+        "range in parentheses. [README.md](README.md) says what is measured and how."
     )
     yield ""
     yield from table(["", "measured on"], results["machine"].items())
@@ -87,7 +90,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
                 [workload, *(cell(runs, workload, c, key, measure, factor) for c in contenders)]
                 for workload in names(runs, (measure,))
             ]
-            # How it was initialised matters no more.
+            # After the build, it does not matter how Flax was initialized.
             titles = [
                 TITLES[c] if len(contenders) > 3 else TITLES[c].removesuffix(", eager init")
                 for c in contenders
@@ -100,7 +103,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     head = list(head)
     yield "| " + " | ".join(head) + " |"
-    # Words to the left, numbers to the right.
+    # Words are aligned left, numbers right.
     yield "|" + "|".join("---" if name in WORDS else "---:" for name in head) + "|"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
@@ -132,7 +135,10 @@ def cell(runs: Runs, workload: str, contender: str, key: str, measure: str, fact
 def ratio_table(runs: Runs) -> Iterator[str]:
     yield "## kerasflax as a ratio"
     yield ""
-    yield "Below 1 kerasflax is the better one. A ratio over its target is in bold; the last column counts those that keep it."
+    yield (
+        "Below 1, kerasflax is better. A ratio above its target is in bold; the last column counts "
+        "the workloads that reach the target."
+    )
     yield ""
     workloads = names(runs)
     rows = []
@@ -179,11 +185,15 @@ def startup(runs: Runs) -> Iterator[str]:
         yield from table(["", "the others", "added", "target", "kept"], rows)
     started = by_round(runs, "r", "kerasflax", "python_started")
     if started:
-        yield f"`library(kerasflax)` {'**started Python**' if any(started.values()) else 'started no Python'}."
+        verb = "**started**" if any(started.values()) else "did not start"
+        yield f"`library(kerasflax)` {verb} Python."
         yield ""
     empty = figure(runs, "mlp", "empty_layer", "step_s")
     if empty:
-        yield f"Keras's trainer alone, with an empty layer on the data of `mlp`: {shown(empty, 1000)} ms a step."
+        yield (
+            "Keras's trainer alone, with an empty layer on the data of `mlp`, takes "
+            f"{shown(empty, 1000)} ms per step."
+        )
         yield ""
 
 

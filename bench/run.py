@@ -1,9 +1,10 @@
-"""Run the benchmarks: every measurement in a process of its own, the contenders in turn, for several rounds.
+"""Run the benchmarks: each measurement in its own process, contenders in turn, in several rounds.
 
     python bench/run.py [--rounds 5] [--only REGEX] [--to FOLDER]
 
-`--only` keeps the jobs whose "workload contender measure" the expression matches. What it yields is written to build/, or
-`--to` a folder with results, where it takes the place of what these jobs have yielded before.
+`--only` keeps the jobs whose "workload contender measure" matches the expression. Their results go
+to build/, or with `--to` to a folder with results, where they replace the older results of these
+jobs.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-# The names of workloads.py, which imports too much for a process that only waits.
+# The names in workloads.py, which imports too much for a process that only waits.
 WORKLOADS = ("mlp", "batchnorms", "cnn", "vit", "resnet50", "lm", "r-cnn", "weights-2000")
 BUILDERS = ("kerasflax", "flax_eager", "flax_jit", "keras_flaxlayer")
 CALLERS = ("kerasflax", "kerasflax_bare", "flax_eager", "thin_layer", "keras_flaxlayer")
 TRAINERS = ("kerasflax", "flax_fit", "keras_flaxlayer", "thin_layer", "flax_loop")
-# Run once: they show an order of growth, not a per cent.
+# These run once: they show an order of growth, not a few per cent.
 GROWTH = {
     "weights": (10, 100, 1_000, 10_000),
     "depth": (1, 10, 100),
@@ -78,7 +79,7 @@ def jobs_of_every_round() -> Iterator[Job]:
 
 
 def jobs_of_one_round() -> Iterator[Job]:
-    # The turns of calls are rounds themselves.
+    # Each turn of eager calls is a round.
     for workload in WORKLOADS:
         yield Job(workload, ",".join(CALLERS), "call", 600)
         yield Job(
@@ -94,23 +95,23 @@ def jobs_of_one_round() -> Iterator[Job]:
 
 
 def jobs_of_two_rounds(number: int) -> Iterator[Job]:
-    # Epochs are rounds themselves. But models that compute the same may differ by some per cent for as long as they live: there
-    # are two processes, and what is made first in one is made last in the other.
+    # Each epoch is a round. But models that compute the same may differ by some per cent during
+    # their whole life, so there are two processes, which create the models in opposite orders.
     for workload in WORKLOADS:
-        # Where a step takes a second, a layer's cost cannot show.
+        # If a step takes a second, the cost of a layer is not visible.
         trainers = [
             name
             for name in TRAINERS
             if not (name == "thin_layer" and workload in ("resnet50", "lm"))
         ]
-        # The trainer's own cost.
+        # The cost of the trainer itself.
         trainers += ["empty_layer"] if workload == "mlp" else []
         yield Job(workload, ",".join(trainers[:: -1 if number else 1]), "step", 600)
 
 
 def run(job: Job) -> list[dict[str, object]]:
-    """Run a job, and return what it measured until it was done, failed or took too long."""
-    # Nothing that one process leaves behind may help the next.
+    """Run a job, and return what it measured until it ended, failed or took too long."""
+    # A process must not profit from what an earlier one has cached.
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "inst" / "python"),
         "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -137,7 +138,7 @@ def run(job: Job) -> list[dict[str, object]]:
 
 
 def written(results: dict[str, object]) -> str:
-    """JSON with a line for each run of a job."""
+    """Return JSON with one line for each run of a job."""
     runs = ",\n".join(map(json.dumps, results["runs"]))
     return json.dumps(results | {"runs": "RUNS"}).replace('"RUNS"', f"[\n{runs}\n]") + "\n"
 
@@ -160,7 +161,7 @@ def main() -> None:
             run for run in results["runs"] if not re.search(arguments.only, run["job"])
         ]
     start = time.perf_counter()
-    # What has failed once is not tried again.
+    # Jobs that have failed once do not run again.
     hopeless: set[Job] = set()
     for number in range(arguments.rounds):
         jobs = list(jobs_of_every_round())
@@ -172,11 +173,12 @@ def main() -> None:
                 if any("fails" in figures and "contender" not in figures for figures in found):
                     hopeless.add(job)
                 results["runs"].append({"job": str(job), "round": number, "figures": found})
+                seconds = time.perf_counter() - start
                 print(
-                    f"{time.perf_counter() - start:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}",
+                    f"{seconds:6.0f} s  round {number + 1}  {job}  {json.dumps(found[:5])}",
                     flush=True,
                 )
-        # A run that breaks off has its rounds until then.
+        # An interrupted run keeps its complete rounds.
         file.write_text(written(results))
     report.write(folder)
 

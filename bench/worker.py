@@ -1,7 +1,7 @@
-"""One process measures one thing: `python worker.py <workload> <contender> <measure>` prints lines of JSON.
+"""Measure one thing in one process: `python worker.py <workload> <contender> <measure>`.
 
-Imports, data and the start of JAX's backend come before the measured section, and everything is ready when the clock stops.
-What fails is a result as well: {"fails": "..."}.
+Prints lines of JSON. Imports, data and the start of JAX's backend come before the measured section,
+and everything is computed when the clock stops. A failure is a result too: {"fails": "..."}.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ import kerasflax
 
 jax.config.update("jax_enable_compilation_cache", False)
 
-# A training measured in turn with others: at most so many epochs, for about so many seconds, and a few whatever they take.
+# The epochs of contenders that train in turn: the most, the seconds for all, and the fewest.
 EPOCHS, EPOCHS_SECONDS, LEAST_EPOCHS = 40, 30, 5
-# Likewise eager calls: so many turns, in each of which one contender is called for so long.
+# Eager calls: the number of turns, and the seconds for which a contender is called in each.
 CALL_TURNS, CALL_SECONDS = 20, 0.1
 Layer = Callable[[], keras.layers.Layer]
 Figures = dict[str, Any]
 
 
 def megabytes() -> float:
-    """What the process holds now."""
+    """Return the resident memory of the process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -49,7 +49,7 @@ def peak_megabytes() -> float:
 
 
 def device_peak() -> Figures:
-    """The most memory that was in use on an accelerator; JAX does not say it of a CPU."""
+    """Return the peak memory of an accelerator, in MiB; JAX does not report it for a CPU."""
     stats = jax.devices()[0].memory_stats()
     return {"device_peak_mb": stats["peak_bytes_in_use"] / 2**20} if stats else {}
 
@@ -62,13 +62,13 @@ def ready(model: Any) -> Any:
     return model
 
 
-# Build, and what is done with what was built ----------------------------------------------------------------------------
+# Build ------------------------------------------------------
 
 
 def measure_build(
     load: Workload, contender: str, module: nn.Module, layer: Layer
 ) -> Iterator[Figures]:
-    """Yields figures as soon as there are some: what comes later may take too long."""
+    """Yield figures as soon as they exist, because what comes later may take too long."""
     inputs = load.inputs(1)
     before, peak_before = megabytes(), peak_megabytes()
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def measure_build(
     ready(built)
     seconds = time.perf_counter() - start
     peak = peak_megabytes()
-    # Where the build stays under a peak of the imports, that peak says nothing of the build.
+    # If the imports had a higher peak than the build, that peak says nothing about the build.
     added = (peak if peak > peak_before else megabytes()) - before
     yield {"build_s": seconds, "peak_mb": peak, "build_mb": added, **device_peak()}
     if contender == "flax_eager":
@@ -140,13 +140,13 @@ def file_seconds(path: Path, save: Callable[[], Any], load: Callable[[], Any]) -
     }
 
 
-# Eager calls ------------------------------------------------------------------------------------------------------------
+# Eager calls --------------------------------------------------------------------------------------
 
 
 def measure_call(
     load: Workload, names: str, module: nn.Module, layer: Layer | None
 ) -> Iterator[Figures]:
-    """Some calls of each contender in turn, in one process."""
+    """Call the contenders in turn, in one process."""
     x = jax.device_put(load.inputs(load.batch))
     calls = {}
     for name in names.split(","):
@@ -180,13 +180,13 @@ def call_seconds(call: Callable[[], Any]) -> float:
 
 
 def rotated(names: Iterable[str], turn: int) -> list[str]:
-    """Another one first in each turn: who follows whom may matter."""
+    """Begin with another contender in each turn, because the order may matter."""
     names = list(names)
     first = turn % max(len(names), 1)
     return names[first:] + names[:first]
 
 
-# Steps ------------------------------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------------
 
 
 class EpochTimes(keras.callbacks.Callback):
@@ -212,7 +212,10 @@ def make_trainable(load: Workload, contender: str, module: nn.Module, layer: Lay
 def measure_step(
     load: Workload, names: str, module: nn.Module, layer: Layer | None
 ) -> Iterator[Figures]:
-    """An epoch of each contender in turn, in one process: memory and processor treat all alike, as separate ones do not."""
+    """Train the contenders in turn, an epoch each, in one process.
+
+    There, memory and processor treat all alike, which separate processes do not guarantee.
+    """
     rows = load.batch * load.steps
     x, y = load.inputs(rows), load.targets(rows)
     models = {}
@@ -240,7 +243,10 @@ def step_figures(model: Any, x: Any, y: Any, load: Workload) -> Figures:
 def measure_program(
     load: Workload, names: str, module: nn.Module, layer: Layer | None
 ) -> Iterator[Figures]:
-    """What each contender's training step is compiled to, which no other work on the machine changes."""
+    """Count the instructions of each contender's compiled training step.
+
+    Other work on the machine does not change them.
+    """
     x, y = (jax.numpy.asarray(part(load.batch)) for part in (load.inputs, load.targets))
     for name in names.split(","):
         try:
@@ -259,7 +265,7 @@ def measure_program(
 
 
 def compiled_step(model: keras.Model, x: jax.Array, y: jax.Array) -> jax.stages.Compiled:
-    """The step that Keras's `fit()` compiles."""
+    """Compile the step that Keras's `fit()` compiles."""
     model._symbolic_build(data_batch=(x, y))
     state = [
         [variable.value for variable in variables]
@@ -273,7 +279,7 @@ def compiled_step(model: keras.Model, x: jax.Array, y: jax.Array) -> jax.stages.
     return jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), (x, y)).compile()
 
 
-# --------------------------------------------------------------------------------------------------------------------------
+# Run ----------------------------------------------------------------------------------------------
 
 MEASURES = {
     "build": measure_build,
@@ -300,14 +306,14 @@ def failed(error: Exception) -> Figures:
 def run(
     name: str, contender: str, measure: str, module: Any = None, layer: Layer | None = None
 ) -> None:
-    """Measure, and print a line of JSON for each figure, or some of them.
+    """Measure, and print the figures as lines of JSON.
 
     Args:
-        name: Of the workload.
-        contender: Who; several, with commas between them, but for the measure `build`.
+        name: The name of the workload.
+        contender: The contender, or several separated by commas (not for the measure `build`).
         measure: One of `MEASURES`.
-        module: The module, where it is not the workload's own but R's.
-        layer: Likewise, what makes kerasflax's layer.
+        module: A module from R, in place of the workload's own.
+        layer: A function from R that creates kerasflax's layer.
     """
     load = workload(name)
     module = load.make_module() if module is None else module

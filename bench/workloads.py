@@ -1,4 +1,7 @@
-"""What is measured: a module, the input it gets, and how many steps make an epoch of some tenths of a second or more."""
+"""The workloads: a module, its input, and the number of steps in an epoch.
+
+An epoch takes some tenths of a second or more.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ class Workload:
     """One module with its data.
 
     Attributes:
-        make_module: Makes the module.
+        make_module: Creates the module.
         shape: The input's shape without the batch.
-        batch: Rows of a training step and of an eager call.
-        steps: Steps of an epoch.
-        tokens: The vocabulary's size where the input is integers; 0 where it is numbers.
+        batch: The rows of a training step and of an eager call.
+        steps: The steps of an epoch.
+        tokens: The size of the vocabulary if the input is integers; 0 if it is floats.
         labels: The shape of the labels of one row.
-        grows: Whether it is one of a series: only built and trained.
+        grows: Whether the workload belongs to a growth series, which is only built and trained.
     """
 
     make_module: Callable[[], nn.Module]
@@ -45,7 +48,7 @@ class Workload:
         return np.random.default_rng(1).integers(0, 10, (rows, *self.labels), dtype=np.int32)
 
 
-# Of an R-defined module (`r-cnn`), the module comes from R: see r_cnn.R.
+# The module of `r-cnn` comes from R: see r_cnn.R.
 WORKLOADS = {
     "mlp": Workload(modules.MLP, (784,), batch=32, steps=200),
     "batchnorms": Workload(modules.BatchNorms, (64,), batch=32, steps=100),
@@ -57,7 +60,7 @@ WORKLOADS = {
     "weights-2000": Workload(lambda: modules.ManyWeights(2000), (16,), batch=8, steps=20),
 }
 
-# How cost grows: each family with one size, all else equal.
+# The growth series: in each family one size varies, and everything else is the same.
 _FAMILIES: dict[str, Callable[[int], Workload]] = {
     "weights": lambda n: Workload(
         lambda: modules.ManyWeights(n), (16,), batch=8, steps=20, grows=True
@@ -68,7 +71,7 @@ _FAMILIES: dict[str, Callable[[int], Workload]] = {
 
 
 def workload(name: str) -> Workload:
-    """The workload of a name: one of `WORKLOADS`, or `<family>-<n>` of one of the families."""
+    """Return the workload with a name: one of `WORKLOADS`, or `<family>-<n>`."""
     if name in WORKLOADS:
         return WORKLOADS[name]
     family, _, n = name.partition("-")
@@ -76,6 +79,9 @@ def workload(name: str) -> Workload:
 
 
 def loss(labels: jax.Array, logits: jax.Array) -> jax.Array:
-    """The loss of each prediction; one function for all contenders. Keras hands the labels over as floats of another rank."""
+    """Return the loss of each prediction; all contenders use it.
+
+    Keras passes the labels as floats of another rank.
+    """
     labels = labels.astype("int32").reshape(logits.shape[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
