@@ -1,6 +1,6 @@
 # Lints the R code for `make lint`. Every lint is a failure.
 linters <- lintr::linters_with_defaults(
-  line_length_linter = lintr::line_length_linter(128),
+  line_length_linter = lintr::line_length_linter(100),
   # Modules, layers and their Python names (`nn$Dense`, `MyFlaxModule`) keep their own case.
   object_name_linter = NULL,
   # Newer versions of lintr no longer have this linter among their defaults.
