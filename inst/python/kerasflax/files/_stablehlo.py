@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _host, _limits
+from .. import _host, _keras, _limits
 from .._errors import ArgumentError, FileError
 from . import _replace, _source
 
@@ -164,14 +164,13 @@ def _inputs(model: Any) -> PyTree:
             f"`model` must be a Keras model, got {type(model).__name__}.",
             advice="Put the layer into a model.",
         )
-    if isinstance(model, keras.Sequential):
-        model = model._functional
-    if not isinstance(model, keras.src.models.Functional):
+    functional = _keras.functional(model)
+    if functional is None:
         raise ArgumentError(
             "The model has no defined inputs.",
             advice=f"Build it, or create it with {_host.word('functional model')}.",
         )
-    return model.input
+    return functional.input
 
 
 def _specs(inputs: PyTree) -> PyTree:
