@@ -16,7 +16,11 @@ check_module <- function(module, call = caller_env()) {
     "Give an instance, such as {.code module = flax$linen$Dense(10L)}."
   }
   abort_kerasflax(
-    c("{.arg module} must be an instance of a Flax module.", x = "It is {what_is(module)}.", i = hint),
+    c(
+      "{.arg module} must be an instance of a Flax module.",
+      x = "It is {what_is(module)}.",
+      i = hint
+    ),
     cause = "module",
     call = call
   )
@@ -65,7 +69,12 @@ object_problem <- function(object, name = "It") {
   } else if (is.null(dim(object))) {
     paste(name, "is a plain vector, without dimensions: give it some with `array()`")
   } else if (has_lost_na(object)) {
-    paste(name, "holds NA, for which", typeof(object), "tensors have no value: make it double, or replace NA")
+    paste(
+      name,
+      "holds NA, for which",
+      typeof(object),
+      "tensors have no value: make it double, or replace NA"
+    )
   }
 }
 
@@ -91,7 +100,10 @@ list_problem <- function(object, name) {
 }
 
 check_method <- function(method, call = caller_env()) {
-  is_other <- is_python_class(method) || is_flax_module(method) || is_keras_layer(method) || inherits(method, "flax_module")
+  is_other <- is_python_class(method) ||
+    is_flax_module(method) ||
+    is_keras_layer(method) ||
+    inherits(method, "flax_module")
   is_callable <- is.function(method) && !is_other
   if (is.null(method) || is_callable || rlang::is_string(method)) {
     return(invisible(method))
@@ -107,7 +119,12 @@ check_method <- function(method, call = caller_env()) {
 }
 
 # Where R finds something wrong, `fit` tells by an error what is wrong with the rest, so that all of it is listed at once.
-check_variables <- function(variables, arg = "variables", fit = function(part) NULL, call = caller_env()) {
+check_variables <- function(
+  variables,
+  arg = "variables",
+  fit = function(part) NULL,
+  call = caller_env()
+) {
   if (is_python_object(variables)) {
     return(invisible(variables))
   }
@@ -116,13 +133,19 @@ check_variables <- function(variables, arg = "variables", fit = function(part) N
     if (length(problems) == 0) {
       return(invisible(variables))
     }
-    others <- tryCatch({
-      fit(without_problems(variables))
-      NULL
-    }, kerasflax_error = \(condition) condition$problems)
+    others <- tryCatch(
+      {
+        fit(without_problems(variables))
+        NULL
+      },
+      kerasflax_error = \(condition) condition$problems
+    )
     problems <- c(problems, escape_braces(others))
     abort_kerasflax(
-      c("{.arg {arg}} must be a named list of collections of arrays.", rlang::set_names(problems, "x")),
+      c(
+        "{.arg {arg}} must be a named list of collections of arrays.",
+        rlang::set_names(problems, "x")
+      ),
       cause = "variables",
       call = call
     )
@@ -131,7 +154,11 @@ check_variables <- function(variables, arg = "variables", fit = function(part) N
     c(
       "{.arg {arg}} must be a named list of collections, as {.code module$init()} returns it.",
       x = "It is {what_is(variables)}.",
-      i = if (rlang::is_string(variables)) "A file is read by {.fn flax_read}." else "Give {.code list(params = list(...))}."
+      i = if (rlang::is_string(variables)) {
+        "A file is read by {.fn flax_read}."
+      } else {
+        "Give {.code list(params = list(...))}."
+      }
     ),
     cause = "variables",
     call = call
@@ -206,7 +233,10 @@ variables_problems <- function(tree, path = NULL) {
     return(character())
   }
   labels <- names(tree) %||% seq_along(tree)
-  unlist(Map(function(child, label) variables_problems(child, c(path, label)), tree, labels), use.names = FALSE)
+  unlist(
+    Map(function(child, label) variables_problems(child, c(path, label)), tree, labels),
+    use.names = FALSE
+  )
 }
 
 # The part of nested variables that R has nothing to say against.
@@ -235,7 +265,13 @@ check_layer_arguments <- function(dots, call = caller_env()) {
   check_layer_argument(dots, "seed", is_seed, "a whole number from 0 to 2^32 - 1", call)
   check_layer_argument(dots, "trainable", rlang::is_bool, "TRUE or FALSE", call)
   check_layer_argument(dots, "name", is_layer_name, "one string, not empty and without \"/\"", call)
-  check_layer_argument(dots, "regularizers", is_named_list, "a named list by pattern of paths", call)
+  check_layer_argument(
+    dots,
+    "regularizers",
+    is_named_list,
+    "a named list by pattern of paths",
+    call
+  )
   check_layer_argument(dots, "constraints", is_named_list, "a named list by pattern of paths", call)
   invisible(dots)
 }
@@ -252,10 +288,18 @@ check_layer_argument <- function(dots, name, is_right, expected, call) {
 }
 
 is_seed <- function(x) {
-  is.numeric(x) && !is.object(x) && length(x) == 1 && is.finite(x) && x == trunc(x) && x >= 0 && x < 2^32
+  is.numeric(x) &&
+    !is.object(x) &&
+    length(x) == 1 &&
+    is.finite(x) &&
+    x == trunc(x) &&
+    x >= 0 &&
+    x < 2^32
 }
 
-is_layer_name <- function(x) rlang::is_string(x) && nzchar(x) && !is.na(x) && !grepl("/", x, fixed = TRUE)
+is_layer_name <- function(x) {
+  rlang::is_string(x) && nzchar(x) && !is.na(x) && !grepl("/", x, fixed = TRUE)
+}
 
 check_dots <- function(dots, call) {
   names <- names(dots) %||% rep("", length(dots))
@@ -282,12 +326,14 @@ is_python_class <- function(x) inherits(x, "python.builtin.type")
 is_keras_layer <- function(x) is_instance(x, "layer")
 
 is_python_array <- function(x) {
-  reticulate::py_has_attr(x, "shape") && reticulate::py_has_attr(x, "dtype") &&
+  reticulate::py_has_attr(x, "shape") &&
+    reticulate::py_has_attr(x, "dtype") &&
     !grepl("^(<U|[|]S|object|string)", reticulate::py_str(x$dtype))
 }
 
 is_python_container <- function(x) {
-  inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict")) && length(x) > 0
+  inherits(x, c("python.builtin.list", "python.builtin.tuple", "python.builtin.dict")) &&
+    length(x) > 0
 }
 
 is_sequential <- function(x) is_instance(x, "sequential")
@@ -295,7 +341,9 @@ is_sequential <- function(x) is_instance(x, "sequential")
 # Also how to make one; not Keras's layers, which are NNX modules in Keras's NNX mode.
 is_flax_module <- function(x) is_instance(x, "flax_module") && !is_keras_layer(x)
 
-is_named_list <- function(x) is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
+is_named_list <- function(x) {
+  is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
+}
 
 # A value in a few words, for "It is ...".
 what_is <- function(x) {
@@ -313,7 +361,14 @@ what_is <- function(x) {
     shown <- if (is.character(x)) encodeString(x, quote = "\"") else encodeString(format(x))
     paste("the", if (is.factor(x)) "factor" else typeof(x), shown)
   } else if (is.atomic(x) && !is.object(x)) {
-    paste("an R", if (is.null(dim(x))) "vector" else class(x)[[1]], "of type", typeof(x), "and length", length(x))
+    paste(
+      "an R",
+      if (is.null(dim(x))) "vector" else class(x)[[1]],
+      "of type",
+      typeof(x),
+      "and length",
+      length(x)
+    )
   } else {
     paste0("a ", class(x)[[1]], " of length ", length(x))
   }

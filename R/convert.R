@@ -7,7 +7,12 @@ as_variables <- function(variables) {
     variables
   } else if (is.list(variables) && !is.object(variables)) {
     lapply(variables, as_variables)
-  } else if (is.atomic(variables) && !is.character(variables) && is.null(dim(variables)) && length(variables) != 1) {
+  } else if (
+    is.atomic(variables) &&
+      !is.character(variables) &&
+      is.null(dim(variables)) &&
+      length(variables) != 1
+  ) {
     array(variables, dim = length(variables))
   } else {
     variables
@@ -42,7 +47,10 @@ r_name_of_method <- function(method) {
 as_layer_arguments <- function(dots) {
   if (is.numeric(dots$seed)) {
     # R's integers end at 2^31, seeds at 2^32.
-    dots$seed <- reticulate::py_eval(format(dots$seed, scientific = FALSE, digits = 15), convert = FALSE)
+    dots$seed <- reticulate::py_eval(
+      format(dots$seed, scientific = FALSE, digits = 15),
+      convert = FALSE
+    )
   }
   if (!is.null(dots$input_shape)) {
     dots$input_shape <- shape(dots$input_shape)

@@ -52,7 +52,13 @@
 flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_interactive()) {
   check_file_path(path)
   check_rename(rename)
-  check_layer_argument(list(progress = progress), "progress", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  check_layer_argument(
+    list(progress = progress),
+    "progress",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
   if (!is.null(like) && !is_keras_layer(like)) {
     check_variables(like, arg = "like")
   }
@@ -96,7 +102,11 @@ check_metadata <- function(metadata, call = caller_env()) {
     "It has text that is not valid UTF-8."
   }
   if (!is.null(problem)) {
-    abort_kerasflax(c("{.arg metadata} must be a named character vector.", x = problem), cause = "argument", call = call)
+    abort_kerasflax(
+      c("{.arg metadata} must be a named character vector.", x = problem),
+      cause = "argument",
+      call = call
+    )
   }
 }
 
@@ -154,7 +164,8 @@ progress_bar <- function(env = parent.frame()) {
   force(env)
   bar <- NULL
   function(done, total) {
-    bar <<- bar %||% cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
+    bar <<- bar %||%
+      cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
     cli::cli_progress_update(set = done, id = bar, .envir = env)
   }
 }
@@ -164,7 +175,9 @@ as_nested_list <- function(tree) {
   if (inherits(tree, "python.builtin.dict")) {
     keys <- reticulate::import_builtins(convert = FALSE)$list(tree$keys())
     names <- names_in_r(lapply(seq_len(length(keys)), \(i) keys[[i - 1L]]))
-    children <- lapply(seq_along(names), \(i) as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]])))
+    children <- lapply(seq_along(names), \(i) {
+      as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]]))
+    })
     rlang::set_names(children, names)
   } else if (inherits(tree, c("python.builtin.list", "python.builtin.tuple"))) {
     lapply(seq_len(length(tree)), \(i) as_nested_list(tree[[i - 1L]]))
@@ -181,7 +194,10 @@ names_in_r <- function(names) {
     vapply(names, reticulate::py_str, ""),
     error = function(cnd) {
       abort_kerasflax(
-        c("A name in the file has a zero byte in it, which R's text cannot hold.", i = "Rename the weight in Python."),
+        c(
+          "A name in the file has a zero byte in it, which R's text cannot hold.",
+          i = "Rename the weight in Python."
+        ),
         cause = "file"
       )
     }

@@ -40,7 +40,10 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
     )
   }
   if (!is_keras_layer(model)) {
-    abort_kerasflax(c("{.arg model} must be a Keras model.", x = "It is {what_is(model)}."), cause = "object")
+    abort_kerasflax(
+      c("{.arg model} must be a Keras model.", x = "It is {what_is(model)}."),
+      cause = "object"
+    )
   }
   call_core("export_model", model, path, platforms = as.list(platforms))
   invisible(model)
@@ -50,7 +53,13 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 #' @export
 flax_import <- function(path, checked = TRUE) {
   check_file_path(path)
-  check_layer_argument(list(checked = checked), "checked", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  check_layer_argument(
+    list(checked = checked),
+    "checked",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
   run <- call_core("import_model", path, checked = checked, .convert = FALSE)
   function(inputs) {
     check_inputs(inputs)
@@ -62,7 +71,10 @@ check_inputs <- function(inputs, call = caller_env()) {
   problem <- if (missing(inputs) || is.null(inputs)) "It is NULL" else object_problem(inputs)
   if (!is.null(problem)) {
     abort_kerasflax(
-      c("{.arg inputs} must be an array, or a list of arrays, as the model takes them.", x = "{problem}."),
+      c(
+        "{.arg inputs} must be an array, or a list of arrays, as the model takes them.",
+        x = "{problem}."
+      ),
       cause = "object",
       call = call
     )

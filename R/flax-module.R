@@ -82,9 +82,16 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
       cause = "argument"
     )
   }
-  if (api == "nnx" && "setup" %in% names(parts[is_method]) && !any(c("rngs", "...") %in% names(formals(parts$setup)))) {
+  if (
+    api == "nnx" &&
+      "setup" %in% names(parts[is_method]) &&
+      !any(c("rngs", "...") %in% names(formals(parts$setup)))
+  ) {
     abort_kerasflax(
-      c("{.arg setup} must take {.arg rngs}, to make submodules with.", i = "Give {.code setup = function(self, rngs) ...}."),
+      c(
+        "{.arg setup} must take {.arg rngs}, to make submodules with.",
+        i = "Give {.code setup = function(self, rngs) ...}."
+      ),
       cause = "argument"
     )
   }
@@ -101,7 +108,9 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
     methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
   )
-  arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
+  arguments <- lapply(fields, \(field) {
+    if (field$is_required) rlang::missing_arg() else field$default
+  })
   if (api == "nnx") {
     arguments <- c(arguments, list(rngs = NULL))
   }
@@ -110,20 +119,39 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     quote(construct_module(class, fields, api, rlang::current_env())),
     rlang::env(asNamespace("kerasflax"), class = class, fields = fields, api = api)
   )
-  structure(constructor, class = c("flax_module", "function"), name = .name, methods = setdiff(names(methods), "__call__"))
+  structure(
+    constructor,
+    class = c("flax_module", "function"),
+    name = .name,
+    methods = setdiff(names(methods), "__call__")
+  )
 }
 
 #' @rdname flax_module
 #' @export
 flax_field <- function(type = c("any", "integer", "double", "logical", "character")) {
-  structure(list(type = rlang::arg_match(type), is_required = TRUE, default = NULL), class = "flax_field")
+  structure(
+    list(type = rlang::arg_match(type), is_required = TRUE, default = NULL),
+    class = "flax_field"
+  )
 }
 
 #' @export
 print.flax_module <- function(x, ...) {
   fields <- environment(x)$fields
-  shown <- vapply(fields, \(field) if (field$is_required) field$type else shown_default(field$default), "")
-  cat("<flax_module> ", attr(x, "name"), "(", toString(sprintf("%s = %s", names(shown), shown)), ")\n", sep = "")
+  shown <- vapply(
+    fields,
+    \(field) if (field$is_required) field$type else shown_default(field$default),
+    ""
+  )
+  cat(
+    "<flax_module> ",
+    attr(x, "name"),
+    "(",
+    toString(sprintf("%s = %s", names(shown), shown)),
+    ")\n",
+    sep = ""
+  )
   methods <- attr(x, "methods")
   if (length(methods) > 0) {
     cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")
@@ -138,7 +166,9 @@ r_to_py.flax_module <- function(x, convert = FALSE) {
   environment(x)$class
 }
 
-shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+shown_default <- function(value) {
+  if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+}
 
 # Makes an instance from the arguments of a constructor, which are the variables of its frame.
 construct_module <- function(class, fields, api, frame) {
@@ -146,14 +176,19 @@ construct_module <- function(class, fields, api, frame) {
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
   if (length(missing) > 0) {
     abort_kerasflax(
-      c("{.fn {class$`__name__`}} needs {.arg {missing}}.", i = "Give {cli::qty(length(missing))}{?it/them} by name."),
+      c(
+        "{.fn {class$`__name__`}} needs {.arg {missing}}.",
+        i = "Give {cli::qty(length(missing))}{?it/them} by name."
+      ),
       cause = "field",
       call = frame
     )
   }
   values <- Map(
     \(field, value, name) as_field_value(coerced(value, field$type, name, frame)),
-    fields, given, names(fields)
+    fields,
+    given,
+    names(fields)
   )
   if (api == "linen") {
     with_r_conditions(rlang::exec(class, !!!values), call = frame)
@@ -180,8 +215,10 @@ coerced <- function(value, type, name, call) {
   if (type == "any") {
     return(value)
   }
-  is_right <- switch(type,
-    integer = is.numeric(value) && all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
+  is_right <- switch(
+    type,
+    integer = is.numeric(value) &&
+      all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
     double = is.numeric(value),
     logical = is.logical(value),
     character = is.character(value)
@@ -210,15 +247,23 @@ as_flax_field <- function(default) {
   if (inherits(default, "flax_field")) {
     return(default)
   }
-  is_simple <- is.atomic(default) && !is.object(default) && is.null(dim(default)) && !is.null(default)
+  is_simple <- is.atomic(default) &&
+    !is.object(default) &&
+    is.null(dim(default)) &&
+    !is.null(default)
   type <- if (is_simple) typeof(default) else "any"
-  list(type = if (type %in% eval(formals(flax_field)$type)) type else "any", is_required = FALSE, default = default)
+  list(
+    type = if (type %in% eval(formals(flax_field)$type)) type else "any",
+    is_required = FALSE,
+    default = default
+  )
 }
 
 # What the class says of a field. A tuple of integers is of no simple type.
 python_type <- function(type) {
   builtins <- reticulate::import_builtins(convert = FALSE)
-  switch(type,
+  switch(
+    type,
     integer = builtins$int,
     double = builtins$float,
     logical = builtins$bool,
@@ -231,12 +276,17 @@ with_default <- function(type, field) reticulate::tuple(type, as_field_value(fie
 
 as_named_dict <- function(values) reticulate::py_dict(as.list(names(values)), unname(values))
 
-is_r_method <- function(x) is.function(x) && !is_python_object(x) && identical(names(formals(x))[1], "self")
+is_r_method <- function(x) {
+  is.function(x) && !is_python_object(x) && identical(names(formals(x))[1], "self")
+}
 
 check_class_name <- function(name, call = caller_env()) {
   if (!rlang::is_string(name) || !grepl("^[A-Za-z][A-Za-z0-9_]*$", name)) {
     abort_kerasflax(
-      c("{.arg .name} must be the name of a class: letters, digits and underscores.", x = "It is {what_is(name)}."),
+      c(
+        "{.arg .name} must be the name of a class: letters, digits and underscores.",
+        x = "It is {what_is(name)}."
+      ),
       cause = "argument",
       call = call
     )
@@ -260,6 +310,10 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
     "Every Flax module has a {.val {intersect(names, c(reserved_fields, reserved))[[1]]}} of its own."
   }
   if (!is.null(problem)) {
-    abort_kerasflax(c(problem, x = "Their names are {.val {names}}."), cause = "argument", call = call)
+    abort_kerasflax(
+      c(problem, x = "Their names are {.val {names}}."),
+      cause = "argument",
+      call = call
+    )
   }
 }

@@ -57,7 +57,10 @@ autoplot.flax_parameters <- function(object, what = c("size", "values"), ...) {
 
 check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
   problem <- if (!is_whole(x)) {
-    c(x = "Columns of it are missing or changed.", i = "Choose rows of what {.fn flax_parameters} returns, not columns.")
+    c(
+      x = "Columns of it are missing or changed.",
+      i = "Choose rows of what {.fn flax_parameters} returns, not columns."
+    )
   } else if (nrow(x) == 0) {
     c(x = "It has no rows.")
   } else if (what == "values" && !has_statistics(x)) {
@@ -90,7 +93,11 @@ module_sizes <- function(x, max = 30) {
   keys <- vapply(parts, paste, "", collapse = "/")
   keys <- factor(keys, unique(keys))
   sums <- function(rows) vapply(split(x$size[rows], keys[rows]), sum, 0, USE.NAMES = FALSE)
-  sizes <- data.frame(trainable = sums(x$trainable), still = sums(!x$trainable), cut = rep(1, nlevels(keys)))
+  sizes <- data.frame(
+    trainable = sums(x$trainable),
+    still = sums(!x$trainable),
+    cut = rep(1, nlevels(keys))
+  )
   sizes$parts <- unname(parts[!duplicated(keys)])
   sizes <- sizes[order(-(sizes$trainable + sizes$still)), ]
   if (nrow(sizes) > max) {
@@ -104,7 +111,12 @@ module_sizes <- function(x, max = 30) {
   }
   rownames(sizes) <- NULL
   if (depth < depths[[1]]) {
-    attr(sizes, "folded") <- paste0("\nThe ", with_commas(groups[[1]]), " modules are counted in these ", nrow(sizes))
+    attr(sizes, "folded") <- paste0(
+      "\nThe ",
+      with_commas(groups[[1]]),
+      " modules are counted in these ",
+      nrow(sizes)
+    )
   }
   sizes
 }
@@ -119,7 +131,9 @@ module_parts <- function(x) {
       }
       if (length(parts) == 0 || length(unique(x$layer)) > 1) c(layer, parts) else parts
     },
-    strsplit(x$path, "/", fixed = TRUE), x$layer, x$collection,
+    strsplit(x$path, "/", fixed = TRUE),
+    x$layer,
+    x$collection,
     USE.NAMES = FALSE
   )
 }
@@ -132,7 +146,11 @@ weight_values <- function(x, max = 40) {
   rows <- sort(rows[seq_len(min(max, nrow(x)))])
   chosen <- x[rows, ]
   layer <- if (length(unique(x$layer)) > 1) x$layer[rows]
-  values <- data.frame(trainable = chosen$trainable, size = chosen$size, n_nonfinite = chosen$n_nonfinite)
+  values <- data.frame(
+    trainable = chosen$trainable,
+    size = chosen$size,
+    n_nonfinite = chosen$n_nonfinite
+  )
   paths <- strsplit(chosen$path, "/", fixed = TRUE)
   paths <- if (is.null(layer)) paths else Map(c, layer, paths, USE.NAMES = FALSE)
   shared <- shared_names(paths)
@@ -167,14 +185,21 @@ value_scale <- function(values) {
   unit <- if (length(reach) > 0) stats::median(reach) else 1
   if (length(reach) == 0 || max(reach) <= 50 * unit) {
     at <- pretty(c(0, values))
-    return(list(place = identity, at = at, labels = format(at, trim = TRUE, drop0trailing = TRUE), title = "Value"))
+    return(list(
+      place = identity,
+      at = at,
+      labels = format(at, trim = TRUE, drop0trailing = TRUE),
+      title = "Value"
+    ))
   }
   place <- function(value) asinh(value / unit)
   powers <- 10^seq(ceiling(log10(unit)), ceiling(log10(max(reach))))
   at <- c(if (any(values < 0)) -rev(powers), 0, powers)
   at <- at[place(at) >= min(place(c(0, values))) - 0.5 & place(at) <= max(place(values)) + 0.5]
   list(
-    place = place, at = place(at), labels = vapply(at, format, ""),
+    place = place,
+    at = place(at),
+    labels = vapply(at, format, ""),
     title = "Value (logarithmic on both sides of zero)"
   )
 }
@@ -185,7 +210,9 @@ trainable_colours <- c(trainable = "#0072B2", "non-trainable" = "#E69F00")
 # Names on the way to a module as one label of at most `width` by `measure`: the longest names lose their middles.
 as_label <- function(parts, width, measure = nchar) {
   shortened <- function(part, limit) {
-    if (nchar(part) <= limit) return(part)
+    if (nchar(part) <= limit) {
+      return(part)
+    }
     end <- (limit - 2) %/% 2
     paste0(substr(part, 1, limit - 2 - end), "..", substr(part, nchar(part) - end + 1, nchar(part)))
   }
@@ -202,7 +229,10 @@ as_label <- function(parts, width, measure = nchar) {
 
 short_count <- function(number) {
   power <- findInterval(number, 1000^(1:4))
-  paste0(trimws(formatC(number / 1000^power, format = "fg", digits = 3)), c("", "k", "M", "G", "T")[power + 1])
+  paste0(
+    trimws(formatC(number / 1000^power, format = "fg", digits = 3)),
+    c("", "k", "M", "G", "T")[power + 1]
+  )
 }
 
 size_labels <- function(sizes) {
@@ -214,8 +244,13 @@ size_labels <- function(sizes) {
 
 size_subtitle <- function(sizes) {
   paste0(
-    with_commas(sum(sizes$trainable, sizes$still)), " parameters: ", with_commas(sum(sizes$trainable)), " trainable, ",
-    with_commas(sum(sizes$still)), " non-trainable", attr(sizes, "folded")
+    with_commas(sum(sizes$trainable, sizes$still)),
+    " parameters: ",
+    with_commas(sum(sizes$trainable)),
+    " trainable, ",
+    with_commas(sum(sizes$still)),
+    " non-trainable",
+    attr(sizes, "folded")
   )
 }
 
@@ -223,13 +258,19 @@ value_subtitle <- function(values) {
   shared <- paste(attr(values, "shared"), collapse = "/")
   weights <- attr(values, "shown") %||% c(counted(nrow(values), "weight"), "")
   paste0(
-    weights[[1]], if (nzchar(shared)) paste0(" in ", shared), weights[[2]],
+    weights[[1]],
+    if (nzchar(shared)) paste0(" in ", shared),
+    weights[[2]],
     "\nPoint: mean. Thick: one sd to either side. Thin: least to largest"
   )
 }
 
 bad_labels <- function(values) {
-  ifelse(values$n_nonfinite > 0, paste(short_count(values$n_nonfinite), "not finite"), ifelse(values$size == 0, "empty", ""))
+  ifelse(
+    values$n_nonfinite > 0,
+    paste(short_count(values$n_nonfinite), "not finite"),
+    ifelse(values$size == 0, "empty", "")
+  )
 }
 
 # Base graphics -------------------------------------------------------------------------------------------------------------
@@ -247,13 +288,21 @@ open_rows <- function(parts, notes, x_limits, subtitle) {
   width <- function(text) max(0, graphics::strwidth(text, units = "inches", cex = cex))
   # Smaller text first, then shorter names.
   room <- 0.45 * inches[[1]]
-  cex <- cex * max(min(1, 0.7 / cex), min(1, room / width(vapply(parts, paste, "", collapse = "/"))))
+  cex <- cex *
+    max(min(1, 0.7 / cex), min(1, room / width(vapply(parts, paste, "", collapse = "/"))))
   labels <- vapply(parts, as_label, "", width = room, measure = width)
   left <- width(labels) + 0.8 * line
   graphics::par(mai = c(margins[["bottom"]], left, margins[["top"]], 0.8 * line))
   taken <- min(0.5, (width(notes) + line * cex) / (inches[[1]] - left - 0.8 * line))
   graphics::plot.window(x_limits(taken), c(length(parts) + 0.5, 0.5), xaxs = "i", yaxs = "i")
-  graphics::mtext(labels, side = 2, line = 0.4, at = seq_along(labels), las = 1, cex = cex * graphics::par("cex"))
+  graphics::mtext(
+    labels,
+    side = 2,
+    line = 0.4,
+    at = seq_along(labels),
+    las = 1,
+    cex = cex * graphics::par("cex")
+  )
   list(cex = cex, half = min(0.4, 0.14 / row))
 }
 
@@ -266,12 +315,32 @@ add_titles <- function(titles, defaults, subtitle, colours) {
   edge <- graphics::grconvertX(0.3 * graphics::par("csi"), "inches", "user")
   edge <- edge + graphics::grconvertX(0, "nfc", "user") - graphics::grconvertX(0, "ndc", "user")
   cex <- graphics::par("cex")
-  graphics::mtext(main, line = length(subtitle) + 1.9, at = edge, adj = 0, font = 2, cex = 1.1 * cex)
+  graphics::mtext(
+    main,
+    line = length(subtitle) + 1.9,
+    at = edge,
+    adj = 0,
+    font = 2,
+    cex = 1.1 * cex
+  )
   lines <- rev(seq_along(subtitle)) + 0.6
   graphics::mtext(subtitle, line = lines, at = edge, adj = 0, cex = 0.8 * cex, col = "grey30")
-  legend_at <- graphics::grconvertY(graphics::grconvertY(1, "npc", "inches") + 1.5 * graphics::par("csi"), "inches", "user")
+  legend_at <- graphics::grconvertY(
+    graphics::grconvertY(1, "npc", "inches") + 1.5 * graphics::par("csi"),
+    "inches",
+    "user"
+  )
   graphics::legend(
-    edge, legend_at, names(colours), fill = colours, border = NA, horiz = TRUE, bty = "n", xpd = NA, cex = 0.8, x.intersp = 0.5
+    edge,
+    legend_at,
+    names(colours),
+    fill = colours,
+    border = NA,
+    horiz = TRUE,
+    bty = "n",
+    xpd = NA,
+    cex = 0.8,
+    x.intersp = 0.5
   )
   do.call(graphics::title, c(titles, list(line = 2)))
 }
@@ -282,7 +351,12 @@ plot_sizes <- function(sizes, titles) {
   total <- sizes$trainable + sizes$still
   notes <- size_labels(sizes)
   drawn <- total * sizes$cut
-  frame <- open_rows(sizes$parts, notes, \(taken) c(0, max(drawn, 1) / (1 - taken)), size_subtitle(sizes))
+  frame <- open_rows(
+    sizes$parts,
+    notes,
+    \(taken) c(0, max(drawn, 1) / (1 - taken)),
+    size_subtitle(sizes)
+  )
   at <- pretty(c(0, max(drawn, 1)))
   at <- at[at <= graphics::par("usr")[[2]]]
   graphics::abline(v = at, col = "grey90")
@@ -291,12 +365,26 @@ plot_sizes <- function(sizes, titles) {
   starts <- list(0, middle)
   ends <- list(middle, drawn)
   for (i in 1:2) {
-    graphics::rect(starts[[i]], rows - frame$half, ends[[i]], rows + frame$half, col = trainable_colours[[i]], border = NA)
+    graphics::rect(
+      starts[[i]],
+      rows - frame$half,
+      ends[[i]],
+      rows + frame$half,
+      col = trainable_colours[[i]],
+      border = NA
+    )
   }
   torn <- sizes$cut < 1
   tear <- 0.9 * drawn[torn]
   gap <- graphics::xinch(0.05)
-  graphics::segments(tear - gap, rows[torn] + 0.5, tear + gap, rows[torn] - 0.5, col = "white", lwd = 4)
+  graphics::segments(
+    tear - gap,
+    rows[torn] + 0.5,
+    tear + gap,
+    rows[torn] - 0.5,
+    col = "white",
+    lwd = 4
+  )
   graphics::text(drawn, rows, notes, pos = 4, offset = 0.3, cex = frame$cex, xpd = NA)
   graphics::axis(1, at, short_count(at), cex.axis = 0.8, mgp = c(2, 0.5, 0), tcl = -0.3)
   defaults <- list(main = "Parameters by module", xlab = "Parameters")
@@ -310,10 +398,14 @@ plot_values <- function(values, titles) {
   subtitle <- value_subtitle(values)
   notes <- bad_labels(values)
   range <- range(0, scale$at, unlist(values[c("min", "max", "low", "high")]), na.rm = TRUE)
-  if (diff(range) == 0) range <- c(0, 1)
+  if (diff(range) == 0) {
+    range <- c(0, 1)
+  }
   range <- range + c(-0.02, 0.02) * diff(range)
   has_notes <- any(nzchar(notes))
-  x_limits <- \(taken) if (has_notes) c(range[[1]], range[[1]] + diff(range) / (1 - taken)) else range
+  x_limits <- \(taken) {
+    if (has_notes) c(range[[1]], range[[1]] + diff(range) / (1 - taken)) else range
+  }
   frame <- open_rows(values$parts, paste("x", notes), x_limits, subtitle)
   rows <- seq_along(notes)
   graphics::abline(v = scale$at, col = "grey90")
@@ -322,12 +414,40 @@ plot_values <- function(values, titles) {
   graphics::segments(values$min, rows, values$max, rows, col = colours, lwd = 1.2)
   half <- 0.6 * frame$half
   graphics::rect(values$low, rows - half, values$high, rows + half, col = colours, border = NA)
-  graphics::points(values$mean, rows, pch = 21, bg = "white", col = colours, lwd = 1.5, cex = frame$cex)
+  graphics::points(
+    values$mean,
+    rows,
+    pch = 21,
+    bg = "white",
+    col = colours,
+    lwd = 1.5,
+    cex = frame$cex
+  )
   bad <- values$n_nonfinite > 0
-  graphics::points(rep(range[[2]], sum(bad)), rows[bad], pch = 4, lwd = 2, cex = frame$cex, xpd = NA)
-  graphics::text(rep(range[[2]], length(rows)), rows, notes, pos = 4, offset = 0.6, cex = frame$cex, xpd = NA)
+  graphics::points(
+    rep(range[[2]], sum(bad)),
+    rows[bad],
+    pch = 4,
+    lwd = 2,
+    cex = frame$cex,
+    xpd = NA
+  )
+  graphics::text(
+    rep(range[[2]], length(rows)),
+    rows,
+    notes,
+    pos = 4,
+    offset = 0.6,
+    cex = frame$cex,
+    xpd = NA
+  )
   graphics::axis(1, scale$at, scale$labels, cex.axis = 0.8, mgp = c(2, 0.5, 0), tcl = -0.3)
-  add_titles(titles, list(main = "Values by weight", xlab = scale$title), subtitle, trainable_colours)
+  add_titles(
+    titles,
+    list(main = "Values by weight", xlab = scale$title),
+    subtitle,
+    trainable_colours
+  )
 }
 
 # ggplot2 -------------------------------------------------------------------------------------------------------------------
@@ -338,12 +458,19 @@ row_labels <- function(parts) vapply(parts, as_label, "", width = 55)
 ggplot_rows <- function(data, parts) {
   rows <- seq_along(parts)
   ggplot2::ggplot(data) +
-    ggplot2::scale_y_reverse(breaks = rows, labels = row_labels(parts), expand = c(0, 0.3), minor_breaks = NULL) +
+    ggplot2::scale_y_reverse(
+      breaks = rows,
+      labels = row_labels(parts),
+      expand = c(0, 0.3),
+      minor_breaks = NULL
+    ) +
     ggplot2::labs(y = NULL, fill = NULL, colour = NULL) +
     ggplot2::theme_minimal() +
     ggplot2::theme(
-      legend.position = "bottom", plot.title.position = "plot",
-      panel.grid.major.y = ggplot2::element_blank(), panel.grid.minor = ggplot2::element_blank()
+      legend.position = "bottom",
+      plot.title.position = "plot",
+      panel.grid.major.y = ggplot2::element_blank(),
+      panel.grid.minor = ggplot2::element_blank()
     )
 }
 
@@ -354,22 +481,40 @@ ggplot_sizes <- function(sizes) {
   middle <- sizes$trainable * sizes$cut
   kinds <- names(trainable_colours)
   bars <- data.frame(
-    row = rep(rows, 2), from = c(0 * total, middle), to = c(middle, drawn),
+    row = rep(rows, 2),
+    from = c(0 * total, middle),
+    to = c(middle, drawn),
     kind = factor(rep(kinds, each = length(rows)), kinds)
   )
   notes <- data.frame(row = rows, end = drawn, text = size_labels(sizes))
   torn <- notes[sizes$cut < 1, ]
   ggplot_rows(bars, sizes$parts) +
     ggplot2::geom_rect(
-      ggplot2::aes(xmin = .data$from, xmax = .data$to, ymin = .data$row - 0.4, ymax = .data$row + 0.4, fill = .data$kind)
+      ggplot2::aes(
+        xmin = .data$from,
+        xmax = .data$to,
+        ymin = .data$row - 0.4,
+        ymax = .data$row + 0.4,
+        fill = .data$kind
+      )
     ) +
     ggplot2::geom_segment(
-      ggplot2::aes(x = 0.89 * .data$end, xend = 0.91 * .data$end, y = .data$row + 0.5, yend = .data$row - 0.5), torn,
-      colour = "white", linewidth = 1.5
+      ggplot2::aes(
+        x = 0.89 * .data$end,
+        xend = 0.91 * .data$end,
+        y = .data$row + 0.5,
+        yend = .data$row - 0.5
+      ),
+      torn,
+      colour = "white",
+      linewidth = 1.5
     ) +
     ggplot2::geom_text(
-      ggplot2::aes(x = .data$end, y = .data$row, label = .data$text), notes,
-      hjust = 0, nudge_x = max(drawn, 1) / 100, size = 2.8
+      ggplot2::aes(x = .data$end, y = .data$row, label = .data$text),
+      notes,
+      hjust = 0,
+      nudge_x = max(drawn, 1) / 100,
+      size = 2.8
     ) +
     ggplot2::scale_x_continuous(labels = short_count, expand = ggplot2::expansion(c(0, 0.3))) +
     ggplot2::scale_fill_manual(values = trainable_colours, drop = FALSE) +
@@ -388,19 +533,35 @@ ggplot_values <- function(values) {
   y <- rlang::quo(.data$row)
   ggplot_rows(values, values$parts) +
     ggplot2::geom_vline(xintercept = scale$place(0), colour = "grey50") +
-    ggplot2::geom_linerange(ggplot2::aes(xmin = .data$min, xmax = .data$max, y = !!y, colour = .data$kind), na.rm = TRUE) +
+    ggplot2::geom_linerange(
+      ggplot2::aes(xmin = .data$min, xmax = .data$max, y = !!y, colour = .data$kind),
+      na.rm = TRUE
+    ) +
     ggplot2::geom_linerange(
       ggplot2::aes(xmin = .data$low, xmax = .data$high, y = !!y, colour = .data$kind),
-      linewidth = 2.2, na.rm = TRUE
+      linewidth = 2.2,
+      na.rm = TRUE
     ) +
     ggplot2::geom_point(
       ggplot2::aes(.data$mean, !!y, colour = .data$kind),
-      shape = 21, fill = "white", size = 1.3, stroke = 0.8, na.rm = TRUE, show.legend = FALSE
+      shape = 21,
+      fill = "white",
+      size = 1.3,
+      stroke = 0.8,
+      na.rm = TRUE,
+      show.legend = FALSE
     ) +
     ggplot2::geom_point(ggplot2::aes(edge, !!y), bad, shape = 4, stroke = 1) +
-    ggplot2::geom_text(ggplot2::aes(edge, !!y, label = .data$text), noted, hjust = -0.15, size = 2.8) +
+    ggplot2::geom_text(
+      ggplot2::aes(edge, !!y, label = .data$text),
+      noted,
+      hjust = -0.15,
+      size = 2.8
+    ) +
     ggplot2::scale_x_continuous(
-      breaks = scale$at, labels = scale$labels, expand = ggplot2::expansion(c(0.02, if (nrow(noted) > 0) 0.25 else 0.02))
+      breaks = scale$at,
+      labels = scale$labels,
+      expand = ggplot2::expansion(c(0.02, if (nrow(noted) > 0) 0.25 else 0.02))
     ) +
     ggplot2::scale_colour_manual(values = trainable_colours, drop = FALSE) +
     ggplot2::labs(title = "Values by weight", subtitle = value_subtitle(values), x = scale$title)

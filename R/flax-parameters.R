@@ -47,7 +47,13 @@
 #' @export
 flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
-  check_layer_argument(list(stats = stats), "stats", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  check_layer_argument(
+    list(stats = stats),
+    "stats",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
   check_backend()
   columns <- call_core("parameters", object, stats = stats, .convert = FALSE)
   parameters <- new_parameters(as_columns(columns))
@@ -60,13 +66,24 @@ flax_parameters <- function(object, stats = FALSE) {
 as_columns <- function(columns) {
   as_double <- reticulate::import("numpy")$asarray
   numbers <- intersect(c("size", "bytes", "n_nonfinite"), names(reticulate::py_to_r(columns)))
-  doubles <- lapply(rlang::set_names(numbers), \(name) as.double(as_double(reticulate::py_get_item(columns, name), "float64")))
+  doubles <- lapply(rlang::set_names(numbers), \(name) {
+    as.double(as_double(reticulate::py_get_item(columns, name), "float64"))
+  })
   columns <- reticulate::py_to_r(columns)
   columns[numbers] <- doubles
   columns
 }
 
-parameter_columns <- c("layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable")
+parameter_columns <- c(
+  "layer",
+  "collection",
+  "path",
+  "shape",
+  "dtype",
+  "size",
+  "bytes",
+  "trainable"
+)
 statistic_columns <- c("mean", "sd", "min", "max", "n_nonfinite")
 
 # All that printing and plotting need is in the columns, which are what other packages keep of a data frame.
@@ -74,14 +91,28 @@ new_parameters <- function(columns) {
   columns$collection <- vapply(columns$collection, \(name) name %||% NA_character_, "")
   columns$shape <- lapply(columns$shape, as.integer)
   types <- list(
-    layer = character(), collection = character(), path = character(), shape = list(), dtype = character(),
-    size = double(), bytes = double(), trainable = logical(),
-    mean = double(), sd = double(), min = double(), max = double(), n_nonfinite = double()
+    layer = character(),
+    collection = character(),
+    path = character(),
+    shape = list(),
+    dtype = character(),
+    size = double(),
+    bytes = double(),
+    trainable = logical(),
+    mean = double(),
+    sd = double(),
+    min = double(),
+    max = double(),
+    n_nonfinite = double()
   )
   for (name in names(columns)) {
     columns[[name]] <- as.vector(columns[[name]], typeof(types[[name]]))
   }
-  structure(columns, class = c("flax_parameters", "data.frame"), row.names = seq_along(columns$path))
+  structure(
+    columns,
+    class = c("flax_parameters", "data.frame"),
+    row.names = seq_along(columns$path)
+  )
 }
 
 # JAX sorts names as text: of a Flax layer's weights those in block_2 come before those in block_10. Layers stay in their order.
@@ -121,8 +152,13 @@ check_parameters_object <- function(object, call = caller_env()) {
 
 # Whether a data frame still has what the table had.
 is_whole <- function(x) {
-  all(parameter_columns %in% names(x)) && is.list(x$shape) && is.numeric(x$size) && is.numeric(x$bytes) &&
-    is.logical(x$trainable) && !anyNA(x$path) && !anyNA(x$trainable)
+  all(parameter_columns %in% names(x)) &&
+    is.list(x$shape) &&
+    is.numeric(x$size) &&
+    is.numeric(x$bytes) &&
+    is.logical(x$trainable) &&
+    !anyNA(x$path) &&
+    !anyNA(x$trainable)
 }
 
 has_statistics <- function(x) all(statistic_columns %in% names(x))
@@ -136,19 +172,36 @@ print.flax_parameters <- function(x, n = 60, ...) {
     return(invisible(x))
   }
   n <- n %||% 60
-  is_number <- \(n) rlang::is_scalar_double(n) && !is.na(n) && n >= 1 || rlang::is_scalar_integer(n) && n >= 1L
-  check_layer_argument(list(n = n), "n", is_number, "a number of lines, at least 1", rlang::current_env())
+  is_number <- \(n) {
+    rlang::is_scalar_double(n) && !is.na(n) && n >= 1 || rlang::is_scalar_integer(n) && n >= 1L
+  }
+  check_layer_argument(
+    list(n = n),
+    "n",
+    is_number,
+    "a number of lines, at least 1",
+    rlang::current_env()
+  )
   writeLines(c(header_lines(x), if (nrow(x) > 0) c("", tree_lines(x, n))))
   invisible(x)
 }
 
 header_lines <- function(x) {
-  total <- function(rows) paste0(with_commas(sum(x$size[rows])), " (", as_readable(sum(x$bytes[rows])), ")")
+  total <- function(rows) {
+    paste0(with_commas(sum(x$size[rows])), " (", as_readable(sum(x$bytes[rows])), ")")
+  }
   bad <- if (has_statistics(x)) x$n_nonfinite else numeric()
   c(
     paste("Parameters:", total(seq_len(nrow(x))), "in", counted(nrow(x), "weight")),
     paste0("Trainable: ", total(x$trainable), ", non-trainable: ", total(!x$trainable)),
-    if (any(bad > 0)) cli::col_red(with_commas(sum(bad)), " values in ", counted(sum(bad > 0), "weight"), " are not finite")
+    if (any(bad > 0)) {
+      cli::col_red(
+        with_commas(sum(bad)),
+        " values in ",
+        counted(sum(bad > 0), "weight"),
+        " are not finite"
+      )
+    }
   )
 }
 
@@ -167,12 +220,21 @@ parameter_tree <- function(x) {
       name <- paste(c(prefix, heads[[group[[1]]]]), collapse = "/")
       below <- lapply(parts[group], \(part) part[-1])
       is_weight <- length(below[[1]]) == 0
-      if (!is_weight && length(unique(vapply(below, \(part) paste(part[[1]], length(part) == 1), ""))) == 1) {
+      if (
+        !is_weight &&
+          length(unique(vapply(below, \(part) paste(part[[1]], length(part) == 1), ""))) == 1
+      ) {
         grow(rows[group], below, parent, depth, used + 1, name)
         next
       }
       place <- length(nodes) + 1
-      nodes[[place]] <<- list(name = name, parent = parent, depth = depth, used = used, rows = rows[group])
+      nodes[[place]] <<- list(
+        name = name,
+        parent = parent,
+        depth = depth,
+        used = used,
+        rows = rows[group]
+      )
       if (!is_weight) {
         grow(rows[group], below, place, depth + 1, used + 1)
       }
@@ -245,7 +307,9 @@ tree_lines <- function(x, n) {
     c(fork = "|- ", end = "\\- ", bar = "|  ")
   }
   lines <- list()
-  add <- function(text, rows, is_folded) lines[[length(lines) + 1]] <<- list(text = text, rows = rows, is_folded = is_folded)
+  add <- function(text, rows, is_folded) {
+    lines[[length(lines) + 1]] <<- list(text = text, rows = rows, is_folded = is_folded)
+  }
   draw <- function(parent, indent) {
     children <- which(tree$parent == parent)
     visible <- children[shown[children]]
@@ -255,14 +319,30 @@ tree_lines <- function(x, n) {
       branch <- if (parent > 0) branches[[if (is_last) "end" else "fork"]]
       below <- which(tree$parent == node)
       is_open <- any(shown[below])
-      add(paste0(indent, branch, tree$name[[node]]), tree$rows[[node]], length(below) > 0 && !is_open)
+      add(
+        paste0(indent, branch, tree$name[[node]]),
+        tree$rows[[node]],
+        length(below) > 0 && !is_open
+      )
       if (is_open) {
-        draw(node, paste0(indent, if (parent > 0) if (is_last) "   " else branches[["bar"]]))
+        draw(
+          node,
+          paste0(
+            indent,
+            if (parent > 0) {
+              if (is_last) "   " else branches[["bar"]]
+            }
+          )
+        )
       }
     }
     if (length(hidden) > 0) {
       branch <- if (parent > 0) branches[["end"]]
-      add(paste0(indent, branch, "(", with_commas(length(hidden)), " more)"), unlist(tree$rows[hidden]), TRUE)
+      add(
+        paste0(indent, branch, "(", with_commas(length(hidden)), " more)"),
+        unlist(tree$rows[hidden]),
+        TRUE
+      )
     }
   }
   draw(0, "")
@@ -282,7 +362,11 @@ tree_lines <- function(x, n) {
       cli::col_grey("# ", weights, " of ", all, " shown, the others folded. All: print(x, n = Inf)")
     },
     if (length(left_out) > 0) {
-      cli::col_grey("# No room for ", paste(left_out, collapse = ", "), ": see the columns, or widen the console")
+      cli::col_grey(
+        "# No room for ",
+        paste(left_out, collapse = ", "),
+        ": see the columns, or widen the console"
+      )
     }
   )
 }
@@ -292,13 +376,22 @@ line_fields <- function(x, lines) {
   is_weight <- vapply(lines, \(line) length(line$rows) == 1 && !line$is_folded, NA)
   only <- vapply(lines, \(line) line$rows[[1]], 1L)
   sums <- function(column) vapply(lines, \(line) sum(x[[column]][line$rows]), 0)
-  weights <- vapply(lines, \(line) if (line$is_folded) counted(length(line$rows), "weight") else "", "")
+  weights <- vapply(
+    lines,
+    \(line) if (line$is_folded) counted(length(line$rows), "weight") else "",
+    ""
+  )
   statistics <- lapply(rlang::set_names(c("mean", "sd", "min", "max")), function(column) {
-    if (has_statistics(x)) ifelse(is_weight, formatC(x[[column]][only], digits = 3, format = "g"), "")
+    if (has_statistics(x)) {
+      ifelse(is_weight, formatC(x[[column]][only], digits = 3, format = "g"), "")
+    }
   })
   bad <- if (has_statistics(x)) sums("n_nonfinite") else 0
   marks <- vapply(lines, \(line) mark_of(x[line$rows, ], line$is_folded), "")
-  marks <- paste0(marks, ifelse(bad > 0, paste0(ifelse(nzchar(marks), ", ", ""), with_commas(bad), " not finite"), ""))
+  marks <- paste0(
+    marks,
+    ifelse(bad > 0, paste0(ifelse(nzchar(marks), ", ", ""), with_commas(bad), " not finite"), "")
+  )
   c(
     list(
       tree = vapply(lines, \(line) line$text, ""),
@@ -327,7 +420,11 @@ mark_of <- function(x, is_folded) {
 }
 
 field_widths <- function(fields) {
-  vapply(names(fields), \(name) max(nchar(c(if (name != "mark") name, fields[[name]]), "width")) + 2, 0)
+  vapply(
+    names(fields),
+    \(name) max(nchar(c(if (name != "mark") name, fields[[name]]), "width")) + 2,
+    0
+  )
 }
 
 joined <- function(fields) {
@@ -336,7 +433,11 @@ joined <- function(fields) {
     cells <- c(if (name == "tree") "" else name, columns[[name]])
     # Not format(), which counts a backslash twice.
     space <- strrep(" ", max(nchar(cells, "width")) - nchar(cells, "width"))
-    cells <- if (name %in% c("tree", "shape", "dtype")) paste0(cells, space) else paste0(space, cells)
+    cells <- if (name %in% c("tree", "shape", "dtype")) {
+      paste0(cells, space)
+    } else {
+      paste0(space, cells)
+    }
     c(cli::col_grey(cells[[1]]), cells[-1])
   })
   lines <- do.call(paste, c(columns, sep = "  "))
@@ -347,7 +448,9 @@ joined <- function(fields) {
 
 # Numbers and names as text ---------------------------------------------------------------------------------------------------
 
-with_commas <- function(number) format(number, big.mark = ",", scientific = FALSE, digits = 15, trim = TRUE)
+with_commas <- function(number) {
+  format(number, big.mark = ",", scientific = FALSE, digits = 15, trim = TRUE)
+}
 
 counted <- function(number, noun) paste0(with_commas(number), " ", noun, if (number != 1) "s")
 
@@ -357,4 +460,6 @@ as_readable <- function(bytes) {
   paste(sprintf("%.2f", bytes / 1024^power), c("B", "KB", "MB", "GB", "TB", "PB")[power + 1])
 }
 
-shape_text <- function(shape) vapply(shape, \(sizes) if (length(sizes)) paste(sizes, collapse = "x") else "scalar", "")
+shape_text <- function(shape) {
+  vapply(shape, \(sizes) if (length(sizes)) paste(sizes, collapse = "x") else "scalar", "")
+}

@@ -55,11 +55,17 @@ check_overwrite <- function(filepath, overwrite, call = caller_env()) {
     return()
   }
   if (rlang::is_interactive()) {
-    overwrite <- utils::askYesNo(sprintf("File '%s' already exists - overwrite?", filepath), default = FALSE)
+    overwrite <- utils::askYesNo(
+      sprintf("File '%s' already exists - overwrite?", filepath),
+      default = FALSE
+    )
   }
   if (!isTRUE(overwrite)) {
     abort_kerasflax(
-      c("File {.val {filepath}} already exists.", i = "Pass {.code overwrite = TRUE} to replace it."),
+      c(
+        "File {.val {filepath}} already exists.",
+        i = "Pass {.code overwrite = TRUE} to replace it."
+      ),
       cause = "file",
       call = call
     )

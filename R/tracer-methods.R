@@ -20,7 +20,11 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
   )
   operation <- operations[[.Generic]]
   if (is.null(operation) || na.rm) {
-    instead <- if (na.rm) "`op_where()` to replace what is NaN first" else "`op_min()` and `op_max()`"
+    instead <- if (na.rm) {
+      "`op_where()` to replace what is NaN first"
+    } else {
+      "`op_min()` and `op_max()`"
+    }
     stop_on_tracer(if (na.rm) paste0(.Generic, "(na.rm = TRUE)") else .Generic, instead)
   }
   Reduce(operation[[2]], lapply(list(...), operation[[1]]))
@@ -30,16 +34,22 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
 #' @noRd
 Math.jax._src.core.Tracer <- function(x, ...) {
   names <- c(
-    ceiling = "ceil", acos = "arccos", asin = "arcsin", atan = "arctan", acosh = "arccosh", asinh = "arcsinh",
+    ceiling = "ceil",
+    acos = "arccos",
+    asin = "arcsin",
+    atan = "arctan",
+    acosh = "arccosh",
+    asinh = "arcsinh",
     atanh = "arctanh"
   )
-  same <- c(
-    "abs", "sign", "sqrt", "floor", "round", "exp", "log", "expm1", "log1p", "log2", "log10", "cos", "sin", "tan", "cosh",
-    "sinh", "tanh"
-  )
+  same <- c("abs", "sign", "sqrt", "floor", "round", "cos", "sin", "tan", "cosh", "sinh", "tanh")
+  same <- c(same, "exp", "log", "expm1", "log1p", "log2", "log10")
   name <- if (.Generic %in% same) .Generic else names[.Generic]
   if (is.na(name) || ...length()) {
-    stop_on_tracer(.Generic, paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one"))
+    stop_on_tracer(
+      .Generic,
+      paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one")
+    )
   }
   getExportedValue("keras3", paste0("op_", name))(x)
 }
@@ -77,7 +87,10 @@ rev.jax._src.core.Tracer <- function(x) {
 #' @rawNamespace S3method("as.logical", "jax._src.core.Tracer")
 #' @noRd
 as.logical.jax._src.core.Tracer <- function(x, ...) {
-  stop_on_tracer("as.logical", "`op_where()` for a choice by element, `op_cast(x, \"bool\")` for a dtype")
+  stop_on_tracer(
+    "as.logical",
+    "`op_where()` for a choice by element, `op_cast(x, \"bool\")` for a dtype"
+  )
 }
 
 #' @rawNamespace S3method("as.double", "jax._src.core.Tracer")
@@ -94,7 +107,9 @@ as.integer.jax._src.core.Tracer <- function(x, ...) {
 
 #' @rawNamespace S3method("is.numeric", "jax._src.core.Tracer")
 #' @noRd
-is.numeric.jax._src.core.Tracer <- function(x) !reticulate::py_str(x$dtype) %in% c("bool", "key<fry>")
+is.numeric.jax._src.core.Tracer <- function(x) {
+  !reticulate::py_str(x$dtype) %in% c("bool", "key<fry>")
+}
 
 # The number of elements, as of an R array; Python's is the size of the first axis.
 #' @rawNamespace S3method("length", "jax._src.core.Tracer")
@@ -148,22 +163,31 @@ diff.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("diff", "`op_diff(x
 
 #' @rawNamespace S3method("scale", "jax._src.core.Tracer")
 #' @noRd
-scale.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("scale", "`op_mean()` and `op_std()` with `axis = 1`")
+scale.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("scale", "`op_mean()` and `op_std()` with `axis = 1`")
+}
 
 #' @rawNamespace S3method("cbind", "jax._src.core.Tracer")
 #' @noRd
-cbind.jax._src.core.Tracer <- function(...) stop_on_tracer("cbind", "`op_concatenate(list(...), axis = -1)`")
+cbind.jax._src.core.Tracer <- function(...) {
+  stop_on_tracer("cbind", "`op_concatenate(list(...), axis = -1)`")
+}
 
 #' @rawNamespace S3method("rbind", "jax._src.core.Tracer")
 #' @noRd
-rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
+rbind.jax._src.core.Tracer <- function(...) {
+  stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
+}
 
 # reticulate's `[` counts from zero, in which R code is mistaken inside a module. Elsewhere it stays what it is.
 #' @rawNamespace S3method("[", "jax._src.core.Tracer")
 #' @noRd
 `[.jax._src.core.Tracer` <- function(x, ...) {
   if (is_in_module()) {
-    stop_on_tracer("[", "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0")
+    stop_on_tracer(
+      "[",
+      "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0"
+    )
   }
   NextMethod()
 }
@@ -173,7 +197,10 @@ rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concate
 #' @noRd
 `[[.jax._src.core.Tracer` <- function(x, ...) {
   if (is_in_module() && is.numeric(..1)) {
-    stop_on_tracer("[[", "`op_subset(x, ...)`, which counts from 1 as R does, or a list of inputs where parts are meant")
+    stop_on_tracer(
+      "[[",
+      "`op_subset(x, ...)`, which counts from 1 as R does, or a list of inputs where parts are meant"
+    )
   }
   NextMethod()
 }

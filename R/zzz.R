@@ -11,5 +11,7 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
 }
 
 .onAttach <- function(libname, pkgname) {
-  packageStartupMessage("kerasflax: layer_flax_module_wrapper() and save_model() take the place of keras3's.")
+  packageStartupMessage(
+    "kerasflax: layer_flax_module_wrapper() and save_model() take the place of keras3's."
+  )
 }

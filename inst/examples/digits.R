@@ -56,9 +56,13 @@ compile(
 print(model)
 
 history <- fit(
-  model, x[!held_out, , , , drop = FALSE], y[!held_out],
+  model,
+  x[!held_out, , , , drop = FALSE],
+  y[!held_out],
   validation_data = list(x[held_out, , , , drop = FALSE], y[held_out]),
-  batch_size = 64, epochs = 15, verbose = 1
+  batch_size = 64,
+  epochs = 15,
+  verbose = 1
 )
 
 # What came of it ------------------------------------------------------------------------------------------------------
@@ -81,8 +85,16 @@ layout(cbind(1, matrix(2:13, 3)), widths = c(6, 2, 2, 2, 2))
 par(mar = c(4.5, 4.5, 3, 2), las = 1)
 curves <- cbind(history$metrics$accuracy, history$metrics$val_accuracy)
 matplot(
-  curves, type = "l", lty = 1, lwd = 2, col = colours, bty = "n", font.main = 1,
-  xlab = "epoch", ylab = "accuracy", main = "A Flax module written in R, in fit()"
+  curves,
+  type = "l",
+  lty = 1,
+  lwd = 2,
+  col = colours,
+  bty = "n",
+  font.main = 1,
+  xlab = "epoch",
+  ylab = "accuracy",
+  main = "A Flax module written in R, in fit()"
 )
 legend("bottomright", names(colours), col = colours, lwd = 2, bty = "n")
 
@@ -94,8 +106,15 @@ for (i in head(order(apply(probabilities, 1, max)), 12)) {
   wrong <- predicted != answers[[i]]
   image(t(images[i, 8:1, ]), col = gray.colors(17, 1, 0), axes = FALSE, asp = 1)
   title(
-    sprintf("%d (%.0f %%)%s", predicted, 100 * max(probabilities[i, ]), if (wrong) paste(", is", answers[[i]]) else ""),
-    cex.main = 1, font.main = 1, col.main = if (wrong) colours[["held out"]] else "black"
+    sprintf(
+      "%d (%.0f %%)%s",
+      predicted,
+      100 * max(probabilities[i, ]),
+      if (wrong) paste(", is", answers[[i]]) else ""
+    ),
+    cex.main = 1,
+    font.main = 1,
+    col.main = if (wrong) colours[["held out"]] else "black"
   )
 }
 mtext("The twelve least certain predictions", outer = TRUE, adj = 0.84, line = 0, cex = 0.8)

@@ -9,14 +9,23 @@
 # - `sown`: the collections that it sows.
 # - `plain`: from the mode to the module that plain Flax runs.
 # - `layer`: further arguments of the layer.
-new_case <- function(module, inputs, arguments = \(inputs, training) list(inputs), method = NULL,
-                     streams = list(training = character(), inference = character()), sown = character(),
-                     plain = \(training) module, layer = list()) {
+new_case <- function(
+  module,
+  inputs,
+  arguments = \(inputs, training) list(inputs),
+  method = NULL,
+  streams = list(training = character(), inference = character()),
+  sown = character(),
+  plain = \(training) module,
+  layer = list()
+) {
   structure(as.list(environment()), class = "linen_case")
 }
 
 floats <- function(...) array(seq(-1, 1, length.out = prod(...)), c(...))
-integers <- function(..., below = 5L) array(seq(0L, by = 7L, length.out = prod(...)) %% below, c(...))
+integers <- function(..., below = 5L) {
+  array(seq(0L, by = 7L, length.out = prod(...)) %% below, c(...))
+}
 
 with_mode <- function(name, sense = TRUE) {
   \(inputs, training) c(list(inputs), rlang::set_names(list(training == sense), name))
@@ -68,7 +77,11 @@ conformance_table <- function() {
       net <- function(number) {
         Convolutions(nn$Module) %py_class% {
           `__call__` <- nn$compact(\(self, inputs) {
-            x <- (nn$Conv(features = number(4), kernel_size = number(c(3, 3)), strides = number(2)))(inputs)
+            x <- (nn$Conv(
+              features = number(4),
+              kernel_size = number(c(3, 3)),
+              strides = number(2)
+            ))(inputs)
             (nn$Dense(features = number(3)))(x)
           })
         }
@@ -86,7 +99,9 @@ conformance_table <- function() {
         rate <- 0.5
         `__call__` <- nn$compact(\(self, inputs) (nn$Dense(self$units))(inputs) * self$rate)
       }
-      new_case(Units(units = 3, rate = 2), floats(4, 2), plain = \(training) Units(units = 3L, rate = 2))
+      new_case(Units(units = 3, rate = 2), floats(4, 2), plain = \(training) {
+        Units(units = 3L, rate = 2)
+      })
     }),
 
     "dropout" = list(linen = function() {
@@ -110,7 +125,9 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Streams(), floats(4, 2), with_mode("training"),
+        Streams(),
+        floats(4, 2),
+        with_mode("training"),
         streams = list(training = c("noise", "other"), inference = "noise")
       )
     }),
@@ -221,7 +238,9 @@ conformance_table <- function() {
           self$dense <- nn$Dense(3L)
           self$dropout <- nn$Dropout(0.5)
         }
-        `__call__` <- function(self, x, is_training) self$dropout(self$dense(x), deterministic = !is_training)
+        `__call__` <- function(self, x, is_training) {
+          self$dropout(self$dense(x), deterministic = !is_training)
+        }
       }
       new_case(IsTraining(), floats(4, 2), with_mode("is_training"), streams = dropout_in_training)
     }),
@@ -234,7 +253,9 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Deterministic(), floats(4, 2), \(x, training) list(inputs = x, deterministic = !training),
+        Deterministic(),
+        floats(4, 2),
+        \(x, training) list(inputs = x, deterministic = !training),
         streams = dropout_in_training
       )
     }),
@@ -264,8 +285,10 @@ conformance_table <- function() {
         })
       }
       new_case(
-        FieldMode(train = NULL), floats(4, 2),
-        streams = dropout_in_training, plain = \(training) FieldMode(train = training)
+        FieldMode(train = NULL),
+        floats(4, 2),
+        streams = dropout_in_training,
+        plain = \(training) FieldMode(train = training)
       )
     }),
 
@@ -290,7 +313,9 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Named(), list(right = 2 * floats(4, 2), left = floats(4, 2)), \(inputs, training) c(inputs, training = training),
+        Named(),
+        list(right = 2 * floats(4, 2), left = floats(4, 2)),
+        \(inputs, training) c(inputs, training = training),
         streams = dropout_in_training
       )
     }),
@@ -298,7 +323,9 @@ conformance_table <- function() {
     "a named list for one argument" = list(linen = function() {
       nn <- flax_linen()
       Whole(nn$Module) %py_class% {
-        `__call__` <- nn$compact(\(self, inputs) (nn$Dense(3L))(inputs$b[[1]]) * inputs$b[[2]] + inputs$a)
+        `__call__` <- nn$compact(\(self, inputs) {
+          (nn$Dense(3L))(inputs$b[[1]]) * inputs$b[[2]] + inputs$a
+        })
       }
       new_case(Whole(), list(b = list(floats(4, 2), floats(4, 3)), a = floats(4, 1)))
     }),
@@ -324,13 +351,21 @@ conformance_table <- function() {
     }),
 
     "a mask in a named list" = list(linen = function() {
-      new_case(masked(), list(mask = integers(4, 5, below = 2L) == 1L, inputs = floats(4, 5, 2)), spread)
+      new_case(
+        masked(),
+        list(mask = integers(4, 5, below = 2L) == 1L, inputs = floats(4, 5, 2)),
+        spread
+      )
     }),
 
-    "a method by name" = list(linen = function() new_case(coder(), floats(4, 2), method = "encode")),
+    "a method by name" = list(linen = function() {
+      new_case(coder(), floats(4, 2), method = "encode")
+    }),
 
     "a function of R as method" = list(linen = function() {
-      twice <- function(module, x, training = FALSE) module$decode(module$encode(x), scale = if (training) 2 else 3)
+      twice <- function(module, x, training = FALSE) {
+        module$decode(module$encode(x), scale = if (training) 2 else 3)
+      }
       new_case(coder(), floats(4, 2), with_mode("training"), method = twice)
     }),
 
@@ -396,7 +431,10 @@ conformance_table <- function() {
       nn <- flax_linen()
       StateOnly(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
-          (nn$BatchNorm(use_bias = FALSE, use_scale = FALSE))(inputs, use_running_average = !training)
+          (nn$BatchNorm(use_bias = FALSE, use_scale = FALSE))(
+            inputs,
+            use_running_average = !training
+          )
         })
       }
       new_case(StateOnly(), floats(4, 2), with_mode("training"))
@@ -439,8 +477,14 @@ conformance_table <- function() {
       nn <- flax_linen()
       Partitioned(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs) {
-          split <- nn$with_partitioning(nn$initializers$lecun_normal(), reticulate::tuple(NULL, "model"))
-          logical <- nn$with_logical_partitioning(nn$initializers$ones, reticulate::tuple("embed", "mlp"))
+          split <- nn$with_partitioning(
+            nn$initializers$lecun_normal(),
+            reticulate::tuple(NULL, "model")
+          )
+          logical <- nn$with_logical_partitioning(
+            nn$initializers$ones,
+            reticulate::tuple("embed", "mlp")
+          )
           x <- (nn$Dense(3L, kernel_init = split))(inputs)
           (nn$Dense(3L, kernel_init = logical))(x)
         })
@@ -487,8 +531,11 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Scanned(), floats(4, 3), with_mode("training"),
-        streams = dropout_in_training, sown = "intermediates"
+        Scanned(),
+        floats(4, 3),
+        with_mode("training"),
+        streams = dropout_in_training,
+        sown = "intermediates"
       )
     }),
 
@@ -502,7 +549,10 @@ conformance_table <- function() {
           mapped <- function(class, in_axes) {
             nn$vmap(
               class,
-              in_axes = in_axes, variable_axes = list(params = 0L), split_rngs = list(params = TRUE), axis_size = 2L
+              in_axes = in_axes,
+              variable_axes = list(params = 0L),
+              split_rngs = list(params = TRUE),
+              axis_size = 2L
             )
           }
           x <- mapped(Member, NULL)()(inputs)
@@ -531,7 +581,9 @@ conformance_table <- function() {
       }
       Parts(nn$Module) %py_class% {
         `__annotations__` <- reticulate::dict(first = nn$Module, second = nn$Module)
-        `__call__` <- nn$compact(\(self, inputs) (nn$Dense(3L, name = "last"))(self$second(self$first(inputs))))
+        `__call__` <- nn$compact(\(self, inputs) {
+          (nn$Dense(3L, name = "last"))(self$second(self$first(inputs)))
+        })
       }
       new_case(Parts(first = Inner(), second = nn$Dense(3L)), floats(4, 2))
     }),
@@ -560,7 +612,9 @@ conformance_table <- function() {
       Outer(nn$Module) %py_class% {
         setup <- function(self) self$blocks <- list(Block(units = 3L), Block(units = 3L))
         `__call__` <- function(self, inputs, training = FALSE) {
-          for (block in self$blocks) inputs <- block(inputs, training = training)
+          for (block in self$blocks) {
+            inputs <- block(inputs, training = training)
+          }
           inputs
         }
       }
@@ -595,7 +649,9 @@ masked <- function() {
   jnp <- reticulate::import("jax.numpy")
   Masked(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs, mask = NULL) {
-      if (!is.null(mask)) inputs <- jnp$where(op_expand_dims(mask, -1), inputs, 7)
+      if (!is.null(mask)) {
+        inputs <- jnp$where(op_expand_dims(mask, -1), inputs, 7)
+      }
       (nn$Dense(3L))(inputs)
     })
   }
@@ -625,7 +681,12 @@ plain_init <- function(case) UseMethod("plain_init")
 
 plain_init.linen_case <- function(case) {
   key <- reticulate::import("jax.random")$key(conformance_seed)
-  rlang::exec(case$plain(FALSE)$init, key, !!!plain_arguments(case, case$inputs, "inference"), method = case$method)
+  rlang::exec(
+    case$plain(FALSE)$init,
+    key,
+    !!!plain_arguments(case, case$inputs, "inference"),
+    method = case$method
+  )
 }
 
 # Outputs and everything that the module writes.
@@ -643,7 +704,9 @@ plain_apply.linen_case <- function(case, variables, inputs, mode, keys) {
     rlang::set_names(c("outputs", "written"))
 }
 
-plain_arguments <- function(case, inputs, mode) case$arguments(map_tree(inputs, as_jax), mode == "training")
+plain_arguments <- function(case, inputs, mode) {
+  case$arguments(map_tree(inputs, as_jax), mode == "training")
+}
 
 # One step of gradient descent: the loss before it, the variables after it.
 plain_step <- function(case, variables, inputs, keys) {
@@ -652,17 +715,24 @@ plain_step <- function(case, variables, inputs, keys) {
     variables$params <- params
     plain <- plain_apply(case, variables, inputs, "training", keys)
     value <- op_mean(op_square(score(plain$outputs)))
-    for (sown in unlist(plain$written$losses)) value <- value + sown
+    for (sown in unlist(plain$written$losses)) {
+      value <- value + sown
+    }
     list(value, plain$written[setdiff(intersect(names(plain$written), names(variables)), "params")])
   }
   has_params <- !is.null(variables$params)
-  c(value, state) %<-% if (has_params) {
-    c(result, gradients) %<-% jax$value_and_grad(loss, has_aux = TRUE)(variables$params)
-    variables$params <- jax$tree$map(\(param, gradient) param - learning_rate * gradient, variables$params, gradients)
-    result
-  } else {
-    loss(NULL)
-  }
+  c(value, state) %<-%
+    if (has_params) {
+      c(result, gradients) %<-% jax$value_and_grad(loss, has_aux = TRUE)(variables$params)
+      variables$params <- jax$tree$map(
+        \(param, gradient) param - learning_rate * gradient,
+        variables$params,
+        gradients
+      )
+      result
+    } else {
+      loss(NULL)
+    }
   list(loss = numbers(value), variables = utils::modifyList(variables, state))
 }
 
@@ -670,7 +740,9 @@ plain_step <- function(case, variables, inputs, keys) {
 score <- function(outputs) {
   parts <- lapply(unname(leaves_of(outputs)), \(x) {
     x <- op_square(op_cast(x, "float32"))
-    while (length(x$shape) > 1) x <- op_mean(x, axis = -1)
+    while (length(x$shape) > 1) {
+      x <- op_mean(x, axis = -1)
+    }
     op_expand_dims(x, -1)
   })
   Reduce(op_add, parts)
@@ -682,7 +754,10 @@ score <- function(outputs) {
 layer_of <- function(case) {
   layer <- rlang::exec(
     layer_flax_module_wrapper,
-    module = case$module, method = case$method, seed = conformance_seed, !!!case$layer
+    module = case$module,
+    method = case$method,
+    seed = conformance_seed,
+    !!!case$layer
   )
   layer(keras_inputs(case$inputs))
   layer
@@ -695,7 +770,9 @@ keys_of <- function(layer, streams) {
   }
 }
 
-params_of <- function(variables) lapply(reticulate::import("jax.tree_util")$tree_leaves(variables$params), numbers)
+params_of <- function(variables) {
+  lapply(reticulate::import("jax.tree_util")$tree_leaves(variables$params), numbers)
+}
 
 # Keras tensors for arrays, of any number of examples.
 keras_inputs <- function(tree, name = NULL) {
@@ -720,7 +797,9 @@ leaves_of <- function(tree, path = "out") {
 }
 
 # Keras has no NULL in a nest.
-without_null <- function(tree) if (is.list(tree)) lapply(Filter(Negate(is.null), tree), without_null) else tree
+without_null <- function(tree) {
+  if (is.list(tree)) lapply(Filter(Negate(is.null), tree), without_null) else tree
+}
 
 # The first rows of every array, and more of them: as many as `rows` has numbers.
 rows_of <- function(tree, rows) {
@@ -753,7 +832,10 @@ expect_same_tree <- function(got, expected, tolerance = 1e-5) {
   parts <- function(tree) {
     flat <- tree_util$tree_flatten_with_path(tree)
     paths <- vapply(flat[[1]], \(leaf) tree_util$keystr(leaf[[1]]), "")
-    list(structure = reticulate::py_str(flat[[2]]), leaves = rlang::set_names(lapply(flat[[1]], `[[`, 2), paths))
+    list(
+      structure = reticulate::py_str(flat[[2]]),
+      leaves = rlang::set_names(lapply(flat[[1]], `[[`, 2), paths)
+    )
   }
   got <- parts(got)
   expected <- parts(expected)

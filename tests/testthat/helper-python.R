@@ -1,6 +1,8 @@
 # Most programs here run once, and XLA takes longer to optimize one than to run it. Python and subprocesses inherit the
 # setting.
-if (!nzchar(Sys.getenv("JAX_DISABLE_MOST_OPTIMIZATIONS"))) Sys.setenv(JAX_DISABLE_MOST_OPTIMIZATIONS = "1")
+if (!nzchar(Sys.getenv("JAX_DISABLE_MOST_OPTIMIZATIONS"))) {
+  Sys.setenv(JAX_DISABLE_MOST_OPTIMIZATIONS = "1")
+}
 
 # Skips a test where it cannot have Python: on CRAN, and where no Python with Flax is at hand. Asks only a Python that the
 # environment names, since any other question might make reticulate fetch one.
@@ -60,6 +62,8 @@ run_r <- function(code, env = character()) {
 result_of <- function(code) {
   file <- withr::local_tempfile(fileext = ".rds")
   printed <- run_r(c(code, sprintf("saveRDS(result, '%s')", file)))
-  if (!file.exists(file)) stop(printed)
+  if (!file.exists(file)) {
+    stop(printed)
+  }
   readRDS(file)
 }

@@ -1,8 +1,16 @@
 test_that("an open backend becomes JAX on loading, without starting Python", {
   skip_on_cran()
-  for (before in c('Sys.unsetenv("KERAS_BACKEND")', 'Sys.setenv(KERAS_BACKEND = "tensorflow")', "library(keras3)", "")) {
+  for (before in c(
+    'Sys.unsetenv("KERAS_BACKEND")',
+    'Sys.setenv(KERAS_BACKEND = "tensorflow")',
+    "library(keras3)",
+    ""
+  )) {
     printed <- run_r(
-      c(before, 'library(kerasflax); cat("\n", Sys.getenv("KERAS_BACKEND"), reticulate::py_available(), "\n")'),
+      c(
+        before,
+        'library(kerasflax); cat("\n", Sys.getenv("KERAS_BACKEND"), reticulate::py_available(), "\n")'
+      ),
       env = c(KERAS_BACKEND = "")
     )
     expect_match(printed, "jax FALSE", fixed = TRUE)

@@ -69,11 +69,13 @@ test_that("variables that do not fit are refused, with every place and both shap
     layer_flax_module_wrapper(input, dense, variables = list(1, 2))
     layer_flax_module_wrapper(input, dense, variables = list(kernel = matrix(1, 3, 2)))
     layer_flax_module_wrapper(
-      input, dense,
+      input,
+      dense,
       variables = list(params = list(kernel = matrix(1, 2, 3), scale = c(1, 2)))
     )
     layer_flax_module_wrapper(
-      input, dense,
+      input,
+      dense,
       variables = list(params = list(kernel = matrix("a", 3, 2), bias = c(0L, NA), `{x}` = mtcars))
     )
     layer_flax_module_wrapper(input, dense, variables = list(params = list(kernel = 1, kernel = 2)))
@@ -97,7 +99,11 @@ test_that("an argument that no layer takes is refused", {
     layer_flax_module_wrapper(input, dense, dtype = "float33")
     layer_flax_module_wrapper(input, dense, dtype = "int32")
     layer_flax_module_wrapper(input, dense, regularizers = "l2")
-    layer_flax_module_wrapper(input, dense, constraints = list("params/krnel" = constraint_nonneg()))
+    layer_flax_module_wrapper(
+      input,
+      dense,
+      constraints = list("params/krnel" = constraint_nonneg())
+    )
   })
 })
 
@@ -108,12 +114,27 @@ test_that("each cause has its class", {
   dense <- nn$Dense(2L)
   expect_error(layer_flax_module_wrapper(input), class = "kerasflax_error_module")
   expect_error(layer_flax_module_wrapper(dense), class = "kerasflax_error_object")
-  expect_error(layer_flax_module_wrapper(input, dense, method = 1), class = "kerasflax_error_method")
-  expect_error(layer_flax_module_wrapper(input, dense, method = "no"), class = "kerasflax_error_method")
-  expect_error(layer_flax_module_wrapper(input, dense, variables = 1), class = "kerasflax_error_variables")
-  expect_error(layer_flax_module_wrapper(input, dense, variables = list(a = 1)), class = "kerasflax_error_variables")
+  expect_error(
+    layer_flax_module_wrapper(input, dense, method = 1),
+    class = "kerasflax_error_method"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, method = "no"),
+    class = "kerasflax_error_method"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, variables = 1),
+    class = "kerasflax_error_variables"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, variables = list(a = 1)),
+    class = "kerasflax_error_variables"
+  )
   expect_error(layer_flax_module_wrapper(input, dense, no = 1), class = "kerasflax_error_argument")
-  for (cause in list(quote(layer_flax_module_wrapper(input)), quote(layer_flax_module_wrapper(input, dense, no = 1)))) {
+  for (cause in list(
+    quote(layer_flax_module_wrapper(input)),
+    quote(layer_flax_module_wrapper(input, dense, no = 1))
+  )) {
     expect_error(eval(cause), class = "kerasflax_error")
   }
 })

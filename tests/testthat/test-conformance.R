@@ -23,7 +23,11 @@ for_each_case(function(name, make) {
       state <- plain$written[intersect(names(plain$written), names(before))]
       expect_same_tree(layer$flax_variables, utils::modifyList(before, state))
       sown <- plain$written[intersect(names(plain$written), case$sown)]
-      expect_equal(rapply(flax_sown(layer), numbers, how = "unlist"), rapply(sown, numbers, how = "unlist"), tolerance = 1e-5)
+      expect_equal(
+        rapply(flax_sown(layer), numbers, how = "unlist"),
+        rapply(sown, numbers, how = "unlist"),
+        tolerance = 1e-5
+      )
     })
   }
 
@@ -47,7 +51,14 @@ for_each_case(function(name, make) {
     model <- keras_model(inputs, score(layer(inputs)))
     compile(model, optimizer_sgd(learning_rate), "mse")
     n <- sizes(leaves_of(case$inputs)[[1]])[[1]]
-    history <- fit(model, case$inputs, matrix(0, n, 1), batch_size = n, shuffle = FALSE, verbose = 0)
+    history <- fit(
+      model,
+      case$inputs,
+      matrix(0, n, 1),
+      batch_size = n,
+      shuffle = FALSE,
+      verbose = 0
+    )
     expect_true(is.finite(history$metrics$loss))
     expect_equal(history$metrics$loss, plain$loss, tolerance = 1e-4)
     expect_same_tree(layer$flax_variables, plain$variables, tolerance = 1e-4)
@@ -64,7 +75,9 @@ for_each_case(function(name, make) {
     tensors <- keras_inputs(case$inputs)
     model <- keras_model(tensors, layer(tensors))
     got <- leaves_of(predict(model, inputs, verbose = 0))
-    expected <- leaves_of(without_null(plain_apply(case, before, inputs, "inference", keys)$outputs))
+    expected <- leaves_of(without_null(
+      plain_apply(case, before, inputs, "inference", keys)$outputs
+    ))
     # Keras sorts what it returns by name.
     expect_setequal(names(got), names(expected))
     got <- got[names(expected)]
@@ -112,8 +125,14 @@ test_that("linen: two layers of one module have weights of their own", {
   compile(model, optimizer_sgd(learning_rate), "mse")
   x <- floats(4, 3)
   fit(model, x, x, verbose = 0)
-  expected <- module$apply(second$flax_variables, module$apply(first$flax_variables, as_jax(x), method = "encode"))
+  expected <- module$apply(
+    second$flax_variables,
+    module$apply(first$flax_variables, as_jax(x), method = "encode")
+  )
   expect_equal(as.vector(predict(model, x, verbose = 0)), numbers(expected), tolerance = 1e-5)
   expect_length(model$weights, 6)
-  expect_false(isTRUE(all.equal(params_of(first$flax_variables), params_of(second$flax_variables)[1:2])))
+  expect_false(isTRUE(all.equal(
+    params_of(first$flax_variables),
+    params_of(second$flax_variables)[1:2]
+  )))
 })

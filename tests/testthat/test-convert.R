@@ -1,5 +1,7 @@
 test_that("vectors become arrays, single numbers stay scalars, arrays keep their dimensions", {
-  converted <- as_variables(list(params = list(a = c(1, 2), b = 3L, c = matrix(1, 1, 1), d = array(1, 1), e = logical(0))))
+  converted <- as_variables(list(
+    params = list(a = c(1, 2), b = 3L, c = matrix(1, 1, 1), d = array(1, 1), e = logical(0))
+  ))
   expect_equal(lapply(converted$params, dim), list(a = 2L, b = NULL, c = c(1L, 1L), d = 1L, e = 0L))
   expect_null(as_variables(NULL))
 })

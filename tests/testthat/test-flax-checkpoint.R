@@ -28,7 +28,10 @@ test_that("Flax reads what is written from R, in single precision, and the other
   skip_without_flax()
   serialization <- reticulate::import("flax.serialization")
   path <- withr::local_tempfile(fileext = ".msgpack")
-  flax_write(list(params = list(kernel = matrix(1:6 / 3, 2), bias = c(1, 2), scale = 0.5, n = 3L)), path)
+  flax_write(
+    list(params = list(kernel = matrix(1:6 / 3, 2), bias = c(1, 2), scale = 0.5, n = 3L)),
+    path
+  )
   bytes <- reticulate::import("pathlib", convert = FALSE)$Path(path)$read_bytes()
   restored <- serialization$msgpack_restore(bytes)$params
   expect_equal(restored$kernel, matrix(1:6 / 3, 2), tolerance = 1e-7)
@@ -108,7 +111,10 @@ test_that("numbers of R come back from a file as they were", {
 test_that("half precision that was read becomes R arrays by way of float32", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
-  flax_write(list(w = reticulate::import("jax.numpy", convert = FALSE)$array(list(0.1, -2.5), "bfloat16")), path)
+  flax_write(
+    list(w = reticulate::import("jax.numpy", convert = FALSE)$array(list(0.1, -2.5), "bfloat16")),
+    path
+  )
   expect_identical(as.array(flax_read(path)$w$astype("float32")), array(c(0.10009765625, -2.5), 2))
 })
 
@@ -116,7 +122,10 @@ test_that("a function that renames leaves out by NA, and a name that fits nothin
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
   flax_write(list(a = 1, b = 2), path)
-  expect_identical(names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))), "a")
+  expect_identical(
+    names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))),
+    "a"
+  )
   expect_message(flax_read(path, rename = c(foo = "bar")), "No name was changed")
 })
 
@@ -125,14 +134,34 @@ test_that("names, paths and metadata that Python cannot take are refused before 
   bad <- "\xe9"
   folder <- withr::local_tempdir()
   at <- function(name) file.path(folder, name)
-  expect_error(flax_write(list(a = 1), paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
-  expect_error(flax_read(paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
+  expect_error(
+    flax_write(list(a = 1), paste0(bad, ".msgpack")),
+    "valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
+  expect_error(
+    flax_read(paste0(bad, ".msgpack")),
+    "valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
   tree <- stats::setNames(list(1, 2), c(bad, "e"))
-  expect_error(flax_write(tree, at("a.msgpack")), "<e9> which is not valid UTF-8", class = "kerasflax_error_variables")
+  expect_error(
+    flax_write(tree, at("a.msgpack")),
+    "<e9> which is not valid UTF-8",
+    class = "kerasflax_error_variables"
+  )
   Encoding(names(tree)) <- "bytes"
-  expect_error(flax_write(tree, at("a.msgpack")), "not valid UTF-8", class = "kerasflax_error_variables")
+  expect_error(
+    flax_write(tree, at("a.msgpack")),
+    "not valid UTF-8",
+    class = "kerasflax_error_variables"
+  )
   write <- function(metadata) flax_write(list(a = 1), at("a.safetensors"), metadata = metadata)
-  expect_error(write(c(x = "1", x = "2")), "has the name \"x\" twice", class = "kerasflax_error_argument")
+  expect_error(
+    write(c(x = "1", x = "2")),
+    "has the name \"x\" twice",
+    class = "kerasflax_error_argument"
+  )
   expect_error(write(c(x = bad)), "not valid UTF-8", class = "kerasflax_error_argument")
   expect_length(list.files(folder), 0)
   latin <- bad
@@ -144,8 +173,11 @@ test_that("names, paths and metadata that Python cannot take are refused before 
 test_that("a name that R cannot hold is an error of the file", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
-  reticulate::py_run_string(sprintf("import flax.serialization, numpy
+  reticulate::py_run_string(sprintf(
+    "import flax.serialization, numpy
 with open(%s, 'wb') as file:
-    file.write(flax.serialization.to_bytes({'a\\0b': numpy.ones(2)}))", encodeString(path, quote = "'")))
+    file.write(flax.serialization.to_bytes({'a\\0b': numpy.ones(2)}))",
+    encodeString(path, quote = "'")
+  ))
   expect_error(flax_read(path), "zero byte", class = "kerasflax_error_file")
 })

@@ -19,12 +19,17 @@ test_that("frozen weights stay, get no slots, and are counted as not trainable",
   expect_length(model$optimizer$variables, 6)
   shown <- utils::capture.output(print(summary(model)))
   count <- sum(lengths(list(after$Dense_0$kernel, after$BatchNorm_0$scale)))
-  expect_match(grep(" Trainable params", shown, value = TRUE), paste0(" ", count, " "), fixed = TRUE)
+  expect_match(
+    grep(" Trainable params", shown, value = TRUE),
+    paste0(" ", count, " "),
+    fixed = TRUE
+  )
 })
 
 test_that("patterns may have names, and a layer that has been trained says that its model has to be compiled again", {
   skip_without_flax()
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
   compile(model, "sgd", "mse")
   expect_no_warning(flax_freeze(get_layer(model, "net"), c("params/bias" = "params/kernel")))
   expect_identical(unlist(get_layer(model, "net")$frozen), "params/kernel")

@@ -2,24 +2,43 @@
 drawn_table <- function(paths, size, collection = "params", layer = "net", reach = 1) {
   n <- length(paths)
   new_parameters(list(
-    layer = rep_len(layer, n), collection = as.list(rep_len(collection, n)), path = paths, shape = as.list(size),
-    dtype = rep("float32", n), size = size, bytes = 4 * size, trainable = rep_len(collection, n) == "params",
-    mean = rep(0.1, n), sd = rep(0.2, n), min = rep(-1, n), max = rep_len(reach, n), n_nonfinite = rep(0, n)
+    layer = rep_len(layer, n),
+    collection = as.list(rep_len(collection, n)),
+    path = paths,
+    shape = as.list(size),
+    dtype = rep("float32", n),
+    size = size,
+    bytes = 4 * size,
+    trainable = rep_len(collection, n) == "params",
+    mean = rep(0.1, n),
+    sd = rep(0.2, n),
+    min = rep(-1, n),
+    max = rep_len(reach, n),
+    n_nonfinite = rep(0, n)
   ))
 }
 
 blocks <- function(n) {
-  paths <- paste0("params/Encoder/block_", rep(seq_len(n), each = 4), "/Dense_", 0:1, rep(c("/bias", "/kernel"), each = 2))
+  paths <- paste0(
+    "params/Encoder/block_",
+    rep(seq_len(n), each = 4),
+    "/Dense_",
+    0:1,
+    rep(c("/bias", "/kernel"), each = 2)
+  )
   drawn_table(c(paths, "params/head/kernel"), c(rep(c(3, 3, 9, 9), n), 100))
 }
 
-flat <- function(n) drawn_table(paste0("params/Dense_", seq_len(n), "/kernel"), as.numeric(seq_len(n)))
+flat <- function(n) {
+  drawn_table(paste0("params/Dense_", seq_len(n), "/kernel"), as.numeric(seq_len(n)))
+}
 
 labels_of <- function(rows) vapply(rows$parts, paste, "", collapse = "/")
 
 test_that("a module's bar holds its weights of all collections, trainable or not, the largest first", {
   x <- drawn_table(
-    c("batch_stats/Norm_0/mean", "params/Norm_0/scale", "params/Conv_0/kernel", "params/cls"), c(4, 5, 90, 1),
+    c("batch_stats/Norm_0/mean", "params/Norm_0/scale", "params/Conv_0/kernel", "params/cls"),
+    c(4, 5, 90, 1),
     collection = c("batch_stats", "params", "params", "params")
   )
   sizes <- module_sizes(x)
@@ -56,7 +75,10 @@ test_that("of many weights the largest are drawn, after those that are not finit
   x$n_nonfinite[[7]] <- 3
   values <- weight_values(x)
   expect_equal(labels_of(values), paste0("Dense_", c(7, 462:500), "/kernel"))
-  expect_match(value_subtitle(values), "^40 of 500 weights in params: those with values that are not finite, then the largest")
+  expect_match(
+    value_subtitle(values),
+    "^40 of 500 weights in params: those with values that are not finite, then the largest"
+  )
   expect_equal(bad_labels(values)[1:2], c("3 not finite", ""))
   expect_match(value_subtitle(weight_values(flat(5))), "^5 weights in params\n")
 })
@@ -89,7 +111,11 @@ test_that("plots of any size are drawn without a word, and leave the margins as 
   odd$n_nonfinite[[1]] <- 2
   empty <- drawn_table("params/none", 0)
   empty[c("mean", "sd", "min", "max")] <- NaN
-  far <- drawn_table(paste0("params/Dense_", 1:60, "/kernel"), rep(1, 60), reach = c(rep(1, 59), 1e5))
+  far <- drawn_table(
+    paste0("params/Dense_", 1:60, "/kernel"),
+    rep(1, 60),
+    reach = c(rep(1, 59), 1e5)
+  )
   for (inches in c(3, 7, 12)) {
     withr::with_pdf(withr::local_tempfile(fileext = ".pdf"), width = inches, height = inches, {
       before <- graphics::par("mar")

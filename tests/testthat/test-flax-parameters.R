@@ -15,7 +15,10 @@ parameters_of <- function(shapes, layer = "net", stats = FALSE) {
   )
   if (stats) {
     reach <- seq_along(paths) / length(paths)
-    columns <- c(columns, list(mean = reach / 10, sd = reach / 2, min = -reach, max = reach, n_nonfinite = 0 * reach))
+    columns <- c(
+      columns,
+      list(mean = reach / 10, sd = reach / 2, min = -reach, max = reach, n_nonfinite = 0 * reach)
+    )
   }
   new_parameters(columns)
 }
@@ -23,8 +26,11 @@ parameters_of <- function(shapes, layer = "net", stats = FALSE) {
 five_weights <- function(...) {
   parameters_of(
     list(
-      "batch_stats/BatchNorm_0/mean" = 32, "batch_stats/BatchNorm_0/var" = 32,
-      "params/Conv_0/kernel" = c(3, 3, 1, 32), "params/scale" = numeric(), "kernel" = c(32, 10)
+      "batch_stats/BatchNorm_0/mean" = 32,
+      "batch_stats/BatchNorm_0/var" = 32,
+      "params/Conv_0/kernel" = c(3, 3, 1, 32),
+      "params/scale" = numeric(),
+      "kernel" = c(32, 10)
     ),
     layer = c("net", "net", "net", "net", "head"),
     ...
@@ -34,19 +40,39 @@ five_weights <- function(...) {
 # As many weights as a transformer of the given number of blocks has, 12 a block.
 transformer <- function(blocks, ...) {
   block <- list(
-    "LayerNorm_0/bias" = 64, "LayerNorm_0/scale" = 64,
-    "Attention_1/query/bias" = c(4, 16), "Attention_1/query/kernel" = c(64, 4, 16),
-    "Attention_1/value/bias" = c(4, 16), "Attention_1/value/kernel" = c(64, 4, 16),
-    "Attention_1/out/bias" = 64, "Attention_1/out/kernel" = c(4, 16, 64),
-    "Mlp_2/Dense_0/bias" = 256, "Mlp_2/Dense_0/kernel" = c(64, 256),
-    "Mlp_2/Dense_1/bias" = 64, "Mlp_2/Dense_1/kernel" = c(256, 64)
+    "LayerNorm_0/bias" = 64,
+    "LayerNorm_0/scale" = 64,
+    "Attention_1/query/bias" = c(4, 16),
+    "Attention_1/query/kernel" = c(64, 4, 16),
+    "Attention_1/value/bias" = c(4, 16),
+    "Attention_1/value/kernel" = c(64, 4, 16),
+    "Attention_1/out/bias" = 64,
+    "Attention_1/out/kernel" = c(4, 16, 64),
+    "Mlp_2/Dense_0/bias" = 256,
+    "Mlp_2/Dense_0/kernel" = c(64, 256),
+    "Mlp_2/Dense_1/bias" = 64,
+    "Mlp_2/Dense_1/kernel" = c(256, 64)
   )
-  all <- lapply(seq_len(blocks), \(i) rlang::set_names(block, paste0("params/Encoder/block_", i - 1, "/", names(block))))
-  parameters_of(c(unlist(all, recursive = FALSE), list("params/head/bias" = 10, "params/head/kernel" = c(64, 10))), ...)
+  all <- lapply(seq_len(blocks), \(i) {
+    rlang::set_names(block, paste0("params/Encoder/block_", i - 1, "/", names(block)))
+  })
+  parameters_of(
+    c(
+      unlist(all, recursive = FALSE),
+      list("params/head/bias" = 10, "params/head/kernel" = c(64, 10))
+    ),
+    ...
+  )
 }
 
 flat_network <- function(n, ...) {
-  parameters_of(rlang::set_names(lapply(seq_len(n), \(i) c(i, 2)), paste0("params/Dense_", seq_len(n), "/kernel")), ...)
+  parameters_of(
+    rlang::set_names(
+      lapply(seq_len(n), \(i) c(i, 2)),
+      paste0("params/Dense_", seq_len(n), "/kernel")
+    ),
+    ...
+  )
 }
 
 # A Flax layer and Keras's own, of which one has weights that are not trained.
@@ -68,8 +94,14 @@ test_that("a model's table has a row for each weight of every layer, of the righ
   expect_equal(
     vapply(parameters, typeof, ""),
     c(
-      layer = "character", collection = "character", path = "character", shape = "list", dtype = "character",
-      size = "double", bytes = "double", trainable = "logical"
+      layer = "character",
+      collection = "character",
+      path = "character",
+      shape = "list",
+      dtype = "character",
+      size = "double",
+      bytes = "double",
+      trainable = "logical"
     )
   )
   expect_equal(unique(parameters$layer), c("net", "middle", "norm", "head"))
@@ -85,7 +117,10 @@ test_that("a model's table has a row for each weight of every layer, of the righ
 
 test_that("a layer's table has that layer's weights, and a single weight one row", {
   skip_without_flax()
-  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L, use_bias = FALSE), name = "dense")
+  layer <- layer_flax_module_wrapper(
+    module = flax_linen()$Dense(2L, use_bias = FALSE),
+    name = "dense"
+  )
   layer(matrix(1, 1, 3))
   expect_equal(
     flax_parameters(layer),
@@ -96,7 +131,9 @@ test_that("a layer's table has that layer's weights, and a single weight one row
 test_that("totals are those of summary(), with frozen weights and after training", {
   skip_without_flax()
   # `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB"), of summary() or print().
-  shown <- function(lines, name) regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
+  shown <- function(lines, name) {
+    regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
+  }
   find <- function(lines, name) Filter(length, shown(lines, name))[[1]][-1]
   expect_agreement <- function(model) {
     keras <- capture.output(print(summary(model)))
@@ -116,9 +153,13 @@ test_that("totals are those of summary(), with frozen weights and after training
   flax_freeze(model, "net/params/Conv_0/*")
   expect_agreement(model)
   parameters <- flax_parameters(model)
-  expect_equal(parameters$path[!parameters$trainable & parameters$collection %in% "params"], c(
-    "params/Conv_0/bias", "params/Conv_0/kernel"
-  ))
+  expect_equal(
+    parameters$path[!parameters$trainable & parameters$collection %in% "params"],
+    c(
+      "params/Conv_0/bias",
+      "params/Conv_0/kernel"
+    )
+  )
   expect_match(capture.output(print(parameters)), "Conv_0 .* frozen$", all = FALSE)
   compile(model, "adam", "mse")
   fit(model, images(), targets(k = 2), epochs = 1, verbose = 0)
@@ -127,10 +168,26 @@ test_that("totals are those of summary(), with frozen weights and after training
 
 test_that("numbered modules are in the order of their numbers, and layers in the model's", {
   x <- parameters_of(
-    list("params/a_10/b" = 1, "params/a_2/b" = 1, "params/a_2/B" = 1, "params/A" = 1, "kernel" = 1, "bias" = 1, "params/c" = 1),
+    list(
+      "params/a_10/b" = 1,
+      "params/a_2/b" = 1,
+      "params/a_2/B" = 1,
+      "params/A" = 1,
+      "kernel" = 1,
+      "bias" = 1,
+      "params/c" = 1
+    ),
     layer = c("z", "z", "z", "z", "k", "k", "a")
   )
-  paths <- c("params/A", "params/a_2/B", "params/a_2/b", "params/a_10/b", "kernel", "bias", "params/c")
+  paths <- c(
+    "params/A",
+    "params/a_2/B",
+    "params/a_2/b",
+    "params/a_10/b",
+    "kernel",
+    "bias",
+    "params/c"
+  )
   expect_equal(x$path[natural_order(x)], paths)
   expect_equal(natural_order(x[0, ]), integer())
 })
@@ -153,7 +210,12 @@ test_that("statistics are those that R computes of the weights, with the populat
   for (i in seq_len(nrow(parameters))) {
     value <- flax_variables(layer)[[strsplit(parameters$path[[i]], "/")[[1]]]]
     row <- unlist(parameters[i, c("mean", "sd", "min", "max")])
-    expected <- c(mean = mean(value), sd = sqrt(mean((value - mean(value))^2)), min = min(value), max = max(value))
+    expected <- c(
+      mean = mean(value),
+      sd = sqrt(mean((value - mean(value))^2)),
+      min = min(value),
+      max = max(value)
+    )
     expect_equal(row, expected, tolerance = 1e-5)
   }
   expect_equal(parameters$n_nonfinite, rep(0, nrow(parameters)))
@@ -163,7 +225,11 @@ test_that("statistics are those that R computes of the weights, with the populat
   bad <- parameters[parameters$path == "params/Dense_0/bias", ]
   expect_equal(bad$n_nonfinite, 2)
   expect_equal(bad$mean, NaN)
-  expect_match(capture.output(print(parameters)), "2 values in 1 weight are not finite", all = FALSE)
+  expect_match(
+    capture.output(print(parameters)),
+    "2 values in 1 weight are not finite",
+    all = FALSE
+  )
 })
 
 test_that("numbers beyond R's integers are exact", {
@@ -176,7 +242,12 @@ test_that("numbers beyond R's integers are exact", {
   parameters <- new_parameters(as_columns(columns))
   expect_equal(parameters$size, 2^32)
   expect_equal(parameters$bytes, 2^34)
-  expect_match(capture.output(print(parameters)), "4,294,967,296 (16.00 GB)", fixed = TRUE, all = FALSE)
+  expect_match(
+    capture.output(print(parameters)),
+    "4,294,967,296 (16.00 GB)",
+    fixed = TRUE,
+    all = FALSE
+  )
 })
 
 test_that("what has no table is an error", {

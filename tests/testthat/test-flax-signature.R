@@ -4,7 +4,10 @@ test_that("the formals of an R function are seen through what Flax wraps around 
   inspect <- reticulate::import("inspect")
   f <- nn$compact(function(self, inputs, training = FALSE, ...) inputs)
   formals <- r_formals(inspect$unwrap(f))
-  expect_equal(reticulate::py_to_r(formals), list(self = FALSE, inputs = FALSE, training = TRUE, ... = FALSE))
+  expect_equal(
+    reticulate::py_to_r(formals),
+    list(self = FALSE, inputs = FALSE, training = TRUE, ... = FALSE)
+  )
 })
 
 test_that("Python functions and plain methods of a %py_class% speak for themselves", {

@@ -16,7 +16,9 @@ kinds <- function() {
   )
   Kinds(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs) {
-      for (name in names(values)) self$variable("state", name, \() values[[name]])
+      for (name in names(values)) {
+        self$variable("state", name, \() values[[name]])
+      }
       (nn$Dense(3L))(inputs)
     })
   }
@@ -40,7 +42,11 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(state$key, array(c(0, 7), 2))
   expect_identical(state$table, matrix(c(0, 1, 2, 3, 4, 5), 2, byrow = TRUE))
 
-  bytes <- function() lapply(flax_variables(layer, "jax")$state[names(state) != "key"], \(x) reticulate::py_str(x$tobytes()))
+  bytes <- function() {
+    lapply(flax_variables(layer, "jax")$state[names(state) != "key"], \(x) {
+      reticulate::py_str(x$tobytes())
+    })
+  }
   before <- bytes()
   zeros <- rapply(state, \(x) x * 0L, how = "replace")
   zeros$flags[] <- FALSE
@@ -81,7 +87,11 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(after$second$params$kernel, before$second$params$kernel)
   expect_identical(after$second$params$bias, array(c(1, -1), 2))
   expect_identical(as.array(get_layer(model, "second")$get_weights()[[1]]), array(c(1, -1), 2))
-  wrong <- list(third = list(), first = list(params = list(bias = 1:2)), second = list(params = list(bias = "a")))
+  wrong <- list(
+    third = list(),
+    first = list(params = list(bias = 1:2)),
+    second = list(params = list(bias = "a"))
+  )
   expect_snapshot(error = TRUE, transform = scrub, {
     flax_variables(model) <- wrong[1:2]
     flax_variables(model) <- wrong
@@ -92,7 +102,8 @@ test_that("a model's variables are named by layer, and what is not named stays",
 
 test_that("JAX arrays are handed out as copies, and live on through training", {
   skip_without_flax()
-  model <- keras_model_sequential(4) |> layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
+  model <- keras_model_sequential(4) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
   compile(model, optimizer_sgd(0.1), "mse")
   kernel <- flax_variables(model, as = "jax")$dense$params$kernel
   expect_false(kernel$unsafe_buffer_pointer() == model$weights[[2]]$value$unsafe_buffer_pointer())
@@ -108,10 +119,22 @@ test_that("no array that R gives or gets shares memory with the weights, or chan
   nn <- flax_linen()
   x <- matrix(seq(-1, 1, length.out = 32), 8, 4)
   pointers <- function(tree) {
-    vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$unsafe_buffer_pointer()), "")
+    vapply(
+      reticulate::iterate(jax$tree$leaves(tree)),
+      \(leaf) reticulate::py_str(leaf$unsafe_buffer_pointer()),
+      ""
+    )
   }
-  held <- function(model) vapply(model$variables, \(v) reticulate::py_str(v$value$unsafe_buffer_pointer()), "")
-  bytes <- function(tree) vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$tobytes()), "")
+  held <- function(model) {
+    vapply(model$variables, \(v) reticulate::py_str(v$value$unsafe_buffer_pointer()), "")
+  }
+  bytes <- function(tree) {
+    vapply(
+      reticulate::iterate(jax$tree$leaves(tree)),
+      \(leaf) reticulate::py_str(leaf$tobytes()),
+      ""
+    )
+  }
   check <- function(tree, model) {
     expect_gt(length(pointers(tree)), 0)
     expect_length(intersect(pointers(tree), held(model)), 0)
@@ -180,8 +203,15 @@ test_that("what R and what the module refuse is listed at once", {
   layer(matrix(1, 2, 3))
   before <- flax_variables(layer)
   wrong <- list(params = list(bias = "a", kernel = matrix(1, 2, 2), other = 1))
-  message <- conditionMessage(expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables"))
-  for (problem in c("params/bias is the character", "params/kernel: expected", "params/other: not in the module")) {
+  message <- conditionMessage(expect_error(
+    flax_variables(layer) <- wrong,
+    class = "kerasflax_error_variables"
+  ))
+  for (problem in c(
+    "params/bias is the character",
+    "params/kernel: expected",
+    "params/other: not in the module"
+  )) {
     expect_match(message, problem, fixed = TRUE)
   }
   expect_identical(flax_variables(layer), before)
@@ -189,9 +219,13 @@ test_that("what R and what the module refuse is listed at once", {
 
 test_that("weights set by Keras and weights set by name are one truth", {
   skip_without_flax()
-  model <- keras_model_sequential(2) |> layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
+  model <- keras_model_sequential(2) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
   set_weights(model, list(array(3, 1), matrix(c(1, 2), 2)))
-  expect_identical(flax_variables(model)$dense$params, list(bias = array(3, 1), kernel = matrix(c(1, 2), 2)))
+  expect_identical(
+    flax_variables(model)$dense$params,
+    list(bias = array(3, 1), kernel = matrix(c(1, 2), 2))
+  )
   flax_variables(model) <- list(dense = list(params = list(bias = array(4, 1))))
   expect_identical(as.vector(predict(model, matrix(1, 1, 2), verbose = 0)), 7)
 })
@@ -206,6 +240,14 @@ test_that("values given from R take the dtypes of the module", {
   expect_identical(unique(flax_parameters(layer)$dtype), "bfloat16")
   expect_identical(flax_variables(layer)$params$kernel, variables$params$kernel)
   too_large <- list(params = list(bias = c(1, 1e300)))
-  expect_error(flax_variables(layer) <- too_large, "params/bias", class = "kerasflax_error_variables")
-  expect_error(flax_variables(layer) <- list(params = 3), "has weights below it", class = "kerasflax_error_variables")
+  expect_error(
+    flax_variables(layer) <- too_large,
+    "params/bias",
+    class = "kerasflax_error_variables"
+  )
+  expect_error(
+    flax_variables(layer) <- list(params = 3),
+    "has weights below it",
+    class = "kerasflax_error_variables"
+  )
 })

@@ -17,7 +17,9 @@ test_that("pyproject.toml has the floors of Python packages", {
 test_that("the README names the floors of R and Python packages", {
   text <- paste(source_file("README.md"), collapse = "\n")
   depends <- utils::packageDescription("kerasflax")$Depends
-  floor <- \(name) sub(paste0(".*\\b", name, " \\(>= ([0-9.]+)\\).*"), "\\1", gsub("\\s+", " ", depends))
+  floor <- \(name) {
+    sub(paste0(".*\\b", name, " \\(>= ([0-9.]+)\\).*"), "\\1", gsub("\\s+", " ", depends))
+  }
   expect_match(text, paste("R", sub("\\.0$", "", floor("R"))), fixed = TRUE)
   expect_match(text, paste("keras3", floor("keras3")), fixed = TRUE)
   for (name in names(python_floors)) {
@@ -36,7 +38,11 @@ test_that("the README's table of tested versions is the one that the tests recor
 
 test_that("the floors were tested as they are", {
   skip_if(nzchar(Sys.getenv("KERASFLAX_VENV")), "`make floors` records what it ran after the tests")
-  record <- utils::read.csv(text = source_file("tests", "versions.csv"), row.names = 1, colClasses = "character")
+  record <- utils::read.csv(
+    text = source_file("tests", "versions.csv"),
+    row.names = 1,
+    colClasses = "character"
+  )
   dependencies <- grep("^dependencies = ", source_file("pyproject.toml"), value = TRUE)
   for (name in c("jax", "flax", "keras", "numpy")) {
     expect_match(dependencies, paste0("\"", name, ">=", record["floors", name], "\""), fixed = TRUE)
@@ -45,5 +51,9 @@ test_that("the floors were tested as they are", {
 
 test_that("the package has one version", {
   lines <- source_file("pyproject.toml")
-  expect_match(lines, paste0("^version = \"", utils::packageVersion("kerasflax"), "\"$"), all = FALSE)
+  expect_match(
+    lines,
+    paste0("^version = \"", utils::packageVersion("kerasflax"), "\"$"),
+    all = FALSE
+  )
 })

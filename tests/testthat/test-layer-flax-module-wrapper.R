@@ -131,7 +131,8 @@ test_that("five training steps of an R module are those of plain Flax", {
   compile(model, optimizer_sgd(0.1), "mse")
   history <- fit(model, x, y, batch_size = nrow(x), epochs = 5, shuffle = FALSE, verbose = 0)
 
-  reticulate::py_run_string("
+  reticulate::py_run_string(
+    "
 def plain_steps(module, variables, x, y, steps, rate):
     import jax
     params, stats, losses = variables['params'], variables['batch_stats'], []
@@ -145,7 +146,8 @@ def plain_steps(module, variables, x, y, steps, rate):
         params = jax.tree.map(lambda p, g: p - rate * g, params, gradients)
         losses.append(float(value))
     return losses, {'params': params, 'batch_stats': stats}
-")
+"
+  )
   plain <- reticulate::py$plain_steps(module, variables, as_jax(x), as_jax(y), 5L, 0.1)
   expect_equal(history$metrics$loss, unlist(plain[[1]]), tolerance = 1e-5)
   for (collection in c("params", "batch_stats")) {
@@ -160,7 +162,9 @@ test_that("a sequential model takes the layer in place, and the pipe goes on", {
   nn <- flax_linen()
   model <- keras_model_sequential()
   result <- withVisible(
-    model |> layer_flax_module_wrapper(nn$Dense(4L), name = "first") |> layer_flax_module_wrapper(nn$Dense(2L))
+    model |>
+      layer_flax_module_wrapper(nn$Dense(4L), name = "first") |>
+      layer_flax_module_wrapper(nn$Dense(2L))
   )
   expect_false(result$visible)
   expect_identical(reticulate::py_id(result$value), reticulate::py_id(model))
@@ -176,8 +180,15 @@ test_that("a layer that cannot be built is not left in a sequential model", {
   x <- matrix(1, 4, 3)
   model <- keras_model_sequential(input_shape = 3) |> layer_dense(3)
   before <- predict(model, x, verbose = 0)
-  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), method = \(m, x) stop("no")), "no", class = "simpleError")
-  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), variables = list(a = 1)), class = "kerasflax_error")
+  expect_error(
+    model |> layer_flax_module_wrapper(nn$Dense(4L), method = \(m, x) stop("no")),
+    "no",
+    class = "simpleError"
+  )
+  expect_error(
+    model |> layer_flax_module_wrapper(nn$Dense(4L), variables = list(a = 1)),
+    class = "kerasflax_error"
+  )
   expect_length(model$layers, 1)
   expect_equal(predict(model, x, verbose = 0), before)
   model |> layer_flax_module_wrapper(nn$Dense(4L))
@@ -205,7 +216,9 @@ test_that("argument names that only R has do no harm", {
   skip_without_flax()
   nn <- flax_linen()
   ones <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
-  dotted <- function(module, .x, na.rm = FALSE, `lambda` = 1, training = TRUE) module(.x) * (if (training) NaN else 1)
+  dotted <- function(module, .x, na.rm = FALSE, `lambda` = 1, training = TRUE) {
+    module(.x) * (if (training) NaN else 1)
+  }
   result <- layer_flax_module_wrapper(targets(), nn$Dense(1L), method = dotted, variables = ones)
   expect_equal(as.array(result), array(rowSums(targets()), c(8, 1)), tolerance = 1e-6)
 })
@@ -221,7 +234,8 @@ test_that("a sequential model without an input shape is built by fit()", {
 
 test_that("a sequential model without an input shape takes integer tokens", {
   skip_without_flax()
-  model <- keras_model_sequential() |> layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
+  model <- keras_model_sequential() |>
+    layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
   compile(model, optimizer_sgd(0), "mse")
   tokens <- matrix(0:7 %% 5L, 4)
   fit(model, tokens, array(0, c(4, 2, 3)), verbose = 0)
@@ -262,7 +276,10 @@ test_that("weights and the state of the streams are saved by path, and the next 
   expect_identical(predict(second, images(), verbose = 0), predict(first, images(), verbose = 0))
   # Keras 3.13 returns the mean loss of this batch and of the earlier ones.
   first$reset_metrics()
-  expect_identical(train_on_batch(second, images(), targets()), train_on_batch(first, images(), targets()))
+  expect_identical(
+    train_on_batch(second, images(), targets()),
+    train_on_batch(first, images(), targets())
+  )
 })
 
 test_that("arrays of R, NumPy and JAX are called at once", {
@@ -378,7 +395,10 @@ test_that("the layer takes name, trainable, dtype, seed and activity_regularizer
   nn <- flax_linen()
   layer <- layer_flax_module_wrapper(
     module = nn$Dense(2L),
-    name = "dense", trainable = FALSE, dtype = "mixed_bfloat16", seed = 4294967295,
+    name = "dense",
+    trainable = FALSE,
+    dtype = "mixed_bfloat16",
+    seed = 4294967295,
     activity_regularizer = regularizer_l2(0.1)
   )
   result <- layer(targets())
@@ -403,7 +423,8 @@ test_that("summary() shows the layer and counts what is trainable", {
 
 test_that("TensorFlow is imported neither by building nor by training", {
   skip_without_flax()
-  printed <- run_r('
+  printed <- run_r(
+    '
     library(kerasflax)
     nn <- reticulate::import("flax.linen")
     model <- keras_model_sequential() |> layer_flax_module_wrapper(nn$Dense(2L))
@@ -411,7 +432,8 @@ test_that("TensorFlow is imported neither by building nor by training", {
     x <- matrix(1, 4, 3); y <- matrix(1, 4, 2)
     fit(model, x, y, verbose = 0); evaluate(model, x, y, verbose = 0); predict(model, x, verbose = 0)
     cat("\\nimported:", reticulate::py_eval("\'tensorflow\' in __import__(\'sys\').modules"), "\\n")
-  ')
+  '
+  )
   expect_match(printed, "imported: FALSE", fixed = TRUE)
 })
 
@@ -428,7 +450,10 @@ test_that("whole doubles do where a field is an integer, in R's modules and in t
   layer <- layer_flax_module_wrapper(module = Net())
   expect_equal(dim(as.array(layer(images()))), c(8, 2))
   expect_equal(layer$flax_variables$params$Conv_0$kernel$shape, list(3L, 3L, 1L, 4L))
-  expect_equal(dim(as.array(layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 3))))), c(8, 5, 5, 2))
+  expect_equal(
+    dim(as.array(layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 3))))),
+    c(8, 5, 5, 2)
+  )
   expect_snapshot(error = TRUE, transform = scrub, {
     layer_flax_module_wrapper(targets(), nn$Dense(2.5))
     layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 2.5)))

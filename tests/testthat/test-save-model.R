@@ -25,13 +25,18 @@ test_that("a model with a module written in R goes on in a new session as it wou
   result <- list(
     predict(model, x, verbose = 0), train_on_batch(model, x, y), flax_variables(model), get_layer(model, 'net')$frozen
   )"
-  old <- result_of(c(definition, sprintf(
-    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(units = 5L), name = 'net')
+  old <- result_of(c(
+    definition,
+    sprintf(
+      "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(units = 5L), name = 'net')
      flax_freeze(model, '**/Dense_0/kernel')
      compile(model, optimizer_adam(0.1), 'mse')
      fit(model, x, y, epochs = 2, verbose = 0)
-     save_model(model, '%s')", path
-  ), go_on))
+     save_model(model, '%s')",
+      path
+    ),
+    go_on
+  ))
   new <- result_of(c(definition, sprintf("model <- load_model('%s')", path), go_on))
   expect_identical(new, old)
   expect_length(old[[4]], 1)
@@ -61,7 +66,9 @@ test_that("training that was killed goes on as if it had not been", {
        )
        fit(model, x, y, epochs = 4, batch_size = 2, shuffle = FALSE, verbose = 0, callbacks = callbacks)
        result <- flax_variables(model)",
-      kill, folder, folder
+      kill,
+      folder,
+      folder
     )
   }
   folders <- file.path(withr::local_tempdir(), c("killed", "never"))
@@ -73,7 +80,10 @@ test_that("training that was killed goes on as if it had not been", {
   checkpoint <- "model <- load_model('%s')
     fit(model, x, y, epochs = 4, initial_epoch = 3, batch_size = 2, shuffle = FALSE, verbose = 0)
     result <- flax_variables(model)"
-  expect_identical(result_of(c(definition, sprintf(checkpoint, file.path(folders[[1]], "m2.keras")))), resumed)
+  expect_identical(
+    result_of(c(definition, sprintf(checkpoint, file.path(folders[[1]], "m2.keras")))),
+    resumed
+  )
 })
 
 test_that("a model of Flax's own parts is loaded with nothing but the package", {
@@ -81,11 +91,16 @@ test_that("a model of Flax's own parts is loaded with nothing but the package", 
   path <- withr::local_tempfile(fileext = ".keras")
   flax <- reticulate::import("flax")
   model <- keras_model_sequential(3) |>
-    layer_flax_module_wrapper(flax$linen$Sequential(list(flax$linen$Dense(4L), flax$linen$relu, flax$linen$Dense(2L))))
+    layer_flax_module_wrapper(flax$linen$Sequential(list(
+      flax$linen$Dense(4L),
+      flax$linen$relu,
+      flax$linen$Dense(2L)
+    )))
   save_model(model, path)
   x <- matrix(seq(-1, 1, length.out = 24), 8)
   loaded <- result_of(sprintf(
-    "library(kerasflax); result <- predict(load_model('%s'), matrix(seq(-1, 1, length.out = 24), 8), verbose = 0)", path
+    "library(kerasflax); result <- predict(load_model('%s'), matrix(seq(-1, 1, length.out = 24), 8), verbose = 0)",
+    path
   ))
   expect_identical(loaded, predict(model, x, verbose = 0))
 })
@@ -97,13 +112,20 @@ test_that("an R function as `method` is found by its name in the session", {
     library(kerasflax)
     twice <- function(module, inputs) 2 * module(inputs)
     x <- matrix(1, 2, 3)"
-  old <- result_of(c(define, sprintf(
-    "model <- keras_model_sequential(3) |>
+  old <- result_of(c(
+    define,
+    sprintf(
+      "model <- keras_model_sequential(3) |>
        layer_flax_module_wrapper(reticulate::import('flax.linen')$Dense(2L), method = twice)
      save_model(model, '%s')
-     result <- predict(model, x, verbose = 0)", path
-  )))
-  expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+     result <- predict(model, x, verbose = 0)",
+      path
+    )
+  ))
+  expect_identical(
+    result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))),
+    old
+  )
   missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
   expect_match(missing, "'twice'", fixed = TRUE)
 })
@@ -123,7 +145,9 @@ test_that("an R function that is no longer what its name says is not saved under
      method <- function(module, inputs) 0 * module(inputs)
      saved(model)
      again <- load_model('%s', custom_objects = list(method = function(module, inputs) 3 * module(inputs)))
-     saved(again)", path, path
+     saved(again)",
+    path,
+    path
   ))
   expect_match(printed, "saved.*cannot be saved.*cannot be saved.*saved")
 })
@@ -153,7 +177,8 @@ test_that("a model goes through a raw vector, as keras3 has it for saveRDS()", {
 
 test_that("a clone has the same module and values of its own", {
   skip_without_flax()
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
   clone <- clone_model(model)
   kernels <- lapply(list(model, clone), \(model) flax_variables(model)$net$params$kernel)
   expect_identical(dim(kernels[[1]]), dim(kernels[[2]]))
@@ -165,12 +190,17 @@ test_that("a clone has the same module and values of its own", {
 test_that("a layer and a model go through their config in R", {
   skip_without_flax()
   nn <- flax_linen()
-  fields <- flax_module("Fields",
-    sizes = 3L, one = flax_field(), options = list(), names = flax_field(),
+  fields <- flax_module(
+    "Fields",
+    sizes = 3L,
+    one = flax_field(),
+    options = list(),
+    names = flax_field(),
     call = function(self, inputs) (nn$Dense(self$sizes))(inputs)
   )
   module <- fields(one = reticulate::tuple(3L), names = list(list("a"), 1L))
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(module, name = "net", seed = 2^32 - 1)
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(module, name = "net", seed = 2^32 - 1)
   flax_freeze(model, "**/bias")
   layer <- get_layer(model, "net")
   expect_true(from_config(get_config(layer))$module == module)
@@ -198,11 +228,16 @@ test_that("a constructor is the class that `custom_objects` asks for", {
 test_that("files of every version are read", {
   skip_without_flax()
   nn <- flax_linen()
-  flax_module("FixtureInR", units = 3L, sizes = c(2L, 4L), call = function(self, inputs, training = FALSE) {
-    x <- (nn$Dense(self$units))(inputs)
-    x <- (nn$BatchNorm())(x, use_running_average = !training)
-    (nn$Dense(2L))(x)
-  })
+  flax_module(
+    "FixtureInR",
+    units = 3L,
+    sizes = c(2L, 4L),
+    call = function(self, inputs, training = FALSE) {
+      x <- (nn$Dense(self$units))(inputs)
+      x <- (nn$BatchNorm())(x, use_running_average = !training)
+      (nn$Dense(2L))(x)
+    }
+  )
   x <- matrix(seq(-1, 1, length.out = 24), 6)
   for (path in Sys.glob(test_path("fixtures", "*.keras"))) {
     model <- load_model(path)
@@ -215,19 +250,27 @@ test_that("files of every version are read", {
 
 # Signals an interrupt while Python writes: the next call for the system's disk is not made.
 interrupted <- function(expr) {
-  reticulate::py_run_string("import os\n_fsync = os.fsync\ndef _stop(_): raise KeyboardInterrupt\nos.fsync = _stop")
+  reticulate::py_run_string(
+    "import os\n_fsync = os.fsync\ndef _stop(_): raise KeyboardInterrupt\nos.fsync = _stop"
+  )
   withr::defer(reticulate::py_run_string("os.fsync = _fsync"))
-  tryCatch({
-    expr
-    "done"
-  }, interrupt = function(condition) "interrupted", error = function(condition) "interrupted")
+  tryCatch(
+    {
+      expr
+      "done"
+    },
+    interrupt = function(condition) "interrupted",
+    error = function(condition) "interrupted"
+  )
 }
 
 test_that("an interrupt while R writes leaves the old file, and nothing beside it", {
   skip_without_flax()
   nn <- flax_linen()
   folder <- withr::local_tempdir()
-  models <- lapply(1:2, \(seed) keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), seed = seed))
+  models <- lapply(1:2, \(seed) {
+    keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), seed = seed)
+  })
   writers <- list(
     "m.keras" = \(model, path) save_model(model, path, overwrite = TRUE),
     "folder" = \(model, path) save_model(model, path, overwrite = TRUE, zipped = FALSE),

@@ -1,6 +1,8 @@
 # Calls an R function on a tensor inside a module: an R array goes in, and comes out.
 in_module <- function(f, x = array(c(-1.5, 0.5, 2, 3, -4, 5), c(2, 3))) {
-  as.array(layer_flax_module_wrapper(x, flax_linen()$Dense(1L), method = function(module, inputs) f(inputs)))
+  as.array(layer_flax_module_wrapper(x, flax_linen()$Dense(1L), method = function(module, inputs) {
+    f(inputs)
+  }))
 }
 
 test_that("R's generics do on a tensor what they do on an array", {

@@ -1,7 +1,10 @@
 test_that("the name here wins in any order of library() calls, and a message says so", {
   skip_on_cran()
   for (code in c("library(kerasflax); library(keras3)", "library(keras3); library(kerasflax)")) {
-    printed <- run_r(paste(code, '; cat("\\nfrom", environmentName(environment(layer_flax_module_wrapper)), "\\n")'))
+    printed <- run_r(paste(
+      code,
+      '; cat("\\nfrom", environmentName(environment(layer_flax_module_wrapper)), "\\n")'
+    ))
     expect_match(printed, "from kerasflax", fixed = TRUE)
     expect_match(printed, "take the place of keras3's", fixed = TRUE)
   }
