@@ -1,26 +1,33 @@
-#' Draw where the parameters of a model are, and what they are like
+#' Plot the sizes or values of a model's parameters
 #'
 #' @description
-#' `plot()` of what [flax_parameters()] returns draws a bar for each module, or with `"values"` the distribution of each weight.
-#' Where 'ggplot2' is installed, `ggplot2::autoplot()` makes the same plots of its kind.
+#' The `plot()` method for the result of [flax_parameters()] draws one bar for each module, or, with
+#' `"values"`, the distribution of each weight. If ggplot2 is installed, `ggplot2::autoplot()`
+#' returns the same plots as ggplots.
 #'
 #' # Size by module
-#' A module's bar holds its own weights, whatever their collections, and not those of modules in it; the largest are on top. Of
-#' more than 30 modules those deep in others are counted in them, if that leaves bars enough to tell something, as the blocks
-#' of a transformer do; otherwise the smallest share one bar. The axis is linear, so that lengths are shares of the whole, and
-#' each bar has its number beside it. Only the bar of the smallest may be cut, which it says.
+#' A module's bar contains its own weights from all collections, but not those of its submodules.
+#' The largest modules are on top. For more than 30 modules, deep submodules are counted in their
+#' parents, for example in the blocks of a transformer, if enough bars remain to be informative.
+#' Otherwise, the smallest modules share one bar. The axis is linear, so lengths are proportional to
+#' sizes, and a label states the size of each bar. Only the bar of the smallest modules can be cut;
+#' its label says so.
 #'
 #' # Values
-#' For each weight, in the order of the rows: the mean, a thick line one standard deviation to either side, and a thin line
-#' from the least to the largest value. A cross marks weights with values that are not finite. Of more than 40 weights the
-#' largest are drawn, those with values that are not finite before all others; choose rows to see others. Where a few weights
-#' reach much farther than most, the axis is logarithmic on both sides of zero, and says so.
+#' Each weight, in the order of the rows, has a point for the mean, a thick line that extends one
+#' standard deviation to each side, and a thin line from the smallest to the largest value. A cross
+#' marks weights with values that are not finite. For more than 40 weights, the largest are drawn,
+#' after those with values that are not finite; select rows to see others. If a few weights extend
+#' much farther than most, the axis is logarithmic on both sides of zero, and its title says so.
 #'
-#' @param x,object What [flax_parameters()] returns, or rows of it; for `"values"` with `stats = TRUE`.
-#' @param what `"size"` for the size by module, `"values"` for the distribution by weight.
-#' @param ... For `plot()`, arguments of [graphics::title()], such as `main`, `sub` and `xlab`. Not used by `autoplot()`.
+#' @param x,object The result of [flax_parameters()], or rows of it. `"values"` requires
+#'   `stats = TRUE`.
+#' @param what `"size"` for the size of each module, or `"values"` for the distribution of each
+#'   weight.
+#' @param ... For `plot()`, arguments of [graphics::title()], such as `main`, `sub` and `xlab`. Not
+#'   used by `autoplot()`.
 #'
-#' @returns `plot()`: `x`, invisibly. `autoplot()`: a ggplot.
+#' @returns `plot()` returns `x`, invisibly. `autoplot()` returns a ggplot.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")
@@ -56,19 +63,25 @@ autoplot.flax_parameters <- function(object, what = c("size", "values"), ...) {
 }
 
 check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
-  problem <- if (!is_whole(x)) {
+  problem <- if (!has_all_columns(x)) {
     c(
-      x = "Columns of it are missing or changed.",
-      i = "Choose rows of what {.fn flax_parameters} returns, not columns."
+      x = "Some of its columns are missing or changed.",
+      i = "Select rows of the result of {.fn flax_parameters}, not columns."
     )
   } else if (nrow(x) == 0) {
     c(x = "It has no rows.")
   } else if (what == "values" && !has_statistics(x)) {
-    c(x = "It has no statistics.", i = "Make it by {.code flax_parameters(object, stats = TRUE)}.")
+    c(
+      x = "It has no statistics.",
+      i = "Create it with {.code flax_parameters(object, stats = TRUE)}."
+    )
   }
   if (!is.null(problem)) {
     abort_kerasflax(
-      c("{.arg {arg}} must have weights, and all that {.val {what}} draws of them.", problem),
+      c(
+        "{.arg {arg}} must be a table of weights, with the columns that {.val {what}} draws.",
+        problem
+      ),
       cause = "argument",
       call = call
     )
@@ -76,18 +89,19 @@ check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
   invisible(x)
 }
 
-# What is drawn -----------------------------------------------------------------------------------------------------------
+# Data for the plots -----------------------------------------------------------------------------
 
-# One row per bar, from the largest to the smallest: `parts`, a list of the names on the way to the module, the sizes of what
-# is trainable and what is not, and `cut`, the share of its length that a bar is drawn with. The attribute `folded` says where
-# modules in others are counted in those.
+# One row for each bar, in descending order of size. `parts`: a list of the names that lead to the
+# module. `trainable` and `non_trainable`: sizes. `cut`: the fraction of its length with which the
+# bar is drawn. The attribute `folded` is text that says that submodules are counted in their
+# parents.
 module_sizes <- function(x, max = 30) {
   parts <- module_parts(x)
   depths <- seq(max(lengths(parts)), 1)
   groups <- vapply(depths, \(depth) length(unique(lapply(parts, utils::head, depth))), 1L)
-  # Blocks say more than the few largest of their parts, if there are enough of them.
-  fits <- c(which(groups <= max & groups >= max / 4), which(groups > max & groups <= 2 * max), 1)
-  depth <- depths[[if (groups[[1]] > max) fits[[1]] else 1]]
+  # If there are enough blocks, they are more informative than their few largest submodules.
+  usable <- c(which(groups <= max & groups >= max / 4), which(groups > max & groups <= 2 * max), 1)
+  depth <- depths[[if (groups[[1]] > max) usable[[1]] else 1]]
   parts <- lapply(parts, utils::head, depth)
 
   keys <- vapply(parts, paste, "", collapse = "/")
@@ -95,33 +109,35 @@ module_sizes <- function(x, max = 30) {
   sums <- function(rows) vapply(split(x$size[rows], keys[rows]), sum, 0, USE.NAMES = FALSE)
   sizes <- data.frame(
     trainable = sums(x$trainable),
-    still = sums(!x$trainable),
+    non_trainable = sums(!x$trainable),
     cut = rep(1, nlevels(keys))
   )
   sizes$parts <- unname(parts[!duplicated(keys)])
-  sizes <- sizes[order(-(sizes$trainable + sizes$still)), ]
+  sizes <- sizes[order(-(sizes$trainable + sizes$non_trainable)), ]
   if (nrow(sizes) > max) {
     others <- sizes[-seq_len(max - 1), ]
     sizes <- sizes[seq_len(max), ]
-    sizes[max, c("trainable", "still")] <- colSums(others[c("trainable", "still")])
-    sizes$parts[[max]] <- paste0("other (", with_commas(nrow(others)), " modules)")
-    # Many small ones together would leave no room to compare the large ones.
-    ratio <- sum(sizes[max, c("trainable", "still")]) / sum(sizes[1, c("trainable", "still")])
+    sizes[max, c("trainable", "non_trainable")] <- colSums(others[c("trainable", "non_trainable")])
+    sizes$parts[[max]] <- paste0("other (", format_number(nrow(others)), " modules)")
+    # The sum of many small modules would leave no room to compare the large ones.
+    totals <- sizes$trainable + sizes$non_trainable
+    ratio <- totals[[max]] / totals[[1]]
     sizes$cut[[max]] <- if (is.finite(ratio) && ratio > 4) 1.5 / ratio else 1
   }
   rownames(sizes) <- NULL
   if (depth < depths[[1]]) {
     attr(sizes, "folded") <- paste0(
       "\nThe ",
-      with_commas(groups[[1]]),
-      " modules are counted in these ",
+      format_number(groups[[1]]),
+      " modules are grouped into these ",
       nrow(sizes)
     )
   }
   sizes
 }
 
-# The names on the way to the module that each weight is of: the layer's, unless there is but one, and the modules'.
+# The names that lead to the module of each weight. The layer's name is omitted if there is only one
+# layer.
 module_parts <- function(x) {
   Map(
     function(parts, layer, collection) {
@@ -138,37 +154,41 @@ module_parts <- function(x) {
   )
 }
 
-# One row per weight: `parts`, as above with the weight's own name, the statistics as places on the axis, and how many values
-# are not finite. The attributes say what the axis is (`scale`), which weights of how many are here (`shown`), and which names,
-# before those in `parts`, all of them have (`shared`).
+# One row for each weight: `parts`, as above with the weight's own name, the statistics as positions
+# on the axis, and the number of values that are not finite. The attributes describe the axis
+# (`scale`), the selection of weights (`selection`) and the names that all weights share, which are
+# not in `parts` (`shared`).
 weight_values <- function(x, max = 40) {
   rows <- order(x$n_nonfinite == 0, -x$size)
   rows <- sort(rows[seq_len(min(max, nrow(x)))])
-  chosen <- x[rows, ]
+  selected <- x[rows, ]
   layer <- if (length(unique(x$layer)) > 1) x$layer[rows]
   values <- data.frame(
-    trainable = chosen$trainable,
-    size = chosen$size,
-    n_nonfinite = chosen$n_nonfinite
+    trainable = selected$trainable,
+    size = selected$size,
+    n_nonfinite = selected$n_nonfinite
   )
-  paths <- strsplit(chosen$path, "/", fixed = TRUE)
+  paths <- strsplit(selected$path, "/", fixed = TRUE)
   paths <- if (is.null(layer)) paths else Map(c, layer, paths, USE.NAMES = FALSE)
   shared <- shared_names(paths)
   values$parts <- lapply(paths, \(path) path[seq_along(path) > length(shared)])
-  scale <- value_scale(c(chosen$min, chosen$max))
-  chosen$low <- chosen$mean - chosen$sd
-  chosen$high <- chosen$mean + chosen$sd
+  scale <- value_scale(c(selected$min, selected$max))
+  selected$low <- selected$mean - selected$sd
+  selected$high <- selected$mean + selected$sd
   for (name in c("mean", "low", "high", "min", "max")) {
-    values[[name]] <- ifelse(is.finite(chosen[[name]]), scale$place(chosen[[name]]), NA_real_)
+    values[[name]] <- ifelse(is.finite(selected[[name]]), scale$place(selected[[name]]), NA_real_)
   }
-  shown <- if (nrow(values) < nrow(x)) {
+  selection <- if (nrow(values) < nrow(x)) {
     first <- if (any(x$n_nonfinite > 0)) "those with values that are not finite, then "
-    c(paste(nrow(values), "of", counted(nrow(x), "weight")), paste0(": ", first, "the largest"))
+    c(
+      paste(nrow(values), "of", format_count(nrow(x), "weight")),
+      paste0(": ", first, "the largest")
+    )
   }
-  structure(values, scale = scale, shown = shown, shared = shared)
+  structure(values, scale = scale, selection = selection, shared = shared)
 }
 
-# The names with which all paths begin, other than their last ones.
+# The names at the start of all paths, without the last name of a path.
 shared_names <- function(paths) {
   names <- paths[[1]]
   for (path in paths) {
@@ -178,7 +198,7 @@ shared_names <- function(paths) {
   names
 }
 
-# The axis for values: linear, unless a few reach more than 50 times as far as half of them do.
+# The axis for values. It is linear, unless the largest value is more than 50 times the median.
 value_scale <- function(values) {
   values <- values[is.finite(values)]
   reach <- abs(values[values != 0])
@@ -204,10 +224,11 @@ value_scale <- function(values) {
   )
 }
 
-# Okabe and Ito's colours, told apart by the colour-blind.
-trainable_colours <- c(trainable = "#0072B2", "non-trainable" = "#E69F00")
+# From the palette of Okabe and Ito, which colorblind readers can distinguish.
+trainable_colors <- c(trainable = "#0072B2", "non-trainable" = "#E69F00")
 
-# Names on the way to a module as one label of at most `width` by `measure`: the longest names lose their middles.
+# The names as one label of at most `width`, measured by `measure`. The longest names lose their
+# middle.
 as_label <- function(parts, width, measure = nchar) {
   shortened <- function(part, limit) {
     if (nchar(part) <= limit) {
@@ -220,7 +241,7 @@ as_label <- function(parts, width, measure = nchar) {
     label <- paste(vapply(parts, shortened, "", limit), collapse = "/")
     if (measure(label) <= width) break
   }
-  # Deep paths keep their ends.
+  # A deep path keeps its end.
   while (measure(label) > width && grepl("/", sub("^[.][.]/", "", label), fixed = TRUE)) {
     label <- sub("^([.][.]/)?[^/]*/", "../", label)
   }
@@ -236,7 +257,7 @@ short_count <- function(number) {
 }
 
 size_labels <- function(sizes) {
-  total <- sizes$trainable + sizes$still
+  total <- sizes$trainable + sizes$non_trainable
   share <- 100 * total / max(sum(total), 1)
   share <- ifelse(total > 0 & share < 0.1, "<0.1", formatC(share, digits = 1, format = "f"))
   paste0(short_count(total), " (", share, " %", ifelse(sizes$cut < 1, ", cut", ""), ")")
@@ -244,11 +265,11 @@ size_labels <- function(sizes) {
 
 size_subtitle <- function(sizes) {
   paste0(
-    with_commas(sum(sizes$trainable, sizes$still)),
+    format_number(sum(sizes$trainable, sizes$non_trainable)),
     " parameters: ",
-    with_commas(sum(sizes$trainable)),
+    format_number(sum(sizes$trainable)),
     " trainable, ",
-    with_commas(sum(sizes$still)),
+    format_number(sum(sizes$non_trainable)),
     " non-trainable",
     attr(sizes, "folded")
   )
@@ -256,16 +277,16 @@ size_subtitle <- function(sizes) {
 
 value_subtitle <- function(values) {
   shared <- paste(attr(values, "shared"), collapse = "/")
-  weights <- attr(values, "shown") %||% c(counted(nrow(values), "weight"), "")
+  weights <- attr(values, "selection") %||% c(format_count(nrow(values), "weight"), "")
   paste0(
     weights[[1]],
     if (nzchar(shared)) paste0(" in ", shared),
     weights[[2]],
-    "\nPoint: mean. Thick: one sd to either side. Thin: least to largest"
+    "\nPoint: mean. Thick: one sd to either side. Thin: smallest to largest"
   )
 }
 
-bad_labels <- function(values) {
+nonfinite_labels <- function(values) {
   ifelse(
     values$n_nonfinite > 0,
     paste(short_count(values$n_nonfinite), "not finite"),
@@ -273,10 +294,11 @@ bad_labels <- function(values) {
   )
 }
 
-# Base graphics -------------------------------------------------------------------------------------------------------------
+# Base graphics ----------------------------------------------------------------------------------
 
-# Opens a plot of one row per label, from the top, with margins that fit. `notes` are what stands to the right of the rows, and
-# `x_limits` a function of the share of the width that they take. Returns the size of the text and half the height of a bar.
+# Opens a plot with one row for each label, from top to bottom, and with fitting margins. `notes` is
+# the text to the right of the rows, and `x_limits` is a function of the fraction of the width that
+# the notes take. Returns the text size and half the height of a bar.
 open_rows <- function(parts, notes, x_limits, subtitle) {
   graphics::par(mar = c(0, 0, 0, 0))
   graphics::plot.new()
@@ -286,7 +308,7 @@ open_rows <- function(parts, notes, x_limits, subtitle) {
   row <- max(inches[[2]] - sum(margins), 0.1) / length(parts)
   cex <- min(0.9, max(0.35, 0.85 * row / line))
   width <- function(text) max(0, graphics::strwidth(text, units = "inches", cex = cex))
-  # Smaller text first, then shorter names.
+  # Reduce the text size first, then shorten names.
   room <- 0.45 * inches[[1]]
   cex <- cex *
     max(min(1, 0.7 / cex), min(1, room / width(vapply(parts, paste, "", collapse = "/"))))
@@ -306,8 +328,9 @@ open_rows <- function(parts, notes, x_limits, subtitle) {
   list(cex = cex, half = min(0.4, 0.14 / row))
 }
 
-# The titles at the left edge of the figure, over the labels too: they may be longer than the plot is wide.
-add_titles <- function(titles, defaults, subtitle, colours) {
+# Draws the titles from the left edge of the figure, above the labels, because they can be wider
+# than the plot.
+add_titles <- function(titles, defaults, subtitle, colors) {
   titles <- c(titles, defaults[setdiff(names(defaults), names(titles))])
   main <- titles$main
   titles$main <- NULL
@@ -333,8 +356,8 @@ add_titles <- function(titles, defaults, subtitle, colours) {
   graphics::legend(
     edge,
     legend_at,
-    names(colours),
-    fill = colours,
+    names(colors),
+    fill = colors,
     border = NA,
     horiz = TRUE,
     bty = "n",
@@ -348,7 +371,7 @@ add_titles <- function(titles, defaults, subtitle, colours) {
 plot_sizes <- function(sizes, titles) {
   old <- graphics::par("mar", "mgp")
   on.exit(graphics::par(old))
-  total <- sizes$trainable + sizes$still
+  total <- sizes$trainable + sizes$non_trainable
   notes <- size_labels(sizes)
   drawn <- total * sizes$cut
   frame <- open_rows(
@@ -370,25 +393,25 @@ plot_sizes <- function(sizes, titles) {
       rows - frame$half,
       ends[[i]],
       rows + frame$half,
-      col = trainable_colours[[i]],
+      col = trainable_colors[[i]],
       border = NA
     )
   }
-  torn <- sizes$cut < 1
-  tear <- 0.9 * drawn[torn]
+  is_cut <- sizes$cut < 1
+  tear <- 0.9 * drawn[is_cut]
   gap <- graphics::xinch(0.05)
   graphics::segments(
     tear - gap,
-    rows[torn] + 0.5,
+    rows[is_cut] + 0.5,
     tear + gap,
-    rows[torn] - 0.5,
+    rows[is_cut] - 0.5,
     col = "white",
     lwd = 4
   )
   graphics::text(drawn, rows, notes, pos = 4, offset = 0.3, cex = frame$cex, xpd = NA)
   graphics::axis(1, at, short_count(at), cex.axis = 0.8, mgp = c(2, 0.5, 0), tcl = -0.3)
   defaults <- list(main = "Parameters by module", xlab = "Parameters")
-  add_titles(titles, defaults, size_subtitle(sizes), trainable_colours)
+  add_titles(titles, defaults, size_subtitle(sizes), trainable_colors)
 }
 
 plot_values <- function(values, titles) {
@@ -396,7 +419,7 @@ plot_values <- function(values, titles) {
   on.exit(graphics::par(old))
   scale <- attr(values, "scale")
   subtitle <- value_subtitle(values)
-  notes <- bad_labels(values)
+  notes <- nonfinite_labels(values)
   range <- range(0, scale$at, unlist(values[c("min", "max", "low", "high")]), na.rm = TRUE)
   if (diff(range) == 0) {
     range <- c(0, 1)
@@ -410,16 +433,16 @@ plot_values <- function(values, titles) {
   rows <- seq_along(notes)
   graphics::abline(v = scale$at, col = "grey90")
   graphics::abline(v = scale$place(0), col = "grey50")
-  colours <- ifelse(values$trainable, trainable_colours[[1]], trainable_colours[[2]])
-  graphics::segments(values$min, rows, values$max, rows, col = colours, lwd = 1.2)
+  colors <- ifelse(values$trainable, trainable_colors[[1]], trainable_colors[[2]])
+  graphics::segments(values$min, rows, values$max, rows, col = colors, lwd = 1.2)
   half <- 0.6 * frame$half
-  graphics::rect(values$low, rows - half, values$high, rows + half, col = colours, border = NA)
+  graphics::rect(values$low, rows - half, values$high, rows + half, col = colors, border = NA)
   graphics::points(
     values$mean,
     rows,
     pch = 21,
     bg = "white",
-    col = colours,
+    col = colors,
     lwd = 1.5,
     cex = frame$cex
   )
@@ -446,13 +469,13 @@ plot_values <- function(values, titles) {
     titles,
     list(main = "Values by weight", xlab = scale$title),
     subtitle,
-    trainable_colours
+    trainable_colors
   )
 }
 
-# ggplot2 -------------------------------------------------------------------------------------------------------------------
+# ggplot2 ----------------------------------------------------------------------------------------
 
-# The labels of rows from the top, as a factor whose levels go from the bottom. They may be equal where names were shortened.
+# The labels of the rows, from top to bottom. Shortened labels can be identical.
 row_labels <- function(parts) vapply(parts, as_label, "", width = 55)
 
 ggplot_rows <- function(data, parts) {
@@ -475,11 +498,11 @@ ggplot_rows <- function(data, parts) {
 }
 
 ggplot_sizes <- function(sizes) {
-  total <- sizes$trainable + sizes$still
+  total <- sizes$trainable + sizes$non_trainable
   rows <- seq_along(total)
   drawn <- total * sizes$cut
   middle <- sizes$trainable * sizes$cut
-  kinds <- names(trainable_colours)
+  kinds <- names(trainable_colors)
   bars <- data.frame(
     row = rep(rows, 2),
     from = c(0 * total, middle),
@@ -487,7 +510,7 @@ ggplot_sizes <- function(sizes) {
     kind = factor(rep(kinds, each = length(rows)), kinds)
   )
   notes <- data.frame(row = rows, end = drawn, text = size_labels(sizes))
-  torn <- notes[sizes$cut < 1, ]
+  cut_bars <- notes[sizes$cut < 1, ]
   ggplot_rows(bars, sizes$parts) +
     ggplot2::geom_rect(
       ggplot2::aes(
@@ -505,7 +528,7 @@ ggplot_sizes <- function(sizes) {
         y = .data$row + 0.5,
         yend = .data$row - 0.5
       ),
-      torn,
+      cut_bars,
       colour = "white",
       linewidth = 1.5
     ) +
@@ -517,16 +540,16 @@ ggplot_sizes <- function(sizes) {
       size = 2.8
     ) +
     ggplot2::scale_x_continuous(labels = short_count, expand = ggplot2::expansion(c(0, 0.3))) +
-    ggplot2::scale_fill_manual(values = trainable_colours, drop = FALSE) +
+    ggplot2::scale_fill_manual(values = trainable_colors, drop = FALSE) +
     ggplot2::labs(title = "Parameters by module", subtitle = size_subtitle(sizes), x = "Parameters")
 }
 
 ggplot_values <- function(values) {
   scale <- attr(values, "scale")
-  kinds <- names(trainable_colours)
+  kinds <- names(trainable_colors)
   values$row <- seq_len(nrow(values))
   values$kind <- factor(ifelse(values$trainable, kinds[[1]], kinds[[2]]), kinds)
-  values$text <- bad_labels(values)
+  values$text <- nonfinite_labels(values)
   edge <- max(scale$at, values$max, values$high, na.rm = TRUE)
   noted <- values[nzchar(values$text), ]
   bad <- values[values$n_nonfinite > 0, ]
@@ -563,6 +586,6 @@ ggplot_values <- function(values) {
       labels = scale$labels,
       expand = ggplot2::expansion(c(0.02, if (nrow(noted) > 0) 0.25 else 0.02))
     ) +
-    ggplot2::scale_colour_manual(values = trainable_colours, drop = FALSE) +
+    ggplot2::scale_colour_manual(values = trainable_colors, drop = FALSE) +
     ggplot2::labs(title = "Values by weight", subtitle = value_subtitle(values), x = scale$title)
 }

@@ -1,13 +1,13 @@
-# The column of NNX in the table of behaviours (helper-conformance.R): modules as an R user writes them, and how plain Flax runs
-# them.
+# The NNX column of the conformance table (helper-conformance.R): modules as an R user would write
+# them, and how plain Flax runs them.
 
 flax_nnx <- function() reticulate::import("flax.nnx")
 
 nnx_rngs <- function() flax_nnx()$Rngs(7L)
 
-# As `new_case()`, with:
-# - `sows`: the types of variables that the module sows into.
-# - `sets_mode`: whether plain Flax sets the mode by `train()` and `eval()`.
+# Like `new_case()`, with these additional arguments:
+# - `sows`: the variable types that the module sows.
+# - `sets_mode`: whether plain Flax sets the mode with `train()` and `eval()`.
 new_nnx_case <- function(
   module,
   inputs,
@@ -27,7 +27,7 @@ nnx_conformance_table <- function() {
       new_nnx_case(flax_nnx()$Linear(2L, 3L, rngs = nnx_rngs()), floats(4, 2))
     },
 
-    "setup and a method of R" = function() {
+    "setup and a method in R" = function() {
       nnx <- flax_nnx()
       SetUp(nnx$Module) %py_class% {
         initialize <- function(self, rngs, units = 3L) {
@@ -111,7 +111,7 @@ nnx_conformance_table <- function() {
       new_nnx_case(Words(nnx_rngs()), integers(4, 6))
     },
 
-    "deterministic in place of training" = function() {
+    "deterministic instead of training" = function() {
       nnx <- flax_nnx()
       Deterministic(nnx$Module) %py_class% {
         initialize <- function(self, rngs) {
@@ -153,7 +153,7 @@ nnx_conformance_table <- function() {
 
     "a method by name" = function() new_nnx_case(nnx_coder(), floats(4, 2), method = "encode"),
 
-    "a function of R as method" = function() {
+    "an R function as method" = function() {
       new_nnx_case(nnx_coder(), floats(4, 2), method = \(module, inputs) 2 * module$encode(inputs))
     },
 
@@ -197,7 +197,7 @@ nnx_conformance_table <- function() {
       new_nnx_case(Tied(nnx_rngs()), integers(4, 6))
     },
 
-    "modules inside of each other" = function() {
+    "nested modules" = function() {
       nnx <- flax_nnx()
       Inner(nnx$Module) %py_class% {
         initialize <- function(self, rngs) {
@@ -222,7 +222,7 @@ nnx_conformance_table <- function() {
       new_nnx_case(Outer(nnx_rngs()), floats(4, 2))
     },
 
-    "Sequential of pieces and functions" = function() {
+    "Sequential with modules and functions" = function() {
       nnx <- flax_nnx()
       rngs <- nnx_rngs()
       new_nnx_case(
@@ -251,7 +251,7 @@ nnx_coder <- function() {
   Coder(nnx_rngs())
 }
 
-# Plain Flax ----------------------------------------------------------------------------------------------------------------
+# Plain Flax -------------------------------------------------------------------------------------
 
 nnx_collections <- c(
   Param = "params",
@@ -260,7 +260,7 @@ nnx_collections <- c(
   Intermediate = "intermediates"
 )
 
-# The variables of a state, or of a module, each with its collection and its path.
+# The variables of a state or module, each with its collection and path.
 nnx_variables <- function(state) {
   nnx <- flax_nnx()
   flat <- nnx$to_flat_state(

@@ -1,4 +1,4 @@
-test_that("an R condition raised inside a module arrives as itself, class, call and fields kept", {
+test_that("an R condition signaled in a module keeps its class, call and fields", {
   skip_without_flax()
   nn <- flax_linen()
   inner <- function() {
@@ -13,7 +13,7 @@ test_that("an R condition raised inside a module arrives as itself, class, call 
   expect_equal(conditionCall(condition), quote(inner()))
 })
 
-test_that("a plain stop() inside a module arrives as a simpleError", {
+test_that("a plain stop() in a module arrives as a simpleError", {
   skip_without_flax()
   nn <- flax_linen()
   fails <- function(module, inputs) stop("plain {stop}")
@@ -24,7 +24,7 @@ test_that("a plain stop() inside a module arrives as a simpleError", {
   expect_equal(conditionMessage(condition), "plain {stop}")
 })
 
-test_that("an R condition raised in fit() has its text and its class in the Python error", {
+test_that("the Python error from fit() has the text and class of the R condition", {
   skip_without_flax()
   nn <- flax_linen()
   Fails(nn$Module) %py_class% {
@@ -46,7 +46,7 @@ test_that("an R condition raised in fit() has its text and its class in the Pyth
   expect_true("my_class" %in% condition$r_class)
 })
 
-test_that("an exception of the module's own stays what it is", {
+test_that("an exception from the module's own code is unchanged", {
   skip_without_flax()
   nn <- flax_linen()
   expect_error(
@@ -56,7 +56,7 @@ test_that("an exception of the module's own stays what it is", {
   )
 })
 
-test_that("an error of the core's keeps its whole text and the exception as its parent", {
+test_that("an error from the core keeps its full text and has the exception as its parent", {
   skip_without_flax()
   nn <- flax_linen()
   Braces(nn$Module) %py_class% {
@@ -72,7 +72,7 @@ test_that("an error of the core's keeps its whole text and the exception as its 
   expect_s3_class(condition$parent$exception, "kerasflax.VariablesError")
 })
 
-test_that("the causes in Python's exceptions are documented", {
+test_that("the help page documents the cause of every Python exception", {
   skip_without_flax()
   causes <- vapply(
     reticulate::import("kerasflax")$KerasFlaxError$`__subclasses__`(),
@@ -89,7 +89,7 @@ test_that("the causes in Python's exceptions are documented", {
   }
 })
 
-test_that("what `if` says of a tensor gains what to write, wherever the layer is called from", {
+test_that("an error from `if` on a tensor names the replacement, wherever the layer is called", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(1L), method = \(module, x) {
     if (x > 0) x else -x
@@ -103,7 +103,7 @@ test_that("what `if` says of a tensor gains what to write, wherever the layer is
   )
 })
 
-test_that("R says everything that a message says differently", {
+test_that("R has a word for every entry of Python's table of words", {
   skip_without_flax()
   words <- reticulate::import("kerasflax._host")$WORDS
   expect_setequal(names(kerasflax:::core_words), reticulate::iterate(words$keys()))

@@ -1,9 +1,9 @@
-# Every behaviour of a case, one after the other on one layer: with a layer of its own each would compile all of it again.
+# All tests of a case use the same layer, because each new layer would be compiled again.
 for_each_case(function(name, make) {
   delayedAssign("case", make())
   delayedAssign("layer", layer_of(case))
 
-  test_that(paste0(name, ": initial variables are those of plain init"), {
+  test_that(paste0(name, ": initial variables match plain init"), {
     skip_without_flax()
     expected <- plain_init(case)
     kept <- layer$flax_variables
@@ -12,7 +12,7 @@ for_each_case(function(name, make) {
   })
 
   for (mode in c("training", "inference")) {
-    test_that(paste0(name, ": outputs, state and sown values are those of plain apply in ", mode), {
+    test_that(paste0(name, ": outputs, state and sown values match plain apply in ", mode), {
       skip_without_flax()
       before <- layer$flax_variables
       keys <- keys_of(layer, case$streams[[mode]])
@@ -31,7 +31,7 @@ for_each_case(function(name, make) {
     })
   }
 
-  test_that(paste0(name, ": symbolic outputs agree with eager ones"), {
+  test_that(paste0(name, ": symbolic outputs match eager outputs"), {
     skip_without_flax()
     symbolic <- leaves_of(layer(keras_inputs(case$inputs)))
     eager <- leaves_of(without_null(layer(case$inputs)))
@@ -42,7 +42,7 @@ for_each_case(function(name, make) {
     }
   })
 
-  test_that(paste0(name, ": fit() takes the step that plain Flax takes"), {
+  test_that(paste0(name, ": fit() takes the same step as plain Flax"), {
     skip_without_flax()
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$training)
@@ -67,7 +67,7 @@ for_each_case(function(name, make) {
     }
   })
 
-  test_that(paste0(name, ": predict() on another batch size is plain apply"), {
+  test_that(paste0(name, ": predict() on another batch size matches plain apply"), {
     skip_without_flax()
     inputs <- rows_of(case$inputs, c(1:4, 2:4))
     before <- layer$flax_variables
@@ -78,7 +78,7 @@ for_each_case(function(name, make) {
     expected <- leaves_of(without_null(
       plain_apply(case, before, inputs, "inference", keys)$outputs
     ))
-    # Keras sorts what it returns by name.
+    # Keras sorts its outputs by name.
     expect_setequal(names(got), names(expected))
     got <- got[names(expected)]
     expect_equal(lapply(got, as.vector), lapply(expected, numbers), tolerance = 1e-5)
@@ -86,7 +86,7 @@ for_each_case(function(name, make) {
   })
 })
 
-test_that("linen: the mask that Keras has computed arrives as `mask`", {
+test_that("linen: the module receives Keras's computed mask as `mask`", {
   skip_without_flax()
   module <- masked()
   layer <- layer_flax_module_wrapper(module = module)
@@ -100,7 +100,7 @@ test_that("linen: the mask that Keras has computed arrives as `mask`", {
   expect_false(isTRUE(all.equal(got, numbers(module$apply(layer$flax_variables, as_jax(x))))))
 })
 
-test_that("linen: a layer used twice is plain apply after plain apply, on one set of weights", {
+test_that("linen: a layer used twice applies one set of weights twice", {
   skip_without_flax()
   module <- flax_linen()$Dense(3L)
   layer <- layer_flax_module_wrapper(module = module)
@@ -115,7 +115,7 @@ test_that("linen: a layer used twice is plain apply after plain apply, on one se
   expect_length(model$weights, 2)
 })
 
-test_that("linen: two layers of one module have weights of their own", {
+test_that("linen: two layers with the same module have separate weights", {
   skip_without_flax()
   module <- coder()
   first <- layer_flax_module_wrapper(module = module, method = "encode", seed = 1)

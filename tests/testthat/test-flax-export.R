@@ -1,4 +1,4 @@
-test_that("an exported model computes what the model does, with a module written in R", {
+test_that("an exported model with a module written in R computes the model's predictions", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(fileext = ".stablehlo")
@@ -15,7 +15,7 @@ test_that("an exported model computes what the model does, with a module written
   })
 })
 
-test_that("a new session, and JAX alone, run a module written in R without its definition", {
+test_that("a new session and JAX alone run an exported R module without its definition", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(fileext = ".stablehlo")
@@ -50,7 +50,7 @@ test_that("a new session, and JAX alone, run a module written in R without its d
   )
 })
 
-test_that("wrong arguments and files are refused", {
+test_that("wrong arguments and files are errors", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(lines = "something else")
@@ -70,4 +70,12 @@ test_that("wrong arguments and files are refused", {
   )
   expect_error(flax_import(path, checked = NA), class = "kerasflax_error_argument")
   expect_error(flax_import(tempfile()), class = "kerasflax_error_file")
+})
+
+test_that("a platform that is not valid UTF-8 is an error", {
+  expect_error(
+    flax_export(NULL, "model.stablehlo", platforms = latin_word("unknown")),
+    "`platforms` must be valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
 })

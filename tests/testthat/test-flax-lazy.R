@@ -1,6 +1,6 @@
 lazy_model <- function(...) keras_model_sequential(3) |> layer_flax_module_wrapper(...)
 
-test_that("the layer makes the module of its own seed, with the values of plain Flax", {
+test_that("the layer creates the module from its seed, with the values of plain Flax", {
   skip_without_flax()
   nnx <- flax_nnx()
   model <- lazy_model(flax_lazy(nnx$Linear, 3, out_features = 4), seed = 5)
@@ -8,7 +8,7 @@ test_that("the layer makes the module of its own seed, with the values of plain 
   expect_equal(flax_variables(model)[[1]]$params$kernel, expected, tolerance = 1e-6)
 })
 
-test_that("functions of R make modules, with arguments and parts", {
+test_that("R functions create modules from arguments and submodules", {
   skip_without_flax()
   nnx <- flax_nnx()
   net <- function(rngs, units, part) {
@@ -23,7 +23,7 @@ test_that("functions of R make modules, with arguments and parts", {
   expect_output(print(flax_lazy(nnx$Linear, 3, 4)), "LazyModule(Linear, 3.0, 4.0)", fixed = TRUE)
 })
 
-test_that("what makes no module is an error that says so", {
+test_that("a factory that does not create a module is an error", {
   skip_without_flax()
   nnx <- flax_nnx()
   expect_snapshot(error = TRUE, {
@@ -38,7 +38,7 @@ test_that("what makes no module is an error that says so", {
   })
 })
 
-test_that("an R condition in a function that makes a module comes back as itself", {
+test_that("an R condition in a factory function arrives unchanged", {
   skip_without_flax()
   factory <- function(rngs) rlang::abort("no module today", class = "my_condition")
   expect_error(
@@ -48,7 +48,7 @@ test_that("an R condition in a function that makes a module comes back as itself
   )
 })
 
-test_that("a saved model names the class and its arguments, an R function by its name, and else says what loading takes", {
+test_that("a saved lazy module is restored from its class, its function's name or custom_objects", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   begin <- "
@@ -99,7 +99,7 @@ test_that("a saved model names the class and its arguments, an R function by its
   )
 })
 
-test_that("a module that is made at once is what the layer would make, with parts that are left to be made", {
+test_that("a module created at once, with lazy submodules, equals the layer's module", {
   skip_without_flax()
   nnx <- flax_nnx()
   dense <- flax_module(
@@ -130,4 +130,14 @@ test_that("a module that is made at once is what the layer would make, with part
       inputs
     })
   })
+})
+
+test_that("text for a factory that is not valid UTF-8 is an error", {
+  skip_without_flax()
+  nnx <- flax_nnx()
+  expect_error(
+    flax_lazy(nnx$Conv, 1, 2, kernel_size = 3, padding = latin_word("unknown")),
+    "must be valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
 })

@@ -17,7 +17,7 @@ mlp <- function() {
   )
 }
 
-test_that("a module defined in R is one of Flax's, with the same numbers", {
+test_that("a module defined in R is a Flax module with the same numbers", {
   skip_without_flax()
   nn <- flax_linen()
   make <- mlp()
@@ -38,7 +38,7 @@ test_that("a module defined in R is one of Flax's, with the same numbers", {
   expect_equal(as.array(layer(x)), as.array(expected))
 })
 
-test_that("the constructor has the fields as arguments, and keeps to their types", {
+test_that("the constructor has the fields as arguments and enforces their types", {
   skip_without_flax()
   make <- mlp()
   expect_identical(names(formals(make)), c("units", "rate", "activation", "classes"))
@@ -50,16 +50,20 @@ test_that("the constructor has the fields as arguments, and keeps to their types
   expect_error(make(rate = "a", classes = 2), "rate", class = "kerasflax_error_field")
   expect_error(
     make(activation = NA, classes = 2),
-    "activation. is NA",
+    "activation. must not be NA",
     class = "kerasflax_error_field"
   )
-  expect_error(make(classes = NA_integer_), "classes. is NA", class = "kerasflax_error_field")
+  expect_error(
+    make(classes = NA_integer_),
+    "classes. must not be NA",
+    class = "kerasflax_error_field"
+  )
   expect_identical(make(rate = NA_real_, classes = 2)$rate, NA_real_)
   expect_identical(make(rate = 1L, classes = 2)$rate, 1)
   expect_snapshot(make)
 })
 
-test_that("`training` arrives, and state is kept", {
+test_that("a module defined in R receives `training` and keeps its state", {
   skip_without_flax()
   model <- keras_model_sequential(3) |> layer_flax_module_wrapper(mlp()(classes = 2))
   x <- matrix(1, 64, 3)
@@ -67,7 +71,7 @@ test_that("`training` arrives, and state is kept", {
   expect_length(unique(c(as.array(model(x)))), 2)
 })
 
-test_that("setup and other methods are methods, and modules nest", {
+test_that("setup and other functions become methods, and modules nest", {
   skip_without_flax()
   nn <- flax_linen()
   coder <- flax_module(
@@ -91,7 +95,7 @@ test_that("setup and other methods are methods, and modules nest", {
   expect_snapshot(coder)
 })
 
-test_that("a module may have no fields, and fields of any name", {
+test_that("a module can have no fields, and a field can have any name", {
   skip_without_flax()
   nn <- flax_linen()
   plain <- flax_module("Plain", call = function(self, inputs) (nn$Dense(2L))(inputs))
@@ -104,7 +108,7 @@ test_that("a module may have no fields, and fields of any name", {
   expect_identical(short(n = 3)$n, 3L)
 })
 
-test_that("wrong parts are refused", {
+test_that("wrong names, fields and methods are errors", {
   skip_without_flax()
   call <- function(self, inputs) inputs
   expect_snapshot(error = TRUE, {
@@ -124,18 +128,20 @@ test_that("wrong parts are refused", {
   })
 })
 
-test_that("a saved model of it is loaded where the definition has been run", {
+test_that("a session that has run the definition loads a saved model", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   define <- "
     library(kerasflax)
     nn <- reticulate::import('flax.linen')
-    net <- flax_module('Net', units = 3L, sizes = c(1L, 2L), call = function(self, inputs) (nn$Dense(self$units))(inputs))
+    net <- flax_module('Net', units = 3L, sizes = c(1L, 2L),
+      call = function(self, inputs) (nn$Dense(self$units))(inputs))
     x <- matrix(seq(-1, 1, length.out = 12), 4)"
   old <- result_of(c(
     define,
     sprintf(
-      "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5, sizes = c(3, 4)))
+      "model <- keras_model_sequential(3) |>
+       layer_flax_module_wrapper(net(units = 5, sizes = c(3, 4)))
      save_model(model, '%s')
      result <- predict(model, x, verbose = 0)",
       path
@@ -148,7 +154,7 @@ test_that("a saved model of it is loaded where the definition has been run", {
   )
 })
 
-test_that("a constructor is the class to Python, and no module", {
+test_that("a constructor is a class in Python, not a module", {
   skip_without_flax()
   nn <- flax_linen()
   counts <- flax_module("Counts", units = 3L, call = function(self, inputs) {
@@ -164,7 +170,7 @@ test_that("a constructor is the class to Python, and no module", {
     layer_flax_module_wrapper(module = counts)
     layer_flax_module_wrapper(module = nn$Dense(1L), method = counts)
   })
-  # Asked for a method, the session does not rename the class.
+  # Looking up the constructor as a method does not rename the class.
   assign("other_name", counts, envir = globalenv())
   withr::defer(rm("other_name", envir = globalenv()))
   expect_identical(
@@ -190,7 +196,7 @@ nnx_mlp <- function() {
   )
 }
 
-test_that("a module of NNX is made by the layer, or with rngs at once", {
+test_that("the layer creates an NNX module, and `rngs` creates it at once", {
   skip_without_flax()
   nnx <- flax_nnx()
   mlp <- nnx_mlp()
@@ -221,7 +227,7 @@ test_that("a module of NNX is made by the layer, or with rngs at once", {
   })
 })
 
-test_that("a saved model of an NNX module of R goes on in a new session", {
+test_that("a saved model with an NNX module from R continues training in a new session", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   define <- "
@@ -250,4 +256,30 @@ test_that("a saved model of an NNX module of R goes on in a new session", {
     )
   ))
   expect_identical(result_of(c(define, sprintf("result <- go_on(load_model('%s'))", path))), old)
+})
+
+test_that("text that is not valid UTF-8 is an error in names, defaults and values of fields", {
+  skip_without_flax()
+  call <- function(self, inputs) inputs
+  for (encoding in c("unknown", "bytes")) {
+    text <- latin_word(encoding)
+    argument <- "kerasflax_error_argument"
+    expect_error(flax_module(text, call = call), ".name. must be valid UTF-8", class = argument)
+    fields <- rlang::set_names(list(1), text)
+    define <- function() flax_module("A", !!!fields, call = call)
+    expect_error(define(), "names.* must be valid UTF-8", class = argument)
+    expect_error(
+      flax_module("A", mode = text, call = call),
+      "mode. must be valid UTF-8",
+      class = argument
+    )
+    make <- flax_module("A", mode = "same", call = call)
+    expect_error(
+      make(mode = text),
+      "mode. must be valid UTF-8",
+      class = "kerasflax_error_field"
+    )
+  }
+  make <- flax_module("A", mode = "same", call = call)
+  expect_identical(make(mode = latin_word("latin1"))$mode, "caf\u00e9")
 })

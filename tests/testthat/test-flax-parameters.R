@@ -1,4 +1,4 @@
-# Tables without a Python, for what is done with them. `shapes` is a list named by paths.
+# Tables created without Python. `shapes` is a list named by path.
 parameters_of <- function(shapes, layer = "net", stats = FALSE) {
   paths <- names(shapes)
   size <- vapply(unname(shapes), prod, 0)
@@ -37,7 +37,7 @@ five_weights <- function(...) {
   )
 }
 
-# As many weights as a transformer of the given number of blocks has, 12 a block.
+# The weights of a transformer with the given number of blocks: 12 for each block.
 transformer <- function(blocks, ...) {
   block <- list(
     "LayerNorm_0/bias" = 64,
@@ -75,7 +75,7 @@ flat_network <- function(n, ...) {
   )
 }
 
-# A Flax layer and Keras's own, of which one has weights that are not trained.
+# A model with Flax layers and Keras layers, one of which has weights that are not trainable.
 mixed_model <- function() {
   input <- keras_input(c(5, 5, 1))
   output <- input |>
@@ -86,7 +86,7 @@ mixed_model <- function() {
   keras_model(input, output)
 }
 
-test_that("a model's table has a row for each weight of every layer, of the right types", {
+test_that("a model's table has a row for each weight of every layer, with the right types", {
   skip_without_flax()
   parameters <- flax_parameters(mixed_model())
   expect_s3_class(parameters, c("flax_parameters", "data.frame"), exact = TRUE)
@@ -115,7 +115,7 @@ test_that("a model's table has a row for each weight of every layer, of the righ
   expect_false(parameters["norm/moving_mean", "trainable"])
 })
 
-test_that("a layer's table has that layer's weights, and a single weight one row", {
+test_that("a layer's table contains only its weights, and one weight is one row", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(
     module = flax_linen()$Dense(2L, use_bias = FALSE),
@@ -128,9 +128,9 @@ test_that("a layer's table has that layer's weights, and a single weight one row
   )
 })
 
-test_that("totals are those of summary(), with frozen weights and after training", {
+test_that("totals match summary(), with frozen weights and after training", {
   skip_without_flax()
-  # `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB"), of summary() or print().
+  # Returns `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB").
   shown <- function(lines, name) {
     regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
   }
@@ -166,7 +166,7 @@ test_that("totals are those of summary(), with frozen weights and after training
   expect_agreement(model)
 })
 
-test_that("numbered modules are in the order of their numbers, and layers in the model's", {
+test_that("modules are sorted by their numbers, and layers keep the model's order", {
   x <- parameters_of(
     list(
       "params/a_10/b" = 1,
@@ -201,7 +201,7 @@ test_that("a model without weights has a table without rows", {
   expect_output(print(parameters), "Parameters: 0 (0.00 B) in 0 weights", fixed = TRUE)
 })
 
-test_that("statistics are those that R computes of the weights, with the population's sd", {
+test_that("statistics match R's, with the standard deviation of the population", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = conv_net(), name = "net", seed = 1)
   layer(as_jax(images()))
@@ -235,7 +235,8 @@ test_that("statistics are those that R computes of the weights, with the populat
 test_that("numbers beyond R's integers are exact", {
   skip_without_flax()
   columns <- reticulate::py_eval(
-    "{'layer': ['net'], 'collection': ['params'], 'path': ['params/kernel'], 'shape': [[65536, 65536]],
+    "{'layer': ['net'], 'collection': ['params'], 'path': ['params/kernel'],
+      'shape': [[65536, 65536]],
       'dtype': ['float32'], 'size': [2**32], 'bytes': [2**34], 'trainable': [True]}",
     convert = FALSE
   )
@@ -250,7 +251,7 @@ test_that("numbers beyond R's integers are exact", {
   )
 })
 
-test_that("what has no table is an error", {
+test_that("an object without weights is an error", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L), name = "dense")
   expect_snapshot(error = TRUE, {
@@ -263,7 +264,7 @@ test_that("what has no table is an error", {
   })
 })
 
-test_that("a small tree is printed whole", {
+test_that("a small tree is printed in full", {
   local_reproducible_output(width = 120)
   expect_snapshot(print(five_weights()))
   wrong <- five_weights(stats = TRUE)
@@ -271,12 +272,12 @@ test_that("a small tree is printed whole", {
   expect_snapshot(print(wrong))
 })
 
-test_that("a narrow console gets fewer statistics, and UTF-8 its branches", {
+test_that("a narrow console drops statistics, and a UTF-8 console draws UTF-8 branches", {
   local_reproducible_output(width = 100, unicode = TRUE)
   expect_snapshot(print(five_weights(stats = TRUE)))
 })
 
-test_that("a large tree is folded, and keeps every total", {
+test_that("a large tree is folded and keeps every total", {
   large <- transformer(42)
   expect_equal(nrow(large), 506)
   expect_snapshot(print(large))
@@ -284,12 +285,12 @@ test_that("a large tree is folded, and keeps every total", {
   expect_length(grep("bias|kernel|scale", lines), 506)
 })
 
-test_that("of too many modules in one the largest are shown, and the others in one line", {
+test_that("if a module has too many submodules, the others share one line", {
   expect_snapshot(print(flat_network(500), n = 8))
   expect_snapshot(print(flat_network(500, layer = paste0("layer_", 1:500)), n = 4))
 })
 
-test_that("a printed tree never has more lines than asked for, and its parts add up", {
+test_that("a printed tree has at most n lines, and its sizes add up", {
   many_layers <- flat_network(90, layer = paste0("layer_", 1:90))
   tables <- list(five_weights(), transformer(3), transformer(42), flat_network(200), many_layers)
   for (x in tables) {
@@ -299,7 +300,7 @@ test_that("a printed tree never has more lines than asked for, and its parts add
       lines <- capture.output(print(x, n = n))[-(1:4)]
       lines <- grep("^#", lines, invert = TRUE, value = TRUE)
       expect_lte(length(lines), n)
-      # The lines without branches are of layers, and of what is left of them.
+      # Lines without branches are layers, or stand for the remaining layers.
       top <- grep("^([|]|\\\\|\u2502|\u251c|\u2514| )", lines, invert = TRUE, value = TRUE)
       numbers <- regmatches(top, regexpr("[0-9,]+(?= +[0-9.]+ [KMG]?B)", top, perl = TRUE))
       expect_equal(sum(as.numeric(gsub(",", "", numbers))), sum(x$size))
@@ -307,7 +308,7 @@ test_that("a printed tree never has more lines than asked for, and its parts add
   }
 })
 
-test_that("layers of one name are kept apart in the tree", {
+test_that("layers with the same name stay separate in the tree", {
   x <- parameters_of(
     list(kernel = c(2, 2), bias = 2, kernel = c(3, 3), bias = 3, kernel = c(4, 4)),
     layer = c("query", "query", "query", "query", "value")
@@ -317,7 +318,7 @@ test_that("layers of one name are kept apart in the tree", {
   expect_equal(tree$rows[tree$depth == 1], list(1:2, 3:4, 5L))
 })
 
-test_that("rows print as a tree, and what lacks columns as a data frame", {
+test_that("rows print as a tree, and a table without some columns prints as a data frame", {
   x <- five_weights(stats = TRUE)
   expect_snapshot({
     x[x$layer == "head", ]
@@ -333,7 +334,7 @@ test_that("rows print as a tree, and what lacks columns as a data frame", {
   expect_identical(capture.output(print(x, n = NULL)), capture.output(print(x)))
 })
 
-test_that("a table becomes a tibble with all of its columns", {
+test_that("a table becomes a tibble with all its columns", {
   skip_if_not_installed("tibble")
   x <- five_weights(stats = TRUE)
   tibble <- tibble::as_tibble(x)

@@ -1,4 +1,4 @@
-# A module whose state has every kind of value that R has to hold.
+# A layer whose state has every kind of value that R must represent.
 kinds <- function() {
   nn <- flax_linen()
   jnp <- reticulate::import("jax.numpy", convert = FALSE)
@@ -27,7 +27,7 @@ kinds <- function() {
   layer
 }
 
-test_that("values of every dtype arrive in R as they are, and go back as they were", {
+test_that("values of every dtype survive a round trip through R", {
   skip_without_flax()
   layer <- kinds()
   state <- flax_variables(layer)$state
@@ -58,7 +58,7 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(bytes(), before)
 })
 
-test_that("any tree of arrays comes back from R to the bit", {
+test_that("any tree of arrays survives a round trip through R bit for bit", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("hypothesis"), "hypothesis is not installed")
   any_tree <- reticulate::import_from_path("any_tree", test_path())
@@ -66,13 +66,13 @@ test_that("any tree of arrays comes back from R to the bit", {
     flax_variables(other) <- flax_variables(layer)
     NULL
   })
-  # A property that can fail.
+  # The property can fail.
   expect_error(any_tree$check(\(layer, other) NULL), "AssertionError")
-  # R CMD check would note it.
+  # R CMD check would report the folder.
   expect_false(dir.exists(test_path(".hypothesis")))
 })
 
-test_that("a model's variables are named by layer, and what is not named stays", {
+test_that("a model's variables are named by layer, and assignment keeps the other variables", {
   skip_without_flax()
   nn <- flax_linen()
   model <- keras_model_sequential(4) |>
@@ -100,7 +100,7 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(flax_variables(model), after)
 })
 
-test_that("JAX arrays are handed out as copies, and live on through training", {
+test_that("JAX arrays are copies that survive training", {
   skip_without_flax()
   model <- keras_model_sequential(4) |>
     layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
@@ -113,7 +113,7 @@ test_that("JAX arrays are handed out as copies, and live on through training", {
   expect_false(identical(flax_variables(model)$dense$params$kernel, before))
 })
 
-test_that("no array that R gives or gets shares memory with the weights, or changes when they are trained", {
+test_that("no array that R passes or gets shares memory with the weights or changes in training", {
   skip_without_flax()
   jax <- reticulate::import("jax", convert = FALSE)
   nn <- flax_linen()
@@ -176,7 +176,7 @@ test_that("no array that R gives or gets shares memory with the weights, or chan
   check(nnx$state(module), model_of(model$layers[[1]]$to_flax()))
 })
 
-test_that("what does not fit is listed by path, and nothing is set", {
+test_that("an assignment that does not match lists every mismatch by path and sets nothing", {
   skip_without_flax()
   layer <- kinds()
   before <- flax_variables(layer)
@@ -197,7 +197,7 @@ test_that("what does not fit is listed by path, and nothing is set", {
   expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables")
 })
 
-test_that("what R and what the module refuse is listed at once", {
+test_that("one error lists the problems that R finds and those that the module finds", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
   layer(matrix(1, 2, 3))
@@ -208,7 +208,7 @@ test_that("what R and what the module refuse is listed at once", {
     class = "kerasflax_error_variables"
   ))
   for (problem in c(
-    "params/bias is the character",
+    "params/bias: expected an array, got the string",
     "params/kernel: expected",
     "params/other: not in the module"
   )) {
@@ -217,7 +217,7 @@ test_that("what R and what the module refuse is listed at once", {
   expect_identical(flax_variables(layer), before)
 })
 
-test_that("weights set by Keras and weights set by name are one truth", {
+test_that("Keras and flax_variables() set the same weights", {
   skip_without_flax()
   model <- keras_model_sequential(2) |>
     layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
@@ -230,7 +230,7 @@ test_that("weights set by Keras and weights set by name are one truth", {
   expect_identical(as.vector(predict(model, matrix(1, 1, 2), verbose = 0)), 7)
 })
 
-test_that("values given from R take the dtypes of the module", {
+test_that("values from R are converted to the dtypes of the module", {
   skip_without_flax()
   jnp <- reticulate::import("jax.numpy")
   half <- flax_linen()$Dense(2L, param_dtype = jnp$bfloat16)

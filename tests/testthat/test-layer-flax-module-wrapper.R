@@ -1,4 +1,4 @@
-test_that("the first example of the seed's page makes a model", {
+test_that("the first example of keras3's help page creates a model", {
   skip_without_flax()
   flax <- reticulate::import("flax")
   tuple <- reticulate::tuple
@@ -42,7 +42,7 @@ test_that("the first example of the seed's page makes a model", {
   expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
 })
 
-test_that("the second example of the seed's page makes a model that trains", {
+test_that("the second example of keras3's help page creates a model that trains", {
   skip_without_flax()
   flax <- reticulate::import("flax")
 
@@ -73,12 +73,12 @@ test_that("the second example of the seed's page makes a model that trains", {
   variables <- keras_layer$flax_variables
   expected <- flax_module$apply(variables, as_jax(x[[1]]), as_jax(x[[2]]), TRUE, method = "forward")
   expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
-  # Two evaluations in training mode differ, since dropout is on.
+  # Two evaluations in training mode differ, because dropout is active.
   in_training <- function() as.array(model(lapply(x, as_jax), training = TRUE))
   expect_false(isTRUE(all.equal(in_training(), in_training())))
 })
 
-test_that("`training` arrives at a method written in R, TRUE in fit() and FALSE in predict() and evaluate()", {
+test_that("an R method gets `training`: TRUE in fit(), FALSE in predict() and evaluate()", {
   skip_without_flax()
   nn <- flax_linen()
   modes <- logical()
@@ -100,7 +100,7 @@ test_that("`training` arrives at a method written in R, TRUE in fit() and FALSE 
   expect_equal(unique(modes), FALSE)
 })
 
-test_that("`training` arrives at setup-style methods of a %py_class% too", {
+test_that("setup-style methods of a %py_class% get `training` too", {
   skip_without_flax()
   nn <- flax_linen()
   modes <- logical()
@@ -118,7 +118,7 @@ test_that("`training` arrives at setup-style methods of a %py_class% too", {
   expect_setequal(paths_of(layer), paste0(layer$name, "/params/dense/", c("kernel", "bias")))
 })
 
-test_that("five training steps of an R module are those of plain Flax", {
+test_that("five training steps of an R module match plain Flax", {
   skip_without_flax()
   jax <- reticulate::import("jax")
   module <- conv_net(rate = 0)
@@ -157,7 +157,7 @@ def plain_steps(module, variables, x, y, steps, rate):
   }
 })
 
-test_that("a sequential model takes the layer in place, and the pipe goes on", {
+test_that("a sequential model adds the layer in place, and the pipe continues", {
   skip_without_flax()
   nn <- flax_linen()
   model <- keras_model_sequential()
@@ -174,7 +174,7 @@ test_that("a sequential model takes the layer in place, and the pipe goes on", {
   expect_true(all(grepl("first/params/", paths_of(model$layers[[1]]), fixed = TRUE)))
 })
 
-test_that("a layer that cannot be built is not left in a sequential model", {
+test_that("a layer that cannot be built is removed from a sequential model", {
   skip_without_flax()
   nn <- flax_linen()
   x <- matrix(1, 4, 3)
@@ -195,7 +195,7 @@ test_that("a layer that cannot be built is not left in a sequential model", {
   expect_equal(dim(predict(model, x, verbose = 0)), c(4, 4))
 })
 
-test_that("named lists keep their order on the way in and out", {
+test_that("named lists keep their order as inputs and outputs", {
   skip_without_flax()
   nn <- flax_linen()
   difference <- function(module, inputs) {
@@ -212,7 +212,7 @@ test_that("named lists keep their order on the way in and out", {
   expect_equal(predict(model, list(query = 10 * ones, context = ones), verbose = 0), 9 * ones)
 })
 
-test_that("argument names that only R has do no harm", {
+test_that("argument names that are invalid in Python are accepted", {
   skip_without_flax()
   nn <- flax_linen()
   ones <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
@@ -223,7 +223,7 @@ test_that("argument names that only R has do no harm", {
   expect_equal(as.array(result), array(rowSums(targets()), c(8, 1)), tolerance = 1e-6)
 })
 
-test_that("a sequential model without an input shape is built by fit()", {
+test_that("fit() builds a sequential model without an input shape", {
   skip_without_flax()
   model <- keras_model_sequential() |> layer_flax_module_wrapper(conv_net())
   compile(model, "sgd", "mse")
@@ -232,7 +232,7 @@ test_that("a sequential model without an input shape is built by fit()", {
   expect_length(model$weights, 8)
 })
 
-test_that("a sequential model without an input shape takes integer tokens", {
+test_that("a sequential model without an input shape accepts integer tokens", {
   skip_without_flax()
   model <- keras_model_sequential() |>
     layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
@@ -244,7 +244,7 @@ test_that("a sequential model without an input shape takes integer tokens", {
   expect_equal(predict(model, tokens, verbose = 0), expected, tolerance = 1e-6)
 })
 
-test_that("weights are regularized and constrained by patterns of their paths", {
+test_that("path patterns select the weights to regularize and constrain", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(
     module = flax_linen()$Dense(3L),
@@ -260,7 +260,7 @@ test_that("weights are regularized and constrained by patterns of their paths", 
   expect_true(all(as.array(layer$flax_variables$params$kernel) >= 0))
 })
 
-test_that("weights and the state of the streams are saved by path, and the next step is the one that would have come", {
+test_that("saved weights and stream state give the same next training step", {
   skip_without_flax()
   model <- function(seed) {
     keras_model_sequential(c(5, 5, 1)) |>
@@ -274,7 +274,7 @@ test_that("weights and the state of the streams are saved by path, and the next 
   second <- model(2)
   load_model_weights(second, file)
   expect_identical(predict(second, images(), verbose = 0), predict(first, images(), verbose = 0))
-  # Keras 3.13 returns the mean loss of this batch and of the earlier ones.
+  # Keras 3.13 returns the mean loss of this batch and all earlier batches.
   first$reset_metrics()
   expect_identical(
     train_on_batch(second, images(), targets()),
@@ -282,7 +282,7 @@ test_that("weights and the state of the streams are saved by path, and the next 
   )
 })
 
-test_that("arrays of R, NumPy and JAX are called at once", {
+test_that("the layer is called on arrays from R, NumPy and JAX immediately", {
   skip_without_flax()
   nn <- flax_linen()
   x <- targets()
@@ -295,7 +295,7 @@ test_that("arrays of R, NumPy and JAX are called at once", {
   }
 })
 
-test_that("nested and named lists of tensors arrive as the module takes them apart", {
+test_that("a module gets nested and named lists of tensors", {
   skip_without_flax()
   nn <- flax_linen()
   Nested(nn$Module) %py_class% {
@@ -309,7 +309,7 @@ test_that("nested and named lists of tensors arrive as the module takes them apa
   expect_equal(outputs$first$shape, list(NULL, 2L))
 })
 
-test_that("without an object the layer is returned, and can be called and piped into", {
+test_that("without an object, the layer is returned and can be called or used in a pipe", {
   skip_without_flax()
   nn <- flax_linen()
   for (layer in list(
@@ -321,7 +321,7 @@ test_that("without an object the layer is returned, and can be called and piped 
   }
 })
 
-test_that("a method is called by name, bound, unbound, and as a function of R or Python", {
+test_that("a method can be a name, bound, unbound, or a function in R or Python", {
   skip_without_flax()
   nn <- flax_linen()
   Coder(nn$Module) %py_class% {
@@ -345,7 +345,7 @@ test_that("a method is called by name, bound, unbound, and as a function of R or
   }
 })
 
-test_that("variables come as a dict, a FrozenDict or a named list, and vectors keep what they are", {
+test_that("variables can be a dict, a FrozenDict or a named list with vectors", {
   skip_without_flax()
   nn <- flax_linen()
   jax <- reticulate::import("jax")
@@ -363,7 +363,7 @@ test_that("variables come as a dict, a FrozenDict or a named list, and vectors k
   }
 })
 
-test_that("integers given as params are trained as floats", {
+test_that("integer params are trained as floats", {
   skip_without_flax()
   nn <- flax_linen()
   layer <- layer_flax_module_wrapper(
@@ -375,7 +375,7 @@ test_that("integers given as params are trained as floats", {
   expect_equal(unique(vapply(layer$weights, \(weight) weight$dtype, "")), "float32")
 })
 
-test_that("arrays given as variables stay usable after fit()", {
+test_that("arrays passed as variables stay usable after fit()", {
   skip_without_flax()
   jax <- reticulate::import("jax")
   module <- conv_net()
@@ -390,7 +390,7 @@ test_that("arrays given as variables stay usable after fit()", {
   expect_false(isTRUE(all.equal(as.array(trained), before)))
 })
 
-test_that("the layer takes name, trainable, dtype, seed and activity_regularizer", {
+test_that("the layer accepts name, trainable, dtype, seed and activity_regularizer", {
   skip_without_flax()
   nn <- flax_linen()
   layer <- layer_flax_module_wrapper(
@@ -411,7 +411,7 @@ test_that("the layer takes name, trainable, dtype, seed and activity_regularizer
   expect_false(identical(same(3), same(4)))
 })
 
-test_that("summary() shows the layer and counts what is trainable", {
+test_that("summary() shows the layer and counts its trainable parameters", {
   skip_without_flax()
   input <- keras_input(c(5, 5, 1))
   model <- keras_model(input, layer_flax_module_wrapper(input, conv_net(), name = "net"))
@@ -421,7 +421,7 @@ test_that("summary() shows the layer and counts what is trainable", {
   expect_match(shown, "Non-trainable params: 8 ", fixed = TRUE)
 })
 
-test_that("TensorFlow is imported neither by building nor by training", {
+test_that("building and training do not import TensorFlow", {
   skip_without_flax()
   printed <- run_r(
     '
@@ -430,14 +430,16 @@ test_that("TensorFlow is imported neither by building nor by training", {
     model <- keras_model_sequential() |> layer_flax_module_wrapper(nn$Dense(2L))
     compile(model, "sgd", "mse")
     x <- matrix(1, 4, 3); y <- matrix(1, 4, 2)
-    fit(model, x, y, verbose = 0); evaluate(model, x, y, verbose = 0); predict(model, x, verbose = 0)
+    fit(model, x, y, verbose = 0)
+    evaluate(model, x, y, verbose = 0)
+    predict(model, x, verbose = 0)
     cat("\\nimported:", reticulate::py_eval("\'tensorflow\' in __import__(\'sys\').modules"), "\\n")
   '
   )
   expect_match(printed, "imported: FALSE", fixed = TRUE)
 })
 
-test_that("whole doubles do where a field is an integer, in R's modules and in those made from R", {
+test_that("whole doubles are accepted for integer fields", {
   skip_without_flax()
   nn <- flax_linen()
   Net(nn$Module) %py_class% {
