@@ -2,7 +2,11 @@
 #'
 #' @description
 #' `flax_read()` reads variables from a file that another program or an earlier session wrote.
-#' `flax_write()` writes the variables of a layer or model, so that other programs can read them.
+#' `flax_write()` writes the variables of a layer or model, so that other programs can read them. To
+#' create a layer with trained weights, use
+#' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))`.
+#'
+#' # Formats
 #' The suffix of `path` selects the format:
 #'
 #' | suffix | format |
@@ -11,9 +15,7 @@
 #' | `.safetensors` | Hugging Face's format, with paths as names; requires safetensors |
 #' | `.orbax`, or none | a directory with an Orbax checkpoint; requires orbax-checkpoint |
 #'
-#' To create a layer with trained weights, use
-#' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))`. safetensors
-#' and orbax-checkpoint are Python packages.
+#' safetensors and orbax-checkpoint are Python packages.
 #'
 #' # Reading
 #' `flax_read()` reads data only. It never runs code from a file, and it checks every length in the
