@@ -68,8 +68,8 @@ result_of <- function(code) {
   readRDS(file)
 }
 
-# A word in Latin-1 with the given declared encoding. Only "latin1" is the right one: "unknown" makes
-# the text invalid UTF-8, and "bytes" stands for an encoding that has been lost.
+# A word in Latin-1 with the given declared encoding. Only "latin1" is the right one: "unknown"
+# makes the text invalid UTF-8, and "bytes" stands for an encoding that has been lost.
 latin_word <- function(encoding) {
   text <- "caf\xe9"
   Encoding(text) <- encoding
