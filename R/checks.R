@@ -62,7 +62,7 @@ check_object <- function(object, module_is_missing, call = caller_env()) {
   invisible(object)
 }
 
-# What is wrong with the object or with one of its elements. NULL if a layer can be called on it.
+# The problem with the object or with one of its elements. NULL if a layer can be called on it.
 object_problem <- function(object, name = "It") {
   if (is.null(object) && name == "It") {
     NULL

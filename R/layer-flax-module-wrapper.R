@@ -12,7 +12,7 @@
 #' | argument | value |
 #' |---|---|
 #' | `inputs`, or else the first argument after the module | the whole input of the layer |
-#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | whether in `fit()` |
+#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | `TRUE` only in `fit()` |
 #' | `deterministic`, `use_running_average` | the opposite |
 #' | `mask` | the mask that Keras computed for the input, if any |
 #' | any other | its default; an argument without a default is an error |
