@@ -1,7 +1,7 @@
-# Keras's backend: JAX, where it has been left open.
+# Keras's backend: JAX, unless the user chose another one.
 
-# keras3 sets KERAS_BACKEND to "tensorflow" when it is loaded and finds nothing there. As long as Keras itself is not
-# loaded, this value is therefore no choice of the user's.
+# Loading keras3 sets KERAS_BACKEND to "tensorflow" if the variable is empty. Until Keras itself is
+# loaded, this value is therefore not the user's choice.
 choose_backend <- function() {
   if (!is_keras_loaded() && Sys.getenv("KERAS_BACKEND") %in% c("", "tensorflow")) {
     use_backend("jax")
@@ -15,9 +15,10 @@ check_backend <- function(call = caller_env()) {
   }
   abort_kerasflax(
     c(
-      "A Flax module needs Keras on the JAX backend.",
+      "Flax modules require Keras on the JAX backend.",
       x = "Keras runs on {.val {backend}}.",
-      i = "Restart R, and run {.code library(kerasflax)} before Keras is used and without choosing another backend."
+      i = "Restart R and run {.code library(kerasflax)} before you use Keras, without choosing \
+      another backend."
     ),
     cause = "backend",
     call = call

@@ -1,16 +1,17 @@
-# Condition classes: one per cause, `kerasflax_error_<cause>` over `kerasflax_error`. The causes are those of the Python
-# core's exceptions (inst/python/kerasflax/_errors.py), and `object` and `tracer`, which Python has no use for.
+# Condition classes: one for each cause, `kerasflax_error_<cause>`, which inherits from
+# `kerasflax_error`. The causes are those of the Python core's exceptions
+# (inst/python/kerasflax/_errors.py), plus `object` and `tracer`, which only R uses.
 
-# `message` is a cli template: foreign text goes into it by value only.
+# `message` is a cli template: pass foreign text by value only.
 abort_kerasflax <- function(message, cause, call = caller_env(), envir = parent.frame()) {
   cli::cli_abort(message, class = error_class(cause), call = call, .envir = envir)
 }
 
 error_class <- function(cause) c(paste0("kerasflax_error_", cause), "kerasflax_error")
 
-# Evaluates code that enters Python, and turns what comes back as a Python exception into the R condition that it stands
-# for: the condition that R code inside a module has signalled, or an error of the core's as a `kerasflax_error`. Any other
-# exception stays what it is, unless `otherwise` says of what cause it is.
+# Evaluates code that enters Python, and converts a Python exception to an R condition. A condition
+# that R code inside a module signaled is signaled again, and an error of the core becomes a
+# `kerasflax_error`. Any other exception stays as it is, unless `otherwise` names its cause.
 with_r_conditions <- function(expr, otherwise = NULL, call = caller_env()) {
   tryCatch(
     expr,
@@ -26,9 +27,13 @@ with_r_conditions <- function(expr, otherwise = NULL, call = caller_env()) {
       }
       problems <- if (is_ours) problems_in(exception) else character()
       what <- if (is_ours) exception$what else reticulate::py_str(exception)
-      # Not through cli: the text is not a template.
+      # Not cli_abort(): the text is not a template.
       rlang::abort(
-        c(what, rlang::set_names(problems, rep("x", length(problems))), i = if (is_ours) exception$advice),
+        c(
+          what,
+          rlang::set_names(problems, rep("x", length(problems))),
+          i = if (is_ours) exception$advice
+        ),
         class = error_class(cause),
         problems = problems,
         parent = python_parent(exception),
@@ -38,22 +43,25 @@ with_r_conditions <- function(expr, otherwise = NULL, call = caller_env()) {
   )
 }
 
-# What is wrong by path, as one text for each path.
+# The problems as one text for each path.
 problems_in <- function(exception) {
   problems <- exception$problems
   sprintf("%s: %s", names(problems), unlist(problems, use.names = FALSE))
 }
 
-# The exception as the parent of an R condition, without its text, which would be shown twice.
+# The exception as the parent of an R condition, without its text, which would be printed twice.
 python_parent <- function(exception) {
   rlang::error_cnd(
     class = "kerasflax_python_exception",
-    message = paste0(class(exception)[[1]], " in Python. `reticulate::py_last_error()` has its traceback."),
+    message = paste0(
+      class(exception)[[1]],
+      " in Python. `reticulate::py_last_error()` has its traceback."
+    ),
     exception = exception
   )
 }
 
-# The exception that carries an R condition: the one given, or one from which it was raised.
+# The exception that carries an R condition: `exception` itself, or one of its causes.
 find_r_condition <- function(exception) {
   while (!is.null(exception)) {
     if (reticulate::py_has_attr(exception, "r_class")) {
@@ -64,14 +72,14 @@ find_r_condition <- function(exception) {
   NULL
 }
 
-# The condition that signals it again, with what its message leaves unsaid.
+# The R condition that the exception carries, with advice added to its message.
 as_r_condition <- function(exception) {
   condition <- r_condition_of(exception)
   condition$message <- paste(c(condition$message, advice_on_if(condition)), collapse = "\n")
   condition
 }
 
-# reticulate keeps a condition's fields as attributes of the exception.
+# reticulate stores a condition's fields as attributes of the exception.
 r_condition_of <- function(exception) {
   fields <- reticulate::py_to_r(reticulate::py_get_attr(exception, "__dict__"))
   fields <- lapply(fields, reticulate::py_to_r)
@@ -79,17 +87,18 @@ r_condition_of <- function(exception) {
   structure(fields[own], class = fields$r_class)
 }
 
-# What the core adds to the text of a Python exception.
+# The advice that the core adds to the text of a Python exception.
 r_advice <- function(exception) {
   if (reticulate::py_has_attr(exception, "r_class")) advice_on_if(r_condition_of(exception))
 }
 
-# `if` cannot be taught what a tensor is, and what it says of one helps nobody. NULL for any other error.
+# R has no generic for `if`, and its error message about a tensor does not help. NULL for other
+# errors.
 advice_on_if <- function(condition) {
   if (inherits(condition, "simpleError") && rlang::is_call(condition$call, c("if", "while"))) {
     paste(
-      "A tensor inside a module has no values yet for `if` to ask for.",
-      "Use `op_where()` for a choice by element, `op_cond()` for one between computations."
+      "Inside a module, a tensor has no values yet, so `if` cannot test it.",
+      "Use `op_where()` to choose by element, or `op_cond()` to choose between computations."
     )
   }
 }

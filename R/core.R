@@ -1,5 +1,5 @@
-# The seam between R and Python. `inst/python/kerasflax/_r.py` lists everything that R calls, and
-# only this file calls it.
+# The boundary between R and Python. `inst/python/kerasflax/_r.py` lists everything that R calls,
+# and only this file calls it.
 
 # The Python classes that R knows, under the names that reticulate gives them.
 python_classes <- list(
@@ -15,7 +15,7 @@ python_classes <- list(
 
 is_instance <- function(x, class) inherits(x, python_classes[[class]])
 
-# How R says what Python's messages say differently. Python has the same names (`_host.WORDS`).
+# The words that differ between R's and Python's messages. Python's table is `_host.WORDS`.
 core_words <- list(
   none = "NULL",
   dict = "a named list",
@@ -35,12 +35,12 @@ core_words <- list(
   "to write" = "`object`"
 )
 
-# Declares the core, which reticulate imports when it is first used. The path stays on Python's
-# search path: reticulate does not add it again for a second attempt, after a failed first one.
+# Declares the core, which reticulate imports at its first use. The path stays on Python's search
+# path, because reticulate does not add it again if the first import fails and another follows.
 load_core <- function(path) {
   add_path <- function() reticulate::import("sys", convert = FALSE)$path$insert(0L, path)
   if (reticulate::py_available()) {
-    # Python is running, so that nothing is delayed.
+    # Python is already running, so import the core now.
     add_path()
     the$core <- reticulate::import("kerasflax._r")
     register_r()
@@ -63,7 +63,7 @@ abort_without_core <- function(error) {
   )
 }
 
-# Tells Python how to understand R's functions and errors, and which words R uses.
+# Registers what Python needs to know about R's functions, errors and words.
 register_r <- function() {
   the$core$register(
     formals = r_formals,

@@ -1,44 +1,54 @@
-#' Read and write variables in the field's files
+#' Read and write variables in standard file formats
 #'
 #' @description
-#' `flax_read()` reads variables that were trained elsewhere, and `flax_write()` writes those of a layer or model for others to
-#' read. The suffix of `path` says what the file is:
+#' `flax_read()` reads variables from a file that another program or an earlier session wrote.
+#' `flax_write()` writes the variables of a layer or model, so that other programs can read them. To
+#' create a layer with trained weights, use
+#' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))`.
 #'
-#' | suffix | is |
+#' # Formats
+#' The suffix of `path` selects the format:
+#'
+#' | suffix | format |
 #' |---|---|
-#' | `.msgpack` | what `flax.serialization` writes and reads |
-#' | `.safetensors` | the format of Hugging Face, with paths as names; it needs the Python package safetensors |
-#' | `.orbax`, or none | a directory, an Orbax checkpoint; it needs the Python package orbax-checkpoint |
+#' | `.msgpack` | what `flax.serialization` reads and writes |
+#' | `.safetensors` | Hugging Face's format, with paths as names; requires safetensors |
+#' | `.orbax`, or none | a directory with an Orbax checkpoint; requires orbax-checkpoint |
 #'
-#' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))` makes a layer of trained weights.
+#' safetensors and orbax-checkpoint are Python packages.
 #'
 #' # Reading
-#' What is read is data: nothing in a file is run, and no length in it is believed before it has been checked. The memory that
-#' it takes is that of the arrays; one that an Orbax checkpoint has in a single piece, as those of other programs do,
-#' counts twice meanwhile.
+#' `flax_read()` reads data only. It never runs code from a file, and it checks every length in the
+#' file before it uses it. It needs memory for the arrays alone. An array that an Orbax checkpoint
+#' stores in a single piece, as other programs do, temporarily takes twice its size.
 #'
-#' With `like` what was read must fit: if not, every place that does not is listed by path in a `kerasflax_error_variables`.
-#' With `rename` weights of other names find their places; a message says what was mapped, left over and missing.
+#' With `like`, the variables must match those of `like`. Otherwise, a `kerasflax_error_variables`
+#' lists every mismatch by path. With `rename`, weights with other names are mapped to their new
+#' paths; a message lists the weights that were mapped, left over and missing.
 #'
 #' # Writing
-#' A file or folder is written under a temporary name and takes its place when it is whole. Until then an older one of that name
-#' stays, even if R is interrupted or killed. Names that a format cannot keep apart are an error before anything is written.
-#' Doubles of R are written in single precision, as Flax computes; arrays with whole numbers beyond 2^24, or with numbers beyond
-#' that precision's range, in double precision. Of random keys the data are written.
+#' `flax_write()` writes the file or directory under a temporary name, and renames it when it is
+#' complete. Until then, an existing file with that name stays unchanged, even if R is interrupted
+#' or killed. Names that a format cannot distinguish are an error before anything is written.
 #'
-#' @param path The file's name.
-#' @param like A layer, a model, or nested named lists of arrays, that what is read must fit.
-#' @param rename Where weights go. A named character vector, in which the name is a regular expression (of Python's kind) for a
-#'   whole path, and the value its replacement, with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` leaves
-#'   a weight out. Or a function from a path to a path, or to `NULL`.
-#' @param progress Whether to show how far the reading has come.
-#' @param object A layer made by [layer_flax_module_wrapper()] that has been built, a model that holds some, or variables as
-#'   [flax_variables()] or `flax_read()` return them.
-#' @param metadata A named character vector, kept in a `.safetensors` file.
+#' R's doubles are written in single precision, which Flax uses for computation. Arrays that contain
+#' whole numbers beyond 2^24, or numbers outside the range of single precision, are written in
+#' double precision. Random keys are written as their data.
 #'
-#' @returns `flax_read()`: a nested named list of NumPy arrays, of the dtypes in the file, boxes of metadata opened;
-#'   [as.array()] makes R arrays of them, of what R has no numbers for (bfloat16) after `$astype("float32")`.
-#'   `flax_write()`: `object`, invisibly.
+#' @param path The name of the file.
+#' @param like A layer, a model, or nested named lists of arrays that the variables must match.
+#' @param rename How to map paths. Either a named character vector, in which each name is a regular
+#'   expression (in Python's syntax) that matches a whole path, and each value is its replacement,
+#'   with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` drops the weight. Or a
+#'   function that takes a path and returns the new path, or `NULL` to drop the weight.
+#' @param progress Whether to show a progress bar.
+#' @param object A layer created by [layer_flax_module_wrapper()] that has been built, a model that
+#'   contains such layers, or variables as returned by [flax_variables()] or `flax_read()`.
+#' @param metadata A named character vector to store in a `.safetensors` file.
+#'
+#' @returns `flax_read()` returns a nested named list of NumPy arrays with the dtypes in the file.
+#'   Boxes of metadata are removed. Use [as.array()] to convert an array to R. R has no type for
+#'   bfloat16: call `$astype("float32")` first. `flax_write()` returns `object`, invisibly.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")
@@ -52,22 +62,28 @@
 flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_interactive()) {
   check_file_path(path)
   check_rename(rename)
-  check_layer_argument(list(progress = progress), "progress", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  check_layer_argument(
+    list(progress = progress),
+    "progress",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
   if (!is.null(like) && !is_keras_layer(like)) {
     check_variables(like, arg = "like")
   }
-  told <- NULL
+  mapping <- NULL
   tree <- call_core(
     "read_variables",
     path,
     like = as_variables(like),
     rename = as_rename(rename),
     progress = if (isTRUE(progress)) as_callback(progress_bar()),
-    report = as_callback(function(report) told <<- reticulate::py_str(report)),
+    report = as_callback(function(report) mapping <<- reticulate::py_str(report)),
     .convert = FALSE
   )
-  if (!is.null(rename) && !is.null(told)) {
-    rlang::inform(told)
+  if (!is.null(rename) && !is.null(mapping)) {
+    rlang::inform(mapping)
   }
   as_nested_list(tree)
 }
@@ -89,36 +105,31 @@ flax_write <- function(object, path, metadata = NULL) {
 
 check_metadata <- function(metadata, call = caller_env()) {
   problem <- if (!is.character(metadata) || !rlang::is_named(metadata) || anyNA(metadata)) {
-    "It is {what_is(metadata)}."
+    "It is {describe(metadata)}."
   } else if (anyDuplicated(names(metadata))) {
-    "It has the name {.val {names(metadata)[anyDuplicated(names(metadata))]}} twice."
-  } else if (!is_unicode(c(metadata, names(metadata)))) {
-    "It has text that is not valid UTF-8."
+    "Two elements have the name \
+    {.val {escape_invalid_bytes(names(metadata)[anyDuplicated(names(metadata))])}}."
   }
   if (!is.null(problem)) {
-    abort_kerasflax(c("{.arg metadata} must be a named character vector.", x = problem), cause = "argument", call = call)
+    abort_kerasflax(
+      c("{.arg metadata} must be a character vector with unique names.", x = problem),
+      cause = "argument",
+      call = call
+    )
   }
+  check_encoding(metadata, "metadata", call = call)
+  check_encoding(names(metadata), "names(metadata)", call = call)
 }
 
-check_file_path <- function(path, call = caller_env()) {
+check_file_path <- function(path, arg = "path", call = caller_env()) {
   if (!rlang::is_string(path) || !nzchar(path)) {
     abort_kerasflax(
-      c("{.arg path} must be the name of a file, one string.", x = "It is {what_is(path)}."),
+      c("{.arg {arg}} must be a string with the name of a file.", x = "It is {describe(path)}."),
       cause = "argument",
       call = call
     )
   }
-  if (!is_unicode(path)) {
-    abort_kerasflax(
-      c(
-        "{.arg path} must be valid UTF-8, or text in an encoding that R knows.",
-        x = "It is {.val {shown_bytes(path)}}.",
-        i = "Set its encoding with {.code Encoding(path) <- \"latin1\"}, if that is what it is."
-      ),
-      cause = "argument",
-      call = call
-    )
-  }
+  check_encoding(path, arg, call = call)
 }
 
 check_rename <- function(rename, call = caller_env()) {
@@ -126,20 +137,28 @@ check_rename <- function(rename, call = caller_env()) {
   if (!is.null(rename) && !is.function(rename) && !is_vector) {
     abort_kerasflax(
       c(
-        "{.arg rename} must be a named character vector, or a function from path to path.",
-        x = "It is {what_is(rename)}.",
-        i = "Give {.code c(\"(.*)[.]weight\" = \"params/\\\\1/kernel\")}, say."
+        "{.arg rename} must be a named character vector, or a function that takes and returns a \
+        path.",
+        x = "It is {describe(rename)}.",
+        i = "Pass, for example, {.code c(\"(.*)[.]weight\" = \"params/\\\\1/kernel\")}."
       ),
       cause = "argument",
       call = call
     )
   }
+  if (is_vector) {
+    check_encoding(names(rename), "names(rename)", call = call)
+    check_encoding(rename, "rename", call = call)
+  }
 }
 
-as_rename <- function(rename) {
+as_rename <- function(rename, call = caller_env()) {
   if (is.function(rename)) {
     as_callback(function(path) {
       new <- rename(path)
+      if (is.character(new)) {
+        check_encoding(new, "rename(path)", "Return a path in valid UTF-8.", call = call)
+      }
       if (!identical(is.na(new), TRUE)) new
     })
   } else if (!is.null(rename)) {
@@ -147,24 +166,27 @@ as_rename <- function(rename) {
   }
 }
 
-# A function of R's that is called with R values, whoever calls it.
+# An R function that Python calls with R values.
 as_callback <- function(f) reticulate::r_to_py(f, convert = TRUE)
 
 progress_bar <- function(env = parent.frame()) {
   force(env)
   bar <- NULL
   function(done, total) {
-    bar <<- bar %||% cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
+    bar <<- bar %||%
+      cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
     cli::cli_progress_update(set = done, id = bar, .envir = env)
   }
 }
 
-# Python's dicts and lists as R's, of arrays that stay Python's: R would make doubles of them.
+# Python's dicts and lists as R lists. Arrays stay in Python: R would convert them to doubles.
 as_nested_list <- function(tree) {
   if (inherits(tree, "python.builtin.dict")) {
     keys <- reticulate::import_builtins(convert = FALSE)$list(tree$keys())
     names <- names_in_r(lapply(seq_len(length(keys)), \(i) keys[[i - 1L]]))
-    children <- lapply(seq_along(names), \(i) as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]])))
+    children <- lapply(seq_along(names), \(i) {
+      as_nested_list(reticulate::py_get_item(tree, keys[[i - 1L]]))
+    })
     rlang::set_names(children, names)
   } else if (inherits(tree, c("python.builtin.list", "python.builtin.tuple"))) {
     lapply(seq_len(length(tree)), \(i) as_nested_list(tree[[i - 1L]]))
@@ -175,20 +197,24 @@ as_nested_list <- function(tree) {
   }
 }
 
-# Names from Python as R's text, which ends at a zero byte.
+# Python strings as R strings. A string in R cannot contain a zero byte.
 names_in_r <- function(names) {
   tryCatch(
     vapply(names, reticulate::py_str, ""),
     error = function(cnd) {
       abort_kerasflax(
-        c("A name in the file has a zero byte in it, which R's text cannot hold.", i = "Rename the weight in Python."),
+        c(
+          "A name in the file contains a zero byte, which R strings cannot represent.",
+          i = "Rename the weight in Python."
+        ),
         cause = "file"
       )
     }
   )
 }
 
-# Doubles as the single precision in which JAX computes, where that loses neither a whole number nor the size of one.
+# Converts doubles to single precision, which JAX uses for computation, unless a whole number would
+# change or a number would overflow.
 as_single <- function(tree) {
   if (is_python_object(tree)) {
     tree

@@ -1,26 +1,28 @@
-#' Export a model as StableHLO, and run such a file
+#' Export a model to StableHLO, or run an exported model
 #'
 #' @description
-#' `flax_export()` writes what a model computes at inference, its weights included, to one file: StableHLO, as `jax.export`
-#' serializes it. It is run by Python with JAX alone (`jax.export.deserialize(data).call(inputs)`), without Keras, Flax, R, or
-#' the code of a module. `flax_import()` reads such a file, and returns a function that runs it.
+#' `flax_export()` writes a model's inference function, including its weights, to one file:
+#' StableHLO in the format of `jax.export`. Python needs only JAX to run the file
+#' (`jax.export.deserialize(data).call(inputs)`): neither Keras, Flax, R nor the module's code.
+#' `flax_import()` reads such a file and returns a function that runs it.
 #'
-#' Sizes of the input that the model leaves open stay open: the batch's, and the length of sequences.
+#' Input sizes that the model leaves open stay open: the batch size and the length of sequences.
+#' Both functions require the Python package flatbuffers.
 #'
-#' Both need the Python package flatbuffers.
+#' # Untrusted files
+#' A StableHLO file is a program. `flax_import()` compiles and runs it, as JAX does, so import files
+#' only from sources whose code you would run. A checksum at the end of the file detects damage; it
+#' does not prove who wrote the file.
 #'
-#' # Files of others
-#' A file of StableHLO is a program: `flax_import()` compiles and runs what it finds, as JAX does. Take such files only from
-#' those whose code you would run. A checksum at the file's end finds damage; it does not tell who wrote the file.
+#' @param model A model with known inputs: one created by [keras3::keras_model()], or a sequential
+#'   model that has been built.
+#' @param path The name of the file.
+#' @param checked Whether to refuse a file without a checksum, for example one from another program.
+#'   JAX does not detect damage in such a file, and the damage can crash R or change results.
+#' @param platforms The platforms to export for, under JAX's names.
 #'
-#' @param model A model that knows its inputs: one made by [keras3::keras_model()], or a sequential one that has been built.
-#' @param path The file's name.
-#' @param checked Whether to refuse a file without a checksum, such as one that another program has written. In such a file JAX
-#'   does not find damage, which can end R or change results.
-#' @param platforms Where it shall run, as JAX names it.
-#'
-#' @returns `flax_export()`: `model`, invisibly. `flax_import()`: a function of an array, or of a (nested, named) list of arrays
-#'   as the model takes it, that returns R arrays.
+#' @returns `flax_export()` returns `model`, invisibly. `flax_import()` returns a function that
+#'   takes an array or a (nested, named) list of arrays, as the model does, and returns R arrays.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")
@@ -35,12 +37,20 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
   check_file_path(path)
   if (!is.character(platforms) || length(platforms) == 0 || anyNA(platforms)) {
     abort_kerasflax(
-      c("{.arg platforms} must be names of platforms.", x = "It is {what_is(platforms)}."),
+      c(
+        "{.arg platforms} must be a character vector of platform names.",
+        x = "It is {describe(platforms)}.",
+        i = "Pass, for example, {.code platforms = \"cpu\"}."
+      ),
       cause = "argument"
     )
   }
+  check_encoding(platforms, "platforms")
   if (!is_keras_layer(model)) {
-    abort_kerasflax(c("{.arg model} must be a Keras model.", x = "It is {what_is(model)}."), cause = "object")
+    abort_kerasflax(
+      c("{.arg model} must be a Keras model.", x = "It is {describe(model)}."),
+      cause = "object"
+    )
   }
   call_core("export_model", model, path, platforms = as.list(platforms))
   invisible(model)
@@ -50,7 +60,13 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 #' @export
 flax_import <- function(path, checked = TRUE) {
   check_file_path(path)
-  check_layer_argument(list(checked = checked), "checked", rlang::is_bool, "TRUE or FALSE", rlang::current_env())
+  check_layer_argument(
+    list(checked = checked),
+    "checked",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
   run <- call_core("import_model", path, checked = checked, .convert = FALSE)
   function(inputs) {
     check_inputs(inputs)
@@ -62,7 +78,10 @@ check_inputs <- function(inputs, call = caller_env()) {
   problem <- if (missing(inputs) || is.null(inputs)) "It is NULL" else object_problem(inputs)
   if (!is.null(problem)) {
     abort_kerasflax(
-      c("{.arg inputs} must be an array, or a list of arrays, as the model takes them.", x = "{problem}."),
+      c(
+        "{.arg inputs} must be an array or a list of arrays that match the model's inputs.",
+        x = "{problem}."
+      ),
       cause = "object",
       call = call
     )

@@ -1,24 +1,29 @@
-#' Exclude weights from training by their paths
+#' Freeze weights by path
 #'
 #' @description
-#' `flax_freeze()` freezes weights of a Flax layer or model: they get no gradient, and the optimizer keeps nothing for them.
-#' `flax_unfreeze()` includes them in training again. Unlike `trainable = FALSE` this leaves the module in training mode.
+#' `flax_freeze()` excludes weights of a Flax layer or model from training: they get no gradient,
+#' and the optimizer stores nothing for them. `flax_unfreeze()` includes them again. Unlike
+#' `trainable = FALSE`, freezing leaves the module in training mode.
 #'
-#' # Paths
-#' A weight of a layer has a path like `params/Dense_0/kernel`; for a model the layer's name stands before it,
-#' `flax_layer/params/Dense_0/kernel`. [flax_variables()] shows them. In a pattern `*` stands for any part of one name, `?` for
-#' one character, and `**`, as a name, for any number of names: `"params/encoder/**"`, `"**/bias"`. A pattern that no trainable
-#' weight fits is a `kerasflax_error_argument`, which shows the nearest paths.
+#' # Path patterns
+#' In a layer, a weight has a path such as `params/Dense_0/kernel`. In a model, the path starts with
+#' the layer's name: `flax_layer/params/Dense_0/kernel`. [flax_variables()] shows the paths. In a
+#' pattern, `*` matches any part of one name, `?` matches one character, and `**` in place of a name
+#' matches any number of names: `"params/encoder/**"`, `"**/bias"`. A pattern that matches no
+#' trainable weight is a `kerasflax_error_argument`; its message shows the closest paths.
 #'
-#' # When
-#' Weights can be frozen before and after `compile()`. An optimizer that has trained the model keeps what it keeps: `compile()`
-#' the model again then; a warning says so. Without it the next `fit()` ends in an error of Keras's, which then has lost the
-#' model's weights. A layer by itself knows of its training in this session alone: of a model that was loaded, give the model.
+#' # Compiled models
+#' You can freeze weights before or after `compile()`. An optimizer that has already trained the
+#' model keeps its state, and a warning tells you to `compile()` the model again. Otherwise, the
+#' next `fit()` fails in Keras, and the model's weights are lost. A layer knows only about training
+#' in the current session, so pass the model, not the layer, if you loaded the model from a file.
 #'
-#' @param object A layer made by [layer_flax_module_wrapper()] that has been built, or a model that holds some.
-#' @param path Patterns of paths, a character vector. `NULL`: every trainable weight of the Flax layers.
+#' @param object A layer created by [layer_flax_module_wrapper()] that has been built, or a model
+#'   that contains such layers.
+#' @param path A character vector of path patterns. `NULL` stands for every trainable weight of the
+#'   Flax layers.
 #'
-#' @returns `object`, invisibly, whose weights are changed in place.
+#' @returns `object`, invisibly. Its weights are changed in place.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")

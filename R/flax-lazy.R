@@ -1,20 +1,25 @@
-#' A Flax NNX module that its layer makes
+#' Let the layer create a Flax NNX module
 #'
 #' @description
-#' An NNX module makes the values of its weights when it is made. `flax_lazy()` says how to make one, and leaves it to the
-#' layer: when the layer is built, with the layer's `seed`. Nothing is allocated before, memory never
-#' holds a second copy of the weights, and a saved model says in a few words what its module is.
+#' An NNX module creates its weights in its constructor. `flax_lazy()` describes how to create a
+#' module, and the layer creates it when the layer is built, with the layer's `seed`. Nothing is
+#' allocated earlier, memory never holds a second copy of the weights, and a saved model describes
+#' its module compactly.
 #'
 #' # Saving
-#' A class and its arguments are saved, and so is an R function by the name that it has in the global environment. Of any other
-#' function [save_model()] warns that `load_model()` takes it in `custom_objects`, by the name of the module's class.
+#' [save_model()] saves a class with its arguments, and an R function by its name in the global
+#' environment. For any other function, it warns that `load_model()` needs the function in
+#' `custom_objects`, under the name of the module's class.
 #'
-#' @param factory A class of `flax$nnx$Module`, or a function, of R or Python, that returns an instance. Where it takes
-#'   `rngs`, it is given `flax$nnx$Rngs`; to be saved, a function has to take it.
-#' @param ... Its other arguments, by position or name. Whole numbers become integers where a class asks for them, vectors of
-#'   several become tuples. `rngs = NULL` makes the module without random numbers.
+#' @param factory A subclass of `flax$nnx$Module`, or an R or Python function that returns an
+#'   instance. If it takes `rngs`, it gets `flax$nnx$Rngs`. A model can be saved only if the
+#'   function takes `rngs`.
+#' @param ... Other arguments for `factory`, by position or name. Whole numbers become integers if a
+#'   class asks for integers, and vectors of several elements become tuples. `rngs = NULL` creates
+#'   the module without random numbers.
 #'
-#' @returns How to make the module, for [layer_flax_module_wrapper()] and as an argument of another `flax_lazy()`.
+#' @returns A description of the module for [layer_flax_module_wrapper()], or for an argument of
+#'   another `flax_lazy()`.
 #'
 #' @examplesIf interactive()
 #' nnx <- reticulate::import("flax.nnx")
@@ -22,22 +27,24 @@
 #'   layer_flax_module_wrapper(flax_lazy(nnx$Linear, 3, 4), seed = 1)
 #'
 #' net <- function(rngs, units = 8L) {
-#'   nnx$Sequential(nnx$Linear(3L, units, rngs = rngs), nnx$relu, nnx$Linear(units, 2L, rngs = rngs))
+#'   nnx$Sequential(
+#'     nnx$Linear(3L, units, rngs = rngs), nnx$relu, nnx$Linear(units, 2L, rngs = rngs)
+#'   )
 #' }
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax_lazy(net, units = 16L))
 #' @export
 flax_lazy <- function(factory, ...) {
-  # An R function is called what its user calls it, and found again by that name.
+  # An R function keeps the name that the user gave it, and is found again by that name.
   name <- substitute(factory)
   check_backend()
   factory <- if (missing(factory)) NULL else factory
   if (!is.function(factory) || is_flax_module(factory) || is_keras_layer(factory)) {
     abort_kerasflax(
       c(
-        "{.arg factory} must be a class of NNX modules, or a function of {.arg rngs} that makes one.",
-        x = "It is {what_is(factory)}.",
-        i = "Give {.code flax_lazy(nnx$Linear, 3, 4)}, say."
+        "{.arg factory} must be an NNX module class, or a function that returns an NNX module.",
+        x = "It is {describe(factory)}.",
+        i = "Call, for example, {.code flax_lazy(nnx$Linear, 3, 4)}."
       ),
       cause = "argument"
     )
@@ -45,5 +52,9 @@ flax_lazy <- function(factory, ...) {
   if (!inherits(factory, "flax_module")) {
     factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
   }
-  call_core("LazyModule", factory, !!!lapply(rlang::list2(...), as_field_value))
+  arguments <- rlang::list2(...)
+  for (text in Filter(is.character, arguments)) {
+    check_encoding(text, "...", "Pass text in valid UTF-8.")
+  }
+  call_core("LazyModule", factory, !!!lapply(arguments, as_field_value))
 }

@@ -1,41 +1,50 @@
 #' Define a Flax module in R
 #'
 #' @description
-#' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose arguments are the module's
-#' fields. What it makes is an instance of a real `flax$linen$Module`, or `flax$nnx$Module`, for
-#' [layer_flax_module_wrapper()], as a field of other modules, and for Python.
+#' `flax_module()` defines a class of Flax modules and returns its constructor: a function whose
+#' arguments are the module's fields. The constructor returns an instance of a real
+#' `flax$linen$Module` or `flax$nnx$Module`. Use it with [layer_flax_module_wrapper()], as a field
+#' of another module, or in Python.
 #'
 #' # Fields
-#' A named argument that is no method is a field with its default, from which its type follows: a number, an integer, a logical
-#' or a string is kept to that type (`32` does where the default is an integer), a vector of several becomes a tuple, a named
-#' list a dict, and with `NULL` or anything else every value will do. `flax_field()` is a field without a default. In a method
-#' it is `self$<field>`.
+#' A named argument that is not a method is a field with that default. The default determines the
+#' type of the field. A number, an integer, a logical or a string accepts only values of that type
+#' (a whole number such as `32` is accepted for an integer). A vector of several elements becomes a
+#' tuple, and a named list becomes a dict. If the default is `NULL` or anything else, the field
+#' accepts any value. `flax_field()` declares a field without a default. In a method, read a field
+#' as `self$<field>`.
 #'
 #' # Methods
-#' A named argument that is a function with `self` as its first argument is a method. `call` is what the layer calls: it takes
-#' `inputs`, and may take `training`; see [layer_flax_module_wrapper()]. It may make submodules where it uses them, unless
-#' there is a method `setup`, which then makes them: `self$dense <- nn$Dense(10)`.
+#' A named argument that is a function whose first argument is `self` is a method. The layer calls
+#' `call`, which takes `inputs` and optionally `training`; see [layer_flax_module_wrapper()]. `call`
+#' can create submodules where it uses them, unless a method `setup` exists. In that case, `setup`
+#' creates them: `self$dense <- nn$Dense(10)`.
 #'
 #' # NNX
-#' With `api = "nnx"` the class is one of `flax$nnx$Module`. There `setup` takes `rngs`, and makes all submodules with it:
-#' `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The mode is set from outside: `call` need not take `training`.
-#' The constructor has one more argument, `rngs`: without it, the layer makes the module, with the layer's seed, as with
-#' [flax_lazy()]; with `nnx$Rngs(0L)` it is made at once. A module without it that is a field of another, or that `setup` leaves
-#' in one, is made with the other's `rngs`, when `setup` has run.
+#' With `api = "nnx"`, the class is a subclass of `flax$nnx$Module`. Its `setup` takes `rngs`, and
+#' creates all submodules with it: `self$dense <- nnx$Linear(3L, self$units, rngs = rngs)`. The
+#' layer sets the mode from outside, so `call` does not need `training`.
+#'
+#' The constructor has an extra argument `rngs`. If you omit it, the layer creates the module with
+#' the layer's seed, as with [flax_lazy()]. With `nnx$Rngs(0L)`, the module is created immediately.
+#' If a module without `rngs` is a field of another module, or `setup` assigns it to the other
+#' module, it is created with the `rngs` of the other module, after `setup` has run.
 #'
 #' # Saving
-#' [save_model()] writes the class's name and the fields. The session that loads the model has to have run the code that
-#' defines the module, under the same name; a module of another name is given as
-#' `load_model(custom_objects = list(MLP = my_mlp))`, by its constructor.
+#' [save_model()] writes the name of the class and the fields. A session that loads the model must
+#' first run the code that defines the module, under the same name. If its name differs, pass the
+#' constructor: `load_model(custom_objects = list(MLP = my_mlp))`.
 #'
-#' @param .name The class's name.
+#' @param .name The name of the class.
 #' @param ... Fields and methods, by name.
 #' @param call The method that the layer calls.
-#' @param api The module system: `"linen"`, or `"nnx"`.
-#' @param type The field's type: `"integer"`, `"double"`, `"logical"`, `"character"`, or `"any"`.
+#' @param api The module system: `"linen"` or `"nnx"`.
+#' @param type The type of the field: `"integer"`, `"double"`, `"logical"`, `"character"` or
+#'   `"any"`.
 #'
-#' @returns `flax_module()`: a function that makes a module, of class `flax_module`; it prints what it is. `flax_field()`: the
-#'   description of a field, for `flax_module()`.
+#' @returns `flax_module()` returns a constructor: a function of class `flax_module` that creates a
+#'   module. It prints its fields and methods. `flax_field()` returns the description of a field for
+#'   `flax_module()`.
 #'
 #' @examplesIf interactive()
 #' nn <- reticulate::import("flax.linen")
@@ -77,14 +86,21 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     abort_kerasflax(
       c(
         "{.arg call} must be a function whose first argument is {.arg self}.",
-        i = "Give {.code call = function(self, inputs, training = FALSE) ...}."
+        i = "Pass {.code call = function(self, inputs, training = FALSE) ...}."
       ),
       cause = "argument"
     )
   }
-  if (api == "nnx" && "setup" %in% names(parts[is_method]) && !any(c("rngs", "...") %in% names(formals(parts$setup)))) {
+  if (
+    api == "nnx" &&
+      "setup" %in% names(parts[is_method]) &&
+      !any(c("rngs", "...") %in% names(formals(parts$setup)))
+  ) {
     abort_kerasflax(
-      c("{.arg setup} must take {.arg rngs}, to make submodules with.", i = "Give {.code setup = function(self, rngs) ...}."),
+      c(
+        "{.arg setup} must take {.arg rngs}, which it needs to create submodules.",
+        i = "Pass {.code setup = function(self, rngs) ...}."
+      ),
       cause = "argument"
     )
   }
@@ -101,7 +117,9 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
     methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
   )
-  arguments <- lapply(fields, \(field) if (field$is_required) rlang::missing_arg() else field$default)
+  arguments <- lapply(fields, \(field) {
+    if (field$is_required) rlang::missing_arg() else field$default
+  })
   if (api == "nnx") {
     arguments <- c(arguments, list(rngs = NULL))
   }
@@ -110,20 +128,39 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     quote(construct_module(class, fields, api, rlang::current_env())),
     rlang::env(asNamespace("kerasflax"), class = class, fields = fields, api = api)
   )
-  structure(constructor, class = c("flax_module", "function"), name = .name, methods = setdiff(names(methods), "__call__"))
+  structure(
+    constructor,
+    class = c("flax_module", "function"),
+    name = .name,
+    methods = setdiff(names(methods), "__call__")
+  )
 }
 
 #' @rdname flax_module
 #' @export
 flax_field <- function(type = c("any", "integer", "double", "logical", "character")) {
-  structure(list(type = rlang::arg_match(type), is_required = TRUE, default = NULL), class = "flax_field")
+  structure(
+    list(type = rlang::arg_match(type), is_required = TRUE, default = NULL),
+    class = "flax_field"
+  )
 }
 
 #' @export
 print.flax_module <- function(x, ...) {
   fields <- environment(x)$fields
-  shown <- vapply(fields, \(field) if (field$is_required) field$type else shown_default(field$default), "")
-  cat("<flax_module> ", attr(x, "name"), "(", toString(sprintf("%s = %s", names(shown), shown)), ")\n", sep = "")
+  defaults <- vapply(
+    fields,
+    \(field) if (field$is_required) field$type else format_default(field$default),
+    ""
+  )
+  cat(
+    "<flax_module> ",
+    attr(x, "name"),
+    "(",
+    toString(sprintf("%s = %s", names(defaults), defaults)),
+    ")\n",
+    sep = ""
+  )
   methods <- attr(x, "methods")
   if (length(methods) > 0) {
     cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")
@@ -131,64 +168,77 @@ print.flax_module <- function(x, ...) {
   invisible(x)
 }
 
-# Python knows the constructor as the class that it stands for: in `custom_objects`, or where a module takes a class.
+# In Python, the constructor is its class, for example in `custom_objects` or as an argument of a
+# module.
 
 #' @exportS3Method reticulate::r_to_py flax_module
 r_to_py.flax_module <- function(x, convert = FALSE) {
   environment(x)$class
 }
 
-shown_default <- function(value) if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+format_default <- function(value) {
+  if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+}
 
-# Makes an instance from the arguments of a constructor, which are the variables of its frame.
+# Creates an instance. The constructor's arguments are the variables in its frame.
 construct_module <- function(class, fields, api, frame) {
   given <- mget(as.character(names(fields)), envir = frame, inherits = FALSE)
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
   if (length(missing) > 0) {
     abort_kerasflax(
-      c("{.fn {class$`__name__`}} needs {.arg {missing}}.", i = "Give {cli::qty(length(missing))}{?it/them} by name."),
+      c(
+        "{.fn {class$`__name__`}} requires {.arg {missing}}.",
+        i = "Pass {cli::qty(length(missing))}{?it/them} by name."
+      ),
       cause = "field",
       call = frame
     )
   }
   values <- Map(
-    \(field, value, name) as_field_value(coerced(value, field$type, name, frame)),
-    fields, given, names(fields)
+    \(field, value, name) as_field_value(coerce_field(value, field$type, name, frame)),
+    fields,
+    given,
+    names(fields)
   )
   if (api == "linen") {
     with_r_conditions(rlang::exec(class, !!!values), call = frame)
   } else if (is.null(frame$rngs)) {
-    # The layer, which has random streams, makes the module.
+    # The layer has random streams, so it creates the module.
     call_core("LazyModule", class, !!!values, .call = frame)
   } else {
     with_r_conditions(rlang::exec(class, !!!values, rngs = frame$rngs), call = frame)
   }
 }
 
-# A value of a field as one of its type; NULL is one of every type.
-coerced <- function(value, type, name, call) {
+# Converts a value to the type of its field. NULL is valid for every type.
+coerce_field <- function(value, type, name, call) {
   if (is.null(value) || is_python_object(value)) {
     return(value)
   }
   if (is.atomic(value) && !is.double(value) && anyNA(value)) {
     abort_kerasflax(
-      c("{.arg {name}} is NA, for which Python has no value.", i = "Give NULL, say."),
+      c("{.arg {name}} must not be NA, which Python cannot represent.", i = "Pass NULL instead."),
       cause = "field",
       call = call
     )
   }
+  if (is.character(value)) {
+    check_encoding(value, name, cause = "field", call = call)
+  }
   if (type == "any") {
     return(value)
   }
-  is_right <- switch(type,
-    integer = is.numeric(value) && all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
+  is_right <- switch(
+    type,
+    integer = is.numeric(value) &&
+      all(is.finite(value) & value == trunc(value) & abs(value) <= .Machine$integer.max),
     double = is.numeric(value),
     logical = is.logical(value),
     character = is.character(value)
   )
   if (!isTRUE(is_right)) {
     abort_kerasflax(
-      c("{.arg {name}} must be of type {.val {type}}.", x = "It is {what_is(value)}."),
+      c("{.arg {name}} must be of type {.val {type}}.", x = "It is {describe(value)}."),
       cause = "field",
       call = call
     )
@@ -197,7 +247,7 @@ coerced <- function(value, type, name, call) {
   value
 }
 
-# Vectors as tuples, in which Flax keeps shapes.
+# Converts vectors to tuples, which Flax uses for shapes.
 as_field_value <- function(value) {
   if (is.atomic(value) && is.null(dim(value)) && length(value) != 1 && !is.null(value)) {
     do.call(reticulate::tuple, as.list(unname(value)))
@@ -210,15 +260,23 @@ as_flax_field <- function(default) {
   if (inherits(default, "flax_field")) {
     return(default)
   }
-  is_simple <- is.atomic(default) && !is.object(default) && is.null(dim(default)) && !is.null(default)
+  is_simple <- is.atomic(default) &&
+    !is.object(default) &&
+    is.null(dim(default)) &&
+    !is.null(default)
   type <- if (is_simple) typeof(default) else "any"
-  list(type = if (type %in% eval(formals(flax_field)$type)) type else "any", is_required = FALSE, default = default)
+  list(
+    type = if (type %in% eval(formals(flax_field)$type)) type else "any",
+    is_required = FALSE,
+    default = default
+  )
 }
 
-# What the class says of a field. A tuple of integers is of no simple type.
+# The type of a field in the Python class. A tuple of integers has no simple type.
 python_type <- function(type) {
   builtins <- reticulate::import_builtins(convert = FALSE)
-  switch(type,
+  switch(
+    type,
     integer = builtins$int,
     double = builtins$float,
     logical = builtins$bool,
@@ -231,35 +289,52 @@ with_default <- function(type, field) reticulate::tuple(type, as_field_value(fie
 
 as_named_dict <- function(values) reticulate::py_dict(as.list(names(values)), unname(values))
 
-is_r_method <- function(x) is.function(x) && !is_python_object(x) && identical(names(formals(x))[1], "self")
+is_r_method <- function(x) {
+  is.function(x) && !is_python_object(x) && identical(names(formals(x))[1], "self")
+}
 
 check_class_name <- function(name, call = caller_env()) {
+  if (is.character(name)) {
+    check_encoding(name, ".name", call = call)
+  }
   if (!rlang::is_string(name) || !grepl("^[A-Za-z][A-Za-z0-9_]*$", name)) {
     abort_kerasflax(
-      c("{.arg .name} must be the name of a class: letters, digits and underscores.", x = "It is {what_is(name)}."),
+      c(
+        "{.arg .name} must be a class name: a letter, followed by letters, digits and underscores.",
+        x = "It is {describe(name)}."
+      ),
       cause = "argument",
       call = call
     )
   }
 }
 
-# Flax's own names for what every module has.
+# Flax uses these names in every module.
 reserved_fields <- c("parent", "name", "scope", "self", "call")
 
 check_module_parts <- function(parts, reserved, call = caller_env()) {
   names <- names(parts) %||% rep("", length(parts))
+  check_encoding(names, "names(...)", "Use letters, digits and underscores.", call = call)
   problem <- if (!all(grepl("^[A-Za-z][A-Za-z0-9_]*$", names))) {
-    "Fields and methods need names of letters, digits and underscores."
+    "Names of fields and methods must consist of letters, digits and underscores."
   } else if (anyDuplicated(names)) {
-    "Two fields or methods have the name {.val {names[duplicated(names)][[1]]}}."
+    "Fields and methods must have unique names, but {.val {names[duplicated(names)][[1]]}} occurs \
+    twice."
   } else if (any(vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA))) {
-    "A field is NA, for which Python has no value: give {.code NULL}, say."
+    "A field must not be NA, which Python cannot represent; use {.code NULL} instead."
   } else if ("setup" %in% names && !is_r_method(parts$setup)) {
-    "{.code setup} must be a function whose first argument is {.arg self}."
+    "{.arg setup} must be a function whose first argument is {.arg self}."
   } else if (any(names %in% c(reserved_fields, reserved))) {
-    "Every Flax module has a {.val {intersect(names, c(reserved_fields, reserved))[[1]]}} of its own."
+    "Flax reserves the name {.val {intersect(names, c(reserved_fields, reserved))[[1]]}}."
   }
   if (!is.null(problem)) {
-    abort_kerasflax(c(problem, x = "Their names are {.val {names}}."), cause = "argument", call = call)
+    abort_kerasflax(
+      c(problem, x = "The names are {.val {names}}."),
+      cause = "argument",
+      call = call
+    )
+  }
+  for (name in names[vapply(parts, is.character, NA)]) {
+    check_encoding(parts[[name]], name, call = call)
   }
 }

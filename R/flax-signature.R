@@ -1,11 +1,11 @@
-# The formals of R functions inside a module, made visible to Python.
+# Makes the formals of R functions inside a module visible to Python.
 #
-# An R function that reticulate has handed to Python shows the signature `(*args, **kwargs)` there, so that nobody could
-# tell whether it takes `training`. The function itself is in the closure of the Python function, and can be asked: the
-# core does so by what `.onLoad()` registers.
+# reticulate gives an R function the Python signature `(*args, **kwargs)`, so Python cannot tell
+# whether the function takes `training`. The closure of the Python function holds the R function.
+# The core calls `r_formals()`, which `register_r()` registers, to read its arguments.
 
-# From a Python function to a dict of its arguments, each with whether it has a default; NULL where it is not an R
-# function, or shows its signature by itself (as the plain methods of a `%py_class%` do).
+# A dict from the names of the arguments to whether they have a default. NULL if the function is not
+# an R function, or if Python can read its signature (plain methods of a `%py_class%`).
 r_formals <- function(python_function) {
   f <- r_function_of(python_function)
   if (is.null(f)) {

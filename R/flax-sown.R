@@ -1,15 +1,16 @@
-#' What a module sowed in the last call
+#' Get the values that a module sowed in the last call
 #'
 #' @description
-#' A Flax module records values with `self$sow(collection, name, value)`. The layer does not keep them among its variables;
-#' `flax_sown()` returns those of the last eager call, such as `layer(x)` on an array. Calls inside `fit()`, `evaluate()` and
-#' `predict()` are compiled and leave no values behind. Scalars sown into the collection `losses` are added to the model's
-#' losses in any case.
+#' A Flax module records values with `self$sow(collection, name, value)`. The layer does not keep
+#' these values as variables. `flax_sown()` returns the values from the last eager call, such as
+#' `layer(x)` on an array. `fit()`, `evaluate()` and `predict()` compile their calls, which leave no
+#' values behind. Scalars in the collection `losses` are always added to the model's losses.
 #'
-#' @param object A layer made by [layer_flax_module_wrapper()].
+#' @param object A layer created by [layer_flax_module_wrapper()].
 #'
-#' @returns A named list by collection, nested as the modules are. At its ends are lists of the values that were sown under one
-#'   name, as R arrays; a name with a reduction of its own has one value. An empty list when nothing was sown.
+#' @returns A named list by collection, nested like the modules. Each innermost element is a list of
+#'   the values sown under one name, as R arrays; a name with its own reduction has one value. The
+#'   list is empty if nothing was sown.
 #'
 #' @examplesIf interactive()
 #' nn <- reticulate::import("flax.linen")

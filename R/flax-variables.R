@@ -1,28 +1,33 @@
-#' The variables of a Flax layer or model
+#' Get or set the variables of a Flax layer or model
 #'
 #' @description
-#' `flax_variables()` returns the variables of a layer, or of each Flax layer of a model, with the names that Flax gives them.
-#' Assigning to it sets what is named, and leaves the rest.
+#' `flax_variables()` returns the variables of a layer, or of each Flax layer of a model, under
+#' their Flax names. The assignment form sets the variables that `value` names, and leaves the
+#' others unchanged.
 #'
 #' # Values in R
-#' With `as = "r"` every value is exact: floating-point numbers of any precision and `uint32` become doubles, other integers
-#' become integers (doubles where the least one, which is R's `NA`, is among them), and truth values logicals. A scalar has no
-#' dimensions, a vector of length one has one. Random keys become their data, boxes of metadata are opened.
+#' With `as = "r"`, every value is exact. Floating-point numbers of any precision and `uint32`
+#' become doubles. Other integers become integers, or doubles if they include the smallest integer,
+#' which R uses for `NA`. Truth values become logicals. A scalar has no dimensions, and a vector of
+#' length one has one dimension. Random keys become their data. Boxes of metadata are removed.
 #'
-#' With `as = "jax"` JAX arrays are returned, in the structure that `module$apply()` takes. They are copies on the devices of
-#' the weights, and training does not change them.
+#' With `as = "jax"`, values are JAX arrays, in the structure that `module$apply()` takes. They are
+#' copies on the devices of the weights, and training does not change them.
 #'
-#' # Assigning
-#' `value` may be a whole tree, a collection or a subtree of it. Values become what the variables are: whole doubles do where
-#' integers belong. If anything does not fit, every such place is listed by path in a `kerasflax_error_variables`, and nothing
-#' is set.
+#' # Assignment
+#' `value` can be a whole tree, a collection, or a subtree. Values are converted to the dtypes of
+#' the variables; whole doubles are accepted for integers. If anything does not match, a
+#' `kerasflax_error_variables` lists every mismatch by path, and nothing is set.
 #'
-#' @param object A layer made by [layer_flax_module_wrapper()] that has been built, or a model that holds some.
-#' @param as `"r"` for R arrays, `"jax"` for JAX arrays.
-#' @param value A nested named list of arrays: for a layer by collection, for a model by the layer's name and collection.
+#' @param object A layer created by [layer_flax_module_wrapper()] that has been built, or a model
+#'   that contains such layers.
+#' @param as `"r"` for R arrays, or `"jax"` for JAX arrays.
+#' @param value A nested named list of arrays: by collection for a layer, or by layer name and
+#'   collection for a model.
 #'
-#' @returns `flax_variables()`: a nested named list, of a layer by collection (`params`, `batch_stats`, ...) and path, of a
-#'   model by layer, collection and path. The assignment: `object`, whose variables are changed in place.
+#' @returns `flax_variables()` returns a nested named list. For a layer, its levels are the
+#'   collection (`params`, `batch_stats`, ...) and the path; for a model, the layer, the collection
+#'   and the path. The assignment returns `object`, whose variables are changed in place.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")

@@ -1,20 +1,22 @@
-#' Flax modules as Keras layers
+#' Use Flax modules as Keras layers
 #'
-#' [layer_flax_module_wrapper()] makes a Keras layer out of a Flax module, so that it can be piped, compiled, fitted,
-#' inspected and combined like any other. The module may come from a Python package, be put together from the parts in
-#' `flax$linen`, or be defined in R with `%py_class%`.
+#' [layer_flax_module_wrapper()] turns a Flax module into a Keras layer, which you can pipe,
+#' compile, fit, inspect and combine like any other layer. The module can come from a Python
+#' package, consist of parts of `flax$linen`, or be defined in R with [flax_module()] or
+#' `%py_class%`.
 #'
 #' # Python
-#' Loading the package declares what it needs of Python with [reticulate::py_require()] (Flax, JAX and Keras) and starts
-#' nothing. Where keras3's backend has been left open, it chooses JAX, the one on which Flax modules run.
+#' Loading the package declares the Python packages that it needs (Flax, JAX and Keras) with
+#' [reticulate::py_require()], and does not start Python. If you have not chosen a backend for
+#' keras3, kerasflax chooses JAX, which Flax modules require.
 #'
 #' @keywords internal
 #' @importFrom keras3 use_backend config_backend shape
 #' @importFrom rlang caller_env
 "_PACKAGE"
 
-# The package's one environment of mutable state.
+# The package's only environment with mutable state.
 the <- new.env(parent = emptyenv())
 
-# The Python core, a module that is imported when it is first used.
+# The Python core: a module that reticulate imports at its first use.
 the$core <- NULL

@@ -1,101 +1,116 @@
-#' Make a Keras layer of a Flax module
+#' Create a Keras layer from a Flax module
 #'
 #' @description
-#' Wraps a module of [Flax](https://flax.readthedocs.io), from Python or defined in R, in a Keras layer. Like every
-#' `layer_*()` function it composes with `object`, so that it can stand in a pipe. It takes the place of
-#' [keras3::layer_flax_module_wrapper()].
+#' Wraps a [Flax](https://flax.readthedocs.io) module, from Python or defined in R, in a Keras
+#' layer. Like every `layer_*()` function, it composes with `object`, so you can use it in a pipe.
+#' This function masks [keras3::layer_flax_module_wrapper()].
 #'
 #' # The module's method
-#' `__call__()`, or the `method` given, is called to initialise the module and to apply it. What it takes is looked up by
-#' name, in R functions as well as in Python's:
+#' The layer calls `__call__()`, or `method`, to initialize the module and to apply it. It passes
+#' arguments by name, to Python functions and R functions alike:
 #'
-#' | argument | gets |
+#' | argument | value |
 #' |---|---|
-#' | `inputs`; without one of that name, the first after the module | the layer's input, whole |
-#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | `TRUE` in `fit()`, `FALSE` otherwise |
+#' | `inputs`, or else the first argument after the module | the whole input of the layer |
+#' | `training`, `train`, `is_training`, `enable_dropout`, `update_stats` | `TRUE` only in `fit()` |
 #' | `deterministic`, `use_running_average` | the opposite |
-#' | `mask` | the mask that Keras has computed for the input, where there is one |
-#' | any other | its default; without one it is an error |
+#' | `mask` | the mask that Keras computed for the input, if any |
+#' | any other | its default; an argument without a default is an error |
 #'
-#' A named list whose names are all arguments of the method is spread over them, unless that leaves out an argument `inputs`,
-#' which then gets the list whole. A list without names is spread over several arguments without a default. A mode argument
-#' that is also a field of the module, and set there, is left to the field; a field of such a name that is `NULL`, where the
-#' method has no such argument, is set for the call.
+#' If all names of a named list are arguments of the method, the list is spread over these
+#' arguments, unless that leaves out an argument `inputs`, which then gets the whole list. An
+#' unnamed list is spread over several arguments without a default. If a mode argument is also a
+#' field of the module, and the field is set, the layer uses the field. If the module has such a
+#' field with the value `NULL`, and the method has no such argument, the layer sets the field for
+#' the call.
 #'
-#' Keras nests lists and named lists alone. Where a module returns something else (a dataclass, the outputs of a Hugging Face
-#' model), a Keras tensor comes back for each field, in a named list, and what is `NULL` is left out; an eager call of the layer
-#' returns what the module returned.
+#' Keras nests only lists and named lists. If a module returns something else (a dataclass, or the
+#' outputs of a Hugging Face model), you get a named list with a Keras tensor for each field,
+#' without the fields that are `NULL`. An eager call of the layer returns the module's own output.
 #'
 #' # Variables
-#' The collection `params` becomes trainable weights, every other one non-trainable state. What the module writes to its
-#' state is kept, in training and at inference. Each weight has its Flax path in its name: `<layer>/params/Dense_0/kernel`.
-#' Without `variables`, initial values are those of `module$init(jax$random$key(seed), inputs)` with `training` `FALSE`, for
-#' the true shapes and dtypes of the input; where they depend on its values, on those of the first call, and on ones where the
-#' layer is built without any. [flax_variables()] has the variables as they are, and sets
-#' what is assigned to it.
+#' The collection `params` becomes trainable weights, and every other collection becomes
+#' non-trainable state. The layer keeps what the module writes to its state, in training and at
+#' inference. The name of each weight contains its Flax path: `<layer>/params/Dense_0/kernel`.
+#' [flax_variables()] returns the current variables, and assigning to it sets them.
 #'
-#' `regularizers = list("params/**/kernel" = regularizer_l2(1e-4))` penalises every kernel, `constraints` likewise constrains
-#' weights. In such a pattern `*` stands for any part of one name and `**` for any number of names; one that no trainable weight
-#' fits is an error.
+#' Without `variables`, the initial values are those of `module$init(jax$random$key(seed), inputs)`
+#' with `training` set to `FALSE`, for the actual shapes and dtypes of the input. If they depend on
+#' the values of the input, the layer uses the values of the first call, or ones if the layer is
+#' built without an input.
+#'
+#' `regularizers = list("params/**/kernel" = regularizer_l2(1e-4))` penalizes every kernel, and
+#' `constraints` constrains weights in the same way. In a pattern, `*` matches any part of one name,
+#' and `**` matches any number of names. A pattern that matches no trainable weight is an error.
 #'
 #' # NNX
-#' A module of `flax$nnx` holds its values, which the layer copies; `variables` replace those that they name. Until the module
-#' is removed, the weights take twice their memory: [flax_lazy()] builds without a second copy. The module itself is not
-#' changed, and `layer$to_flax()` returns a module like it with the layer's values (for
-#' Linen, the module and its variables). `nnx$Param` and classes derived from it are trained; every other class of variables is
-#' state. They are grouped by collection as Flax's own bridge names them, and by the name of their class where it has none;
-#' arrays that are plain attributes are the collection `arrays`. Unless the method takes the mode, the layer sets
-#' `deterministic` and `use_running_average` of all parts. Random streams are the module's own state; where a method takes
-#' `rngs`, and the module has none, they come from the layer's `seed`. A call may not make or remove variables. [flax_lazy()]
-#' leaves the making of the module to the layer.
+#' A `flax$nnx` module holds its values, and the layer copies them; `variables` replaces the values
+#' that it names. Until you remove the module, the weights take twice their memory. [flax_lazy()]
+#' lets the layer create the module, without a second copy. The layer does not change the module.
+#' `layer$to_flax()` returns a module of the same kind with the layer's values (for Linen, the
+#' module and its variables).
+#'
+#' `nnx$Param` and its subclasses are trained; all other variable classes are state. Variables are
+#' grouped by collection, under the names that Flax's own bridge uses, or under the name of their
+#' class if the bridge has none. Arrays in plain attributes form the collection `arrays`. Unless the
+#' method takes the mode, the layer sets `deterministic` and `use_running_average` in all
+#' submodules. Random streams are part of the module's state; if a method takes `rngs` and the
+#' module has none, they come from the layer's `seed`. A call must not create or remove variables.
 #'
 #' # State and randomness
-#' The random number streams that a module asks for are supplied by name, and need not be declared. With the same `seed` a
-#' run repeats; the state of the streams is saved with the weights. With `trainable = FALSE` the module runs as at inference,
-#' as Keras's own batch normalization does.
+#' Random streams and state are handled for you: the layer supplies the streams that a module asks
+#' for, by name. Runs with the same `seed` are identical, and the state of the streams is saved with
+#' the weights. With `trainable = FALSE`, the module runs in inference mode, as Keras's own batch
+#' normalization does.
 #'
-#' What a module sows into the collection `losses` is summed up and added to the model's losses; [flax_sown()] has what the last
-#' eager call sowed. The module's code runs once for each mode and each shape of the input, and is compiled: an R variable that
-#' it reads from outside has the value of that time, and `rnorm()` in it draws once.
+#' Values that a module sows into the collection `losses` are summed and added to the model's
+#' losses. [flax_sown()] returns what the last eager call sowed. The module's code runs once for
+#' each mode and input shape, and is compiled. If it reads an R variable from outside, it uses the
+#' value of that time, and `rnorm()` in it draws only once.
 #'
 #' # Errors
-#' Misuse ends in a condition of class `kerasflax_error_<cause>` over `kerasflax_error`, where the cause is one of `object`,
-#' `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or `backend`, and in the functions for
-#' variables and for saving `not_built`, `file`, `package` or `config`. A condition signalled by R code inside a module arrives
-#' as itself. What goes to Python by another way, such as `fit()` or `layer(x)`, carries the same facts in the text of a Python
-#' error.
+#' Errors have class `kerasflax_error_<cause>` and inherit from `kerasflax_error`. The cause is one
+#' of `object`, `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or
+#' `backend`. The functions for variables and for saving add `not_built`, `file`, `package` and
+#' `config`. A condition that R code inside a module signals reaches you unchanged. Errors from code
+#' that enters Python in another way, such as `fit()` or `layer(x)`, are Python errors whose text
+#' contains the same facts.
 #'
-#' R code in a module must come back to Python: a `tryCatch()` around the call that catches warnings or messages would leave
-#' Python half way, and with reticulate R does not survive that. `withCallingHandlers()` does no harm.
+#' R code in a module must return to Python. A `tryCatch()` around the call that catches warnings or
+#' messages leaves Python's code unfinished, and reticulate then crashes R. `withCallingHandlers()`
+#' is safe.
 #'
-#' @param object What to put the layer behind: a [keras3::keras_model_sequential()], to which the layer is added in place; a
-#'   [keras3::keras_input()] or another Keras tensor, or a (nested, named) list of them; an array (of R, NumPy or JAX), on
-#'   which the layer is called at once. Missing or `NULL`: the layer alone is returned.
-#' @param module An instance of `flax$linen$Module` or `flax$nnx$Module`: of a class from Python, or of one defined in R with
-#'   `%py_class%` or [flax_module()]. Or what [flax_lazy()] returns.
-#' @param method The method to call. `NULL` stands for `__call__`. A name, a method of the module, or a function, of R or
-#'   Python, that takes the module as its first argument.
-#' @param variables The module's variables, as `module$init()` returns them: a named list of collections (`params` and
-#'   others), a Python dict or a FrozenDict. They are used in place of initial values. Arrays are copied to where Keras
-#'   keeps its variables (the layout of a distribution, or else the default device), so that training does not change yours.
-#'   `params` must have the shapes that the module gives them, other collections may have others (a cache for longer
+#' @param object What to compose the layer with. A [keras3::keras_model_sequential()]: the layer is
+#'   added to it in place. A [keras3::keras_input()] or another Keras tensor, or a (nested, named)
+#'   list of tensors: the layer is called on it. An array (from R, NumPy or JAX): the layer is
+#'   called on it immediately. Missing or `NULL`: the layer alone is returned.
+#' @param module An instance of `flax$linen$Module` or `flax$nnx$Module`, of a class from Python or
+#'   one defined in R with [flax_module()] or `%py_class%`. Or the result of [flax_lazy()].
+#' @param method The method to call: the name of a method, a method of the module, or a function in
+#'   R or Python that takes the module as its first argument. `NULL` stands for `__call__`.
+#' @param variables The module's variables, as returned by `module$init()`: a named list of
+#'   collections (`params` and others), a Python dict or a FrozenDict. They replace the initial
+#'   values. Arrays are copied to where Keras stores its variables (the layout of a distribution, or
+#'   else the default device), so training does not change your arrays. `params` must have the
+#'   shapes that the module expects; other collections can have other shapes (a cache for longer
 #'   sequences).
-#' @param ... For the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or policy that rules the params and the
-#'   computation in place of the dtypes that the module declares; `seed`, a whole number from 0 to 2^32 - 1;
-#'   `regularizers` and `constraints`, named lists by pattern of paths; `activity_regularizer`; `autocast`.
+#' @param ... Arguments for the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or
+#'   policy that overrides the dtypes that the module declares for its params and its computation;
+#'   `seed`, a whole number from 0 to 2^32 - 1; `regularizers` and `constraints`, named lists whose
+#'   names are path patterns; `activity_regularizer`; `autocast`.
 #'
 #' @returns Depends on `object`:
 #' * a sequential model: the model, invisibly;
 #' * Keras tensors: the output tensor or tensors;
 #' * an array: the output, a JAX array;
-#' * missing or `NULL`: the layer, which can be called and piped into, `input |> layer()`.
+#' * missing or `NULL`: the layer, which you can call or use in a pipe: `input |> layer()`.
 #'
 #' @examplesIf interactive()
 #' flax <- reticulate::import("flax")
 #' nn <- flax$linen
 #'
-#' # One step per assignment: Flax numbers Dense_0, Dense_1 in the order in which they are made,
-#' # and R makes the parts of a pipe from its end.
+#' # Use one assignment for each step: Flax numbers Dense_0 and Dense_1 in the order of creation,
+#' # and R evaluates a pipe from its end.
 #' MyFlaxModule(nn$Module) %py_class% {
 #'   `__annotations__` <- reticulate::dict(units = reticulate::import_builtins()$int)
 #'   units <- 64L
@@ -112,7 +127,7 @@
 #' model <- keras_model(input, output)
 #' @export
 layer_flax_module_wrapper <- function(object, module, method = NULL, variables = NULL, ...) {
-  # Before the layer is made: the layers of a pipe are created, and so named, in its order.
+  # Evaluate `object` first, so that the layers of a pipe are created and named in order.
   object <- if (missing(object)) NULL else object
   check_backend()
   check_object(object, module_is_missing = missing(module))
@@ -125,7 +140,7 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
   dots <- list(...)
   check_layer_arguments(dots)
 
-  # An R function is called what its user calls it.
+  # An R function keeps the name that the user gave it.
   method_name <- substitute(method)
   method_name <- if (is.symbol(method_name)) as.character(method_name) else "method"
   layer <- call_core(
@@ -134,7 +149,7 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
     method = as_method(method, method_name),
     variables = as_variables(variables),
     !!!as_layer_arguments(dots),
-    # Keras's own errors about the layer's arguments.
+    # The cause of Keras's own errors about the layer's arguments.
     .otherwise = "argument"
   )
   with_r_conditions(if (is.null(object)) layer else compose(object, layer))
@@ -142,7 +157,8 @@ layer_flax_module_wrapper <- function(object, module, method = NULL, variables =
 
 compose <- function(object, layer) {
   if (is_sequential(object)) {
-    # Keras adds a layer before it builds it: one that cannot be built would stay, and break the model.
+    # Keras adds a layer before it builds the layer. Remove a layer that cannot be built, which
+    # would break the model.
     before <- length(object$layers)
     added <- FALSE
     on.exit(if (!added && length(object$layers) > before) object$pop())

@@ -1,10 +1,11 @@
-# What R's own generics mean on a tensor inside a module.
+# Methods of R's generics for tensors inside a module.
 #
-# Inside a module every tensor is a JAX tracer: it has a shape and a dtype, and no values. R's generics know nothing of it,
-# and many are silently wrong (`mean(x)` is NA, `dim(x)` NULL, `rev(x)` empty). Where keras3 has the operation, the generic
-# does it; where R's meaning cannot be had, it stops and names what to write.
+# Inside a module, every tensor is a JAX tracer: it has a shape and a dtype, but no values. Without
+# methods, many of R's generics silently return a wrong result (`mean(x)` is NA, `dim(x)` is NULL,
+# `rev(x)` is empty). If keras3 has the operation, the method calls it. If R's meaning is
+# impossible, the method stops and names the replacement.
 
-# Set by R where a group's method is called.
+# R sets this variable when it calls a group method.
 utils::globalVariables(".Generic")
 
 #' @rawNamespace S3method("Summary", "jax._src.core.Tracer")
@@ -20,7 +21,11 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
   )
   operation <- operations[[.Generic]]
   if (is.null(operation) || na.rm) {
-    instead <- if (na.rm) "`op_where()` to replace what is NaN first" else "`op_min()` and `op_max()`"
+    instead <- if (na.rm) {
+      "`op_where()` to replace NaN first"
+    } else {
+      "`op_min()` and `op_max()`"
+    }
     stop_on_tracer(if (na.rm) paste0(.Generic, "(na.rm = TRUE)") else .Generic, instead)
   }
   Reduce(operation[[2]], lapply(list(...), operation[[1]]))
@@ -30,16 +35,22 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
 #' @noRd
 Math.jax._src.core.Tracer <- function(x, ...) {
   names <- c(
-    ceiling = "ceil", acos = "arccos", asin = "arcsin", atan = "arctan", acosh = "arccosh", asinh = "arcsinh",
+    ceiling = "ceil",
+    acos = "arccos",
+    asin = "arcsin",
+    atan = "arctan",
+    acosh = "arccosh",
+    asinh = "arcsinh",
     atanh = "arctanh"
   )
-  same <- c(
-    "abs", "sign", "sqrt", "floor", "round", "exp", "log", "expm1", "log1p", "log2", "log10", "cos", "sin", "tan", "cosh",
-    "sinh", "tanh"
-  )
+  same <- c("abs", "sign", "sqrt", "floor", "round", "cos", "sin", "tan", "cosh", "sinh", "tanh")
+  same <- c(same, "exp", "log", "expm1", "log1p", "log2", "log10")
   name <- if (.Generic %in% same) .Generic else names[.Generic]
   if (is.na(name) || ...length()) {
-    stop_on_tracer(.Generic, paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one"))
+    stop_on_tracer(
+      .Generic,
+      paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one")
+    )
   }
   getExportedValue("keras3", paste0("op_", name))(x)
 }
@@ -53,7 +64,7 @@ mean.jax._src.core.Tracer <- function(x, ...) {
   keras3::op_mean(x)
 }
 
-# Integers; a list where a size is a symbol, since a symbol is no integer. Either can be handed on as a shape.
+# Integers, or a list if a size is symbolic. Both can be passed on as a shape.
 #' @rawNamespace S3method("dim", "jax._src.core.Tracer")
 #' @noRd
 dim.jax._src.core.Tracer <- function(x) {
@@ -77,7 +88,10 @@ rev.jax._src.core.Tracer <- function(x) {
 #' @rawNamespace S3method("as.logical", "jax._src.core.Tracer")
 #' @noRd
 as.logical.jax._src.core.Tracer <- function(x, ...) {
-  stop_on_tracer("as.logical", "`op_where()` for a choice by element, `op_cast(x, \"bool\")` for a dtype")
+  stop_on_tracer(
+    "as.logical",
+    "`op_where()` to choose by element, or `op_cast(x, \"bool\")` to convert the dtype"
+  )
 }
 
 #' @rawNamespace S3method("as.double", "jax._src.core.Tracer")
@@ -94,9 +108,11 @@ as.integer.jax._src.core.Tracer <- function(x, ...) {
 
 #' @rawNamespace S3method("is.numeric", "jax._src.core.Tracer")
 #' @noRd
-is.numeric.jax._src.core.Tracer <- function(x) !reticulate::py_str(x$dtype) %in% c("bool", "key<fry>")
+is.numeric.jax._src.core.Tracer <- function(x) {
+  !reticulate::py_str(x$dtype) %in% c("bool", "key<fry>")
+}
 
-# The number of elements, as of an R array; Python's is the size of the first axis.
+# The number of elements, as for an R array. Python's length is the size of the first axis.
 #' @rawNamespace S3method("length", "jax._src.core.Tracer")
 #' @noRd
 length.jax._src.core.Tracer <- function(x) {
@@ -105,12 +121,12 @@ length.jax._src.core.Tracer <- function(x) {
   }
   sizes <- dim(x)
   if (is.list(sizes)) {
-    stop_on_tracer("length", "`op_size()`, since a size is not known yet, or `dim()` for each size")
+    stop_on_tracer("length", "`op_size()`, because a size is unknown, or `dim()` for each size")
   }
   as.integer(prod(sizes))
 }
 
-# Of integers, Python's operators are bitwise.
+# Python's operators are bitwise for integers.
 #' @rawNamespace S3method("&", "jax._src.core.Tracer")
 #' @noRd
 `&.jax._src.core.Tracer` <- function(e1, e2) keras3::op_logical_and(e1, e2)
@@ -148,32 +164,45 @@ diff.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("diff", "`op_diff(x
 
 #' @rawNamespace S3method("scale", "jax._src.core.Tracer")
 #' @noRd
-scale.jax._src.core.Tracer <- function(x, ...) stop_on_tracer("scale", "`op_mean()` and `op_std()` with `axis = 1`")
+scale.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("scale", "`op_mean()` and `op_std()` with `axis = 1`")
+}
 
 #' @rawNamespace S3method("cbind", "jax._src.core.Tracer")
 #' @noRd
-cbind.jax._src.core.Tracer <- function(...) stop_on_tracer("cbind", "`op_concatenate(list(...), axis = -1)`")
+cbind.jax._src.core.Tracer <- function(...) {
+  stop_on_tracer("cbind", "`op_concatenate(list(...), axis = -1)`")
+}
 
 #' @rawNamespace S3method("rbind", "jax._src.core.Tracer")
 #' @noRd
-rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
+rbind.jax._src.core.Tracer <- function(...) {
+  stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
+}
 
-# reticulate's `[` counts from zero, in which R code is mistaken inside a module. Elsewhere it stays what it is.
+# reticulate's `[` counts from 0, which R code inside a module would not expect. Outside a module,
+# it is unchanged.
 #' @rawNamespace S3method("[", "jax._src.core.Tracer")
 #' @noRd
 `[.jax._src.core.Tracer` <- function(x, ...) {
   if (is_in_module()) {
-    stop_on_tracer("[", "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0")
+    stop_on_tracer(
+      "[",
+      "`op_subset(x, ...)`, which counts from 1 as R does; Python's indices count from 0"
+    )
   }
   NextMethod()
 }
 
-# `[[` by name is how R code reaches into Python's objects.
+# R code uses `[[` with a name to get attributes of Python objects.
 #' @rawNamespace S3method("[[", "jax._src.core.Tracer")
 #' @noRd
 `[[.jax._src.core.Tracer` <- function(x, ...) {
   if (is_in_module() && is.numeric(..1)) {
-    stop_on_tracer("[[", "`op_subset(x, ...)`, which counts from 1 as R does, or a list of inputs where parts are meant")
+    stop_on_tracer(
+      "[[",
+      "`op_subset(x, ...)`, which counts from 1 as R does, or pass a list of inputs"
+    )
   }
   NextMethod()
 }
@@ -189,11 +218,12 @@ rbind.jax._src.core.Tracer <- function(...) stop_on_tracer("rbind", "`op_concate
 
 is_in_module <- function() core_function("module_is_running")()
 
-# `instead` is put after "Use", and is no template.
+# `instead` follows "Use". It is not a template.
 stop_on_tracer <- function(generic, instead, call = caller_env(2)) {
   abort_kerasflax(
     c(
-      "{.code {generic}} has no meaning on a tensor inside a module, which has no values yet, or another than in R.",
+      "{.code {generic}} is not available for a tensor inside a module.",
+      x = "The tensor has no values yet, or Python's meaning differs from R's.",
       i = "Use {instead}."
     ),
     cause = "tracer",

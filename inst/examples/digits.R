@@ -1,21 +1,22 @@
-# A Flax module written in R becomes a Keras layer: trained on handwritten digits, evaluated, predicted with, looked at.
+# Uses a Flax module written in R as a Keras layer: trains it on handwritten digits, evaluates it,
+# predicts with it and plots the results.
 #
-#   Rscript digits.R [folder for the picture]
+#   Rscript digits.R [folder for the plot]
 #
-# The data are scikit-learn's 1797 digits, 8 by 8 grey values each, which come with that Python package.
+# The data are the 1797 digits in the Python package scikit-learn, with 8 by 8 gray values each.
 
 library(kerasflax)
 reticulate::py_require("scikit-learn")
 folder <- c(commandArgs(trailingOnly = TRUE), ".")[[1]]
 set_random_seed(1)
 
-# The module: convolutions, batch statistics, dropout ------------------------------------------------------------------
+# The module: convolutions, batch statistics, dropout --------------------------------------------
 
 nn <- reticulate::import("flax.linen")
 tuple <- reticulate::tuple
 
-# One assignment a step: Flax numbers the parts of a module in the order in which they are made, and R makes those of a
-# pipe from its end.
+# Use one assignment for each step: Flax numbers the parts of a module in the order of creation, and
+# R evaluates a pipe from its end.
 DigitNet(nn$Module) %py_class% {
   `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
     block <- \(x, features) {
@@ -32,14 +33,14 @@ DigitNet(nn$Module) %py_class% {
   })
 }
 
-# The data: every fifth digit is held out ------------------------------------------------------------------------------
+# The data: hold out every fifth digit -----------------------------------------------------------
 
 digits <- reticulate::import("sklearn.datasets")$load_digits()
 x <- array(digits$images / 16, c(dim(digits$images), 1))
 y <- as.integer(digits$target)
 held_out <- seq_along(y) %% 5 == 0
 
-# The model: the module is a layer like any other ----------------------------------------------------------------------
+# The model: use the module like any other layer -------------------------------------------------
 
 input <- keras_input(c(8, 8, 1))
 output <- input |>
@@ -56,12 +57,16 @@ compile(
 print(model)
 
 history <- fit(
-  model, x[!held_out, , , , drop = FALSE], y[!held_out],
+  model,
+  x[!held_out, , , , drop = FALSE],
+  y[!held_out],
   validation_data = list(x[held_out, , , , drop = FALSE], y[held_out]),
-  batch_size = 64, epochs = 15, verbose = 1
+  batch_size = 64,
+  epochs = 15,
+  verbose = 1
 )
 
-# What came of it ------------------------------------------------------------------------------------------------------
+# The results ------------------------------------------------------------------------------------
 
 scores <- evaluate(model, x[held_out, , , , drop = FALSE], y[held_out], verbose = 0)
 probabilities <- predict(model, x[held_out, , , , drop = FALSE], verbose = 0)
@@ -73,33 +78,48 @@ weights <- data.frame(
 )
 print(weights, right = FALSE, row.names = FALSE)
 
-picture <- file.path(normalizePath(folder), "digits.png")
-colours <- c(training = "#0072B2", `held out` = "#D55E00")
-png(picture, width = 1200, height = 520, res = 110)
+plot_file <- file.path(normalizePath(folder), "digits.png")
+colors <- c(training = "#0072B2", `held out` = "#D55E00")
+png(plot_file, width = 1200, height = 520, res = 110)
 par(oma = c(0, 0, 1.5, 0))
 layout(cbind(1, matrix(2:13, 3)), widths = c(6, 2, 2, 2, 2))
 par(mar = c(4.5, 4.5, 3, 2), las = 1)
 curves <- cbind(history$metrics$accuracy, history$metrics$val_accuracy)
 matplot(
-  curves, type = "l", lty = 1, lwd = 2, col = colours, bty = "n", font.main = 1,
-  xlab = "epoch", ylab = "accuracy", main = "A Flax module written in R, in fit()"
+  curves,
+  type = "l",
+  lty = 1,
+  lwd = 2,
+  col = colors,
+  bty = "n",
+  font.main = 1,
+  xlab = "epoch",
+  ylab = "accuracy",
+  main = "A Flax module written in R, in fit()"
 )
-legend("bottomright", names(colours), col = colours, lwd = 2, bty = "n")
+legend("bottomright", names(colors), col = colors, lwd = 2, bty = "n")
 
 par(mar = c(1, 0.5, 2, 0.5))
 images <- x[held_out, , , 1]
 answers <- y[held_out]
 for (i in head(order(apply(probabilities, 1, max)), 12)) {
   predicted <- which.max(probabilities[i, ]) - 1
-  wrong <- predicted != answers[[i]]
+  is_wrong <- predicted != answers[[i]]
   image(t(images[i, 8:1, ]), col = gray.colors(17, 1, 0), axes = FALSE, asp = 1)
   title(
-    sprintf("%d (%.0f %%)%s", predicted, 100 * max(probabilities[i, ]), if (wrong) paste(", is", answers[[i]]) else ""),
-    cex.main = 1, font.main = 1, col.main = if (wrong) colours[["held out"]] else "black"
+    sprintf(
+      "%d (%.0f %%)%s",
+      predicted,
+      100 * max(probabilities[i, ]),
+      if (is_wrong) paste(", is", answers[[i]]) else ""
+    ),
+    cex.main = 1,
+    font.main = 1,
+    col.main = if (is_wrong) colors[["held out"]] else "black"
   )
 }
 mtext("The twelve least certain predictions", outer = TRUE, adj = 0.84, line = 0, cex = 0.8)
 invisible(dev.off())
 
 cat(sprintf("\nAccuracy on %d held-out digits: %.1f %%\n", sum(held_out), 100 * scores$accuracy))
-cat("Picture:", picture, "\n")
+cat("Plot:", plot_file, "\n")

@@ -1,4 +1,4 @@
-"""Any tree of arrays in a layer, for tests in R that send its variables through R: a property of hypothesis."""
+"""A hypothesis property for R tests: any tree of arrays survives a round trip through R."""
 
 import tempfile
 
@@ -18,7 +18,7 @@ INTEGERS = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]
 NAMES = st.text("abé_. 0", min_size=1, max_size=4)
 
 
-class Nothing(nn.Module):
+class Identity(nn.Module):
     def __call__(self, inputs):
         return inputs
 
@@ -51,28 +51,36 @@ trees = st.dictionaries(NAMES, inner, min_size=1, max_size=3)
 
 
 def layer_of(tree):
-    layer = FlaxLayer(Nothing(), variables={"state": tree})
+    layer = FlaxLayer(Identity(), variables={"state": tree})
     layer(np.zeros((1, 1), np.float32))
     return layer
 
 
 def check(through, examples=60):
-    """Call `through(layer, other)`, and check that it gave the other layer the values of the first one, to the bit."""
+    """Check that `through(layer, other)` copies all values of one layer to another, bit for bit.
+
+    Args:
+        through: Called with two layers whose variables have the same structure.
+        examples: How many trees to try.
+
+    Raises:
+        AssertionError: If a dtype, a shape or a value differs.
+    """
 
     @settings(
         deadline=None, max_examples=examples, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(trees)
-    def comes_back(tree):
+    def survives_round_trip(tree):
         layer, other = layer_of(tree), layer_of(jax.tree.map(np.zeros_like, tree))
         through(layer, other)
-        found = named_leaves(other.flax_variables["state"])
+        received = named_leaves(other.flax_variables["state"])
         for path, expected in named_leaves(tree).items():
-            got = np.asarray(found[path])
+            got = np.asarray(received[path])
             assert (got.dtype, got.shape) == (expected.dtype, expected.shape), path
             assert got.tobytes() == expected.tobytes(), (path, expected, got)
 
-    # Nothing is left among the tests.
+    # Hypothesis would otherwise leave a folder among the tests.
     with tempfile.TemporaryDirectory() as folder:
         set_hypothesis_home_dir(folder)
-        comes_back()
+        survives_round_trip()

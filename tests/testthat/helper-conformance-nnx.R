@@ -1,24 +1,33 @@
-# The column of NNX in the table of behaviours (helper-conformance.R): modules as an R user writes them, and how plain Flax runs
-# them.
+# The NNX column of the conformance table (helper-conformance.R): modules as an R user would write
+# them, and how plain Flax runs them.
 
 flax_nnx <- function() reticulate::import("flax.nnx")
 
 nnx_rngs <- function() flax_nnx()$Rngs(7L)
 
-# As `new_case()`, with:
-# - `sows`: the types of variables that the module sows into.
-# - `sets_mode`: whether plain Flax sets the mode by `train()` and `eval()`.
-new_nnx_case <- function(module, inputs, arguments = \(inputs, training) list(inputs), method = NULL, sows = list(),
-                         sown = character(), sets_mode = TRUE) {
+# Like `new_case()`, with these additional arguments:
+# - `sows`: the variable types that the module sows.
+# - `sets_mode`: whether plain Flax sets the mode with `train()` and `eval()`.
+new_nnx_case <- function(
+  module,
+  inputs,
+  arguments = \(inputs, training) list(inputs),
+  method = NULL,
+  sows = list(),
+  sown = character(),
+  sets_mode = TRUE
+) {
   streams <- list(training = character(), inference = character())
   structure(c(as.list(environment()), list(layer = list())), class = "nnx_case")
 }
 
 nnx_conformance_table <- function() {
   list(
-    "dense only" = function() new_nnx_case(flax_nnx()$Linear(2L, 3L, rngs = nnx_rngs()), floats(4, 2)),
+    "dense only" = function() {
+      new_nnx_case(flax_nnx()$Linear(2L, 3L, rngs = nnx_rngs()), floats(4, 2))
+    },
 
-    "setup and a method of R" = function() {
+    "setup and a method in R" = function() {
       nnx <- flax_nnx()
       SetUp(nnx$Module) %py_class% {
         initialize <- function(self, rngs, units = 3L) {
@@ -49,7 +58,9 @@ nnx_conformance_table <- function() {
           self$dense <- nnx$Linear(2L, 3L, rngs = rngs)
           self$norm <- nnx$BatchNorm(3L, momentum = 0.9, rngs = rngs)
         }
-        `__call__` <- function(self, inputs, training = FALSE) self$norm(self$dense(inputs), use_running_average = !training)
+        `__call__` <- function(self, inputs, training = FALSE) {
+          self$norm(self$dense(inputs), use_running_average = !training)
+        }
       }
       new_nnx_case(Normalised(nnx_rngs()), floats(4, 2), with_mode("training"), sets_mode = FALSE)
     },
@@ -80,7 +91,12 @@ nnx_conformance_table <- function() {
           x
         }
       }
-      new_nnx_case(Sower(nnx_rngs()), floats(4, 2), sows = list(nnx$Intermediate), sown = "intermediates")
+      new_nnx_case(
+        Sower(nnx_rngs()),
+        floats(4, 2),
+        sows = list(nnx$Intermediate),
+        sown = "intermediates"
+      )
     },
 
     "integer tokens" = function() {
@@ -95,17 +111,22 @@ nnx_conformance_table <- function() {
       new_nnx_case(Words(nnx_rngs()), integers(4, 6))
     },
 
-    "deterministic in place of training" = function() {
+    "deterministic instead of training" = function() {
       nnx <- flax_nnx()
       Deterministic(nnx$Module) %py_class% {
         initialize <- function(self, rngs) {
           self$dense <- nnx$Linear(2L, 3L, rngs = rngs)
           self$dropout <- nnx$Dropout(0.5, rngs = rngs)
         }
-        `__call__` <- function(self, inputs, deterministic) self$dropout(self$dense(inputs), deterministic = deterministic)
+        `__call__` <- function(self, inputs, deterministic) {
+          self$dropout(self$dense(inputs), deterministic = deterministic)
+        }
       }
       new_nnx_case(
-        Deterministic(nnx_rngs()), floats(4, 2), with_mode("deterministic", FALSE), sets_mode = FALSE
+        Deterministic(nnx_rngs()),
+        floats(4, 2),
+        with_mode("deterministic", FALSE),
+        sets_mode = FALSE
       )
     },
 
@@ -132,7 +153,7 @@ nnx_conformance_table <- function() {
 
     "a method by name" = function() new_nnx_case(nnx_coder(), floats(4, 2), method = "encode"),
 
-    "a function of R as method" = function() {
+    "an R function as method" = function() {
       new_nnx_case(nnx_coder(), floats(4, 2), method = \(module, inputs) 2 * module$encode(inputs))
     },
 
@@ -176,7 +197,7 @@ nnx_conformance_table <- function() {
       new_nnx_case(Tied(nnx_rngs()), integers(4, 6))
     },
 
-    "modules inside of each other" = function() {
+    "nested modules" = function() {
       nnx <- flax_nnx()
       Inner(nnx$Module) %py_class% {
         initialize <- function(self, rngs) {
@@ -192,18 +213,25 @@ nnx_conformance_table <- function() {
         }
         `__call__` <- function(self, inputs) {
           x <- self$first(inputs)
-          for (inner in reticulate::iterate(self$inner)) x <- inner(x)
+          for (inner in reticulate::iterate(self$inner)) {
+            x <- inner(x)
+          }
           x
         }
       }
       new_nnx_case(Outer(nnx_rngs()), floats(4, 2))
     },
 
-    "Sequential of pieces and functions" = function() {
+    "Sequential with modules and functions" = function() {
       nnx <- flax_nnx()
       rngs <- nnx_rngs()
       new_nnx_case(
-        nnx$Sequential(nnx$Linear(2L, 4L, rngs = rngs), nnx$relu, \(x) 2 * x, nnx$Linear(4L, 3L, rngs = rngs)),
+        nnx$Sequential(
+          nnx$Linear(2L, 4L, rngs = rngs),
+          nnx$relu,
+          \(x) 2 * x,
+          nnx$Linear(4L, 3L, rngs = rngs)
+        ),
         floats(4, 2)
       )
     }
@@ -223,16 +251,26 @@ nnx_coder <- function() {
   Coder(nnx_rngs())
 }
 
-# Plain Flax ----------------------------------------------------------------------------------------------------------------
+# Plain Flax -------------------------------------------------------------------------------------
 
-nnx_collections <- c(Param = "params", BatchStat = "batch_stats", Cache = "cache", Intermediate = "intermediates")
+nnx_collections <- c(
+  Param = "params",
+  BatchStat = "batch_stats",
+  Cache = "cache",
+  Intermediate = "intermediates"
+)
 
-# The variables of a state, or of a module, each with its collection and its path.
+# The variables of a state or module, each with its collection and path.
 nnx_variables <- function(state) {
   nnx <- flax_nnx()
-  flat <- nnx$to_flat_state(if (inherits(state, "flax.nnx.module.Module")) nnx$state(state) else state)
+  flat <- nnx$to_flat_state(
+    if (inherits(state, "flax.nnx.module.Module")) nnx$state(state) else state
+  )
   lapply(reticulate::iterate(flat), \(pair) {
-    type <- reticulate::py_str(reticulate::py_get_attr(reticulate::import_builtins()$type(pair[[2]]), "__name__"))
+    type <- reticulate::py_str(reticulate::py_get_attr(
+      reticulate::import_builtins()$type(pair[[2]]),
+      "__name__"
+    ))
     path <- as.character(unlist(pair[[1]]))
     collection <- if (type %in% names(nnx_collections)) nnx_collections[[type]] else type
     list(key = pair[[1]], path = c(collection, path), variable = pair[[2]])
@@ -241,7 +279,9 @@ nnx_variables <- function(state) {
 
 nnx_tree <- function(variables) {
   tree <- list()
-  for (each in variables) tree <- utils::modifyList(tree, nested_value(each$path, each$variable$get_value()))
+  for (each in variables) {
+    tree <- utils::modifyList(tree, nested_value(each$path, each$variable$get_value()))
+  }
   tree
 }
 
@@ -266,17 +306,25 @@ plain_apply.nnx_case <- function(case, variables, inputs, mode, keys) {
   arguments <- plain_arguments(case, inputs, mode)
   call <- function(module) {
     method <- case$method %||% "__call__"
-    if (is.function(method)) rlang::exec(method, module, !!!arguments) else rlang::exec(module[[method]], !!!arguments)
+    if (is.function(method)) {
+      rlang::exec(method, module, !!!arguments)
+    } else {
+      rlang::exec(module[[method]], !!!arguments)
+    }
   }
   if (length(case$sows) == 0) {
     return(list(outputs = call(module), written = nnx_tree(nnx_variables(module))))
   }
-  results <- rlang::exec(nnx$capture, reticulate::r_to_py(call, convert = TRUE), !!!case$sows)(module)
+  results <- rlang::exec(nnx$capture, reticulate::r_to_py(call, convert = TRUE), !!!case$sows)(
+    module
+  )
   sown <- do.call(c, lapply(results[-1], nnx_variables))
   list(outputs = results[[1]], written = nnx_tree(c(nnx_variables(module), sown)))
 }
 
 value_at <- function(tree, path) {
-  for (name in path) tree <- tree[[name]]
+  for (name in path) {
+    tree <- tree[[name]]
+  }
   tree
 }

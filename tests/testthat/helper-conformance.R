@@ -1,22 +1,32 @@
-# The behaviours that a module of R's has to show as a layer, as a table: one row a behaviour, one column a module system. It
-# is the twin of tests/python/conformance.py, with modules as an R user writes them. Every entry is a function, so that the
-# names are there without a Python. Each case says how plain Flax runs it, with which numbers test-conformance.R compares.
+# The conformance table: the behavior of R modules as layers, with one row for each behavior and one
+# column for each module system. It corresponds to tests/python/conformance.py, with modules as an R
+# user would write them. Each entry is a function, so the names are available without Python. Each
+# case defines how plain Flax runs it, and test-conformance.R compares the layer with those numbers.
 
-# One behaviour.
-# - `inputs`: what the layer is called with, R arrays or NumPy's, in lists and named lists.
-# - `arguments`: from the inputs, as JAX arrays, and the mode to the arguments of plain `apply()`.
-# - `streams`: the streams that the module asks for, in training and at inference.
-# - `sown`: the collections that it sows.
-# - `plain`: from the mode to the module that plain Flax runs.
-# - `layer`: further arguments of the layer.
-new_case <- function(module, inputs, arguments = \(inputs, training) list(inputs), method = NULL,
-                     streams = list(training = character(), inference = character()), sown = character(),
-                     plain = \(training) module, layer = list()) {
+# One case.
+# - `inputs`: the layer's inputs: R or NumPy arrays, in lists and named lists.
+# - `arguments`: a function from the inputs, as JAX arrays, and the mode to `apply()`'s arguments.
+# - `streams`: the streams that the module uses in training and at inference.
+# - `sown`: the collections that the module sows.
+# - `plain`: a function from the mode to the module that plain Flax runs.
+# - `layer`: additional arguments of the layer.
+new_case <- function(
+  module,
+  inputs,
+  arguments = \(inputs, training) list(inputs),
+  method = NULL,
+  streams = list(training = character(), inference = character()),
+  sown = character(),
+  plain = \(training) module,
+  layer = list()
+) {
   structure(as.list(environment()), class = "linen_case")
 }
 
 floats <- function(...) array(seq(-1, 1, length.out = prod(...)), c(...))
-integers <- function(..., below = 5L) array(seq(0L, by = 7L, length.out = prod(...)) %% below, c(...))
+integers <- function(..., below = 5L) {
+  array(seq(0L, by = 7L, length.out = prod(...)) %% below, c(...))
+}
 
 with_mode <- function(name, sense = TRUE) {
   \(inputs, training) c(list(inputs), rlang::set_names(list(training == sense), name))
@@ -25,7 +35,7 @@ spread <- function(inputs, training) inputs
 
 dropout_in_training <- list(training = "dropout", inference = character())
 
-# Fields of a module defined in R have their types beside them.
+# The types of the fields of a module defined in R.
 annotations <- function(...) {
   types <- lapply(list(...), \(type) reticulate::import_builtins()[[type]])
   do.call(reticulate::dict, types)
@@ -35,7 +45,7 @@ conformance_table <- function() {
   list(
     "dense only" = list(linen = function() new_case(flax_linen()$Dense(3L), floats(4, 2))),
 
-    "a compact method of R" = list(linen = function() {
+    "a compact method in R" = list(linen = function() {
       nn <- flax_linen()
       Compact(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs) {
@@ -46,7 +56,7 @@ conformance_table <- function() {
       new_case(Compact(), floats(4, 2))
     }),
 
-    "setup and a method of R" = list(linen = function() {
+    "setup and a method in R" = list(linen = function() {
       nn <- flax_linen()
       SetUp(nn$Module) %py_class% {
         setup <- function(self) {
@@ -63,12 +73,16 @@ conformance_table <- function() {
       new_case(nn$Dense(features = 32), floats(4, 2), plain = \(training) nn$Dense(features = 32L))
     }),
 
-    "whole doubles in modules made inside of R" = list(linen = function() {
+    "whole doubles in submodules created in R" = list(linen = function() {
       nn <- flax_linen()
       net <- function(number) {
         Convolutions(nn$Module) %py_class% {
           `__call__` <- nn$compact(\(self, inputs) {
-            x <- (nn$Conv(features = number(4), kernel_size = number(c(3, 3)), strides = number(2)))(inputs)
+            x <- (nn$Conv(
+              features = number(4),
+              kernel_size = number(c(3, 3)),
+              strides = number(2)
+            ))(inputs)
             (nn$Dense(features = number(3)))(x)
           })
         }
@@ -78,7 +92,7 @@ conformance_table <- function() {
       new_case(net(identity), floats(4, 6, 6, 2), plain = \(training) plain)
     }),
 
-    "whole doubles in the integer fields of R's classes" = list(linen = function() {
+    "whole doubles in the integer fields of R classes" = list(linen = function() {
       nn <- flax_linen()
       Units(nn$Module) %py_class% {
         `__annotations__` <- annotations(units = "int", rate = "float")
@@ -86,7 +100,9 @@ conformance_table <- function() {
         rate <- 0.5
         `__call__` <- nn$compact(\(self, inputs) (nn$Dense(self$units))(inputs) * self$rate)
       }
-      new_case(Units(units = 3, rate = 2), floats(4, 2), plain = \(training) Units(units = 3L, rate = 2))
+      new_case(Units(units = 3, rate = 2), floats(4, 2), plain = \(training) {
+        Units(units = 3L, rate = 2)
+      })
     }),
 
     "dropout" = list(linen = function() {
@@ -100,7 +116,7 @@ conformance_table <- function() {
       new_case(Dropout(), floats(4, 2), with_mode("training"), streams = dropout_in_training)
     }),
 
-    "streams with names of the module's own" = list(linen = function() {
+    "streams with custom names" = list(linen = function() {
       nn <- flax_linen()
       random <- reticulate::import("jax.random")
       Streams(nn$Module) %py_class% {
@@ -110,7 +126,9 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Streams(), floats(4, 2), with_mode("training"),
+        Streams(),
+        floats(4, 2),
+        with_mode("training"),
         streams = list(training = c("noise", "other"), inference = "noise")
       )
     }),
@@ -185,7 +203,7 @@ conformance_table <- function() {
       new_case(Chosen(), integers(4, 3, below = 2L) == 1L)
     }),
 
-    "half precision, left as it is" = list(linen = function() {
+    "unconverted half precision" = list(linen = function() {
       nn <- flax_linen()
       half <- reticulate::np_array(floats(4, 2), dtype = "float16")
       new_case(nn$Dense(3L, dtype = "float16"), half, layer = list(autocast = FALSE))
@@ -202,7 +220,7 @@ conformance_table <- function() {
       new_case(Mixed(), list(word = integers(4), features = floats(4, 2)))
     }),
 
-    "train in place of training" = list(linen = function() {
+    "train instead of training" = list(linen = function() {
       nn <- flax_linen()
       Train(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, x, train) {
@@ -214,19 +232,21 @@ conformance_table <- function() {
       new_case(Train(), floats(4, 2), with_mode("train"), streams = dropout_in_training)
     }),
 
-    "is_training in place of training" = list(linen = function() {
+    "is_training instead of training" = list(linen = function() {
       nn <- flax_linen()
       IsTraining(nn$Module) %py_class% {
         setup <- function(self) {
           self$dense <- nn$Dense(3L)
           self$dropout <- nn$Dropout(0.5)
         }
-        `__call__` <- function(self, x, is_training) self$dropout(self$dense(x), deterministic = !is_training)
+        `__call__` <- function(self, x, is_training) {
+          self$dropout(self$dense(x), deterministic = !is_training)
+        }
       }
       new_case(IsTraining(), floats(4, 2), with_mode("is_training"), streams = dropout_in_training)
     }),
 
-    "deterministic in place of training" = list(linen = function() {
+    "deterministic instead of training" = list(linen = function() {
       nn <- flax_linen()
       Deterministic(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, deterministic = TRUE, inputs) {
@@ -234,12 +254,14 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Deterministic(), floats(4, 2), \(x, training) list(inputs = x, deterministic = !training),
+        Deterministic(),
+        floats(4, 2),
+        \(x, training) list(inputs = x, deterministic = !training),
         streams = dropout_in_training
       )
     }),
 
-    "use_running_average in place of training" = list(linen = function() {
+    "use_running_average instead of training" = list(linen = function() {
       nn <- flax_linen()
       RunningAverage(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs, use_running_average) {
@@ -249,11 +271,11 @@ conformance_table <- function() {
       new_case(RunningAverage(), floats(4, 2), with_mode("use_running_average", FALSE))
     }),
 
-    "a mode of Flax's own classes" = list(linen = function() {
+    "a mode argument of a Flax class" = list(linen = function() {
       new_case(flax_linen()$BatchNorm(), floats(4, 2), with_mode("use_running_average", FALSE))
     }),
 
-    "a mode field that is left NULL" = list(linen = function() {
+    "a mode field that is NULL" = list(linen = function() {
       nn <- flax_linen()
       FieldMode(nn$Module) %py_class% {
         `__annotations__` <- annotations(train = "bool")
@@ -264,8 +286,10 @@ conformance_table <- function() {
         })
       }
       new_case(
-        FieldMode(train = NULL), floats(4, 2),
-        streams = dropout_in_training, plain = \(training) FieldMode(train = training)
+        FieldMode(train = NULL),
+        floats(4, 2),
+        streams = dropout_in_training,
+        plain = \(training) FieldMode(train = training)
       )
     }),
 
@@ -290,7 +314,9 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Named(), list(right = 2 * floats(4, 2), left = floats(4, 2)), \(inputs, training) c(inputs, training = training),
+        Named(),
+        list(right = 2 * floats(4, 2), left = floats(4, 2)),
+        \(inputs, training) c(inputs, training = training),
         streams = dropout_in_training
       )
     }),
@@ -298,7 +324,9 @@ conformance_table <- function() {
     "a named list for one argument" = list(linen = function() {
       nn <- flax_linen()
       Whole(nn$Module) %py_class% {
-        `__call__` <- nn$compact(\(self, inputs) (nn$Dense(3L))(inputs$b[[1]]) * inputs$b[[2]] + inputs$a)
+        `__call__` <- nn$compact(\(self, inputs) {
+          (nn$Dense(3L))(inputs$b[[1]]) * inputs$b[[2]] + inputs$a
+        })
       }
       new_case(Whole(), list(b = list(floats(4, 2), floats(4, 3)), a = floats(4, 1)))
     }),
@@ -324,17 +352,25 @@ conformance_table <- function() {
     }),
 
     "a mask in a named list" = list(linen = function() {
-      new_case(masked(), list(mask = integers(4, 5, below = 2L) == 1L, inputs = floats(4, 5, 2)), spread)
+      new_case(
+        masked(),
+        list(mask = integers(4, 5, below = 2L) == 1L, inputs = floats(4, 5, 2)),
+        spread
+      )
     }),
 
-    "a method by name" = list(linen = function() new_case(coder(), floats(4, 2), method = "encode")),
+    "a method by name" = list(linen = function() {
+      new_case(coder(), floats(4, 2), method = "encode")
+    }),
 
-    "a function of R as method" = list(linen = function() {
-      twice <- function(module, x, training = FALSE) module$decode(module$encode(x), scale = if (training) 2 else 3)
+    "an R function as method" = list(linen = function() {
+      twice <- function(module, x, training = FALSE) {
+        module$decode(module$encode(x), scale = if (training) 2 else 3)
+      }
       new_case(coder(), floats(4, 2), with_mode("training"), method = twice)
     }),
 
-    "a function of R that takes the inputs apart" = list(linen = function() {
+    "an R function that unpacks the inputs" = list(linen = function() {
       difference <- function(module, inputs) {
         c(left, right) %<-% inputs
         module(left) - module(right)
@@ -359,7 +395,7 @@ conformance_table <- function() {
       new_case(Cached(), floats(4, 2))
     }),
 
-    "scalars, truth values and keys in collections of the user's" = list(linen = function() {
+    "scalars, truth values and keys in custom collections" = list(linen = function() {
       nn <- flax_linen()
       random <- reticulate::import("jax.random")
       jnp <- reticulate::import("jax.numpy")
@@ -392,11 +428,14 @@ conformance_table <- function() {
       new_case(Stateless(), floats(4, 2))
     }),
 
-    "state, and no params" = list(linen = function() {
+    "state without params" = list(linen = function() {
       nn <- flax_linen()
       StateOnly(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
-          (nn$BatchNorm(use_bias = FALSE, use_scale = FALSE))(inputs, use_running_average = !training)
+          (nn$BatchNorm(use_bias = FALSE, use_scale = FALSE))(
+            inputs,
+            use_running_average = !training
+          )
         })
       }
       new_case(StateOnly(), floats(4, 2), with_mode("training"))
@@ -424,7 +463,7 @@ conformance_table <- function() {
       new_case(Names(), floats(4, 2))
     }),
 
-    "nested outputs, some of them NULL" = list(linen = function() {
+    "nested outputs with NULL" = list(linen = function() {
       nn <- flax_linen()
       Nested(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs) {
@@ -439,8 +478,14 @@ conformance_table <- function() {
       nn <- flax_linen()
       Partitioned(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, inputs) {
-          split <- nn$with_partitioning(nn$initializers$lecun_normal(), reticulate::tuple(NULL, "model"))
-          logical <- nn$with_logical_partitioning(nn$initializers$ones, reticulate::tuple("embed", "mlp"))
+          split <- nn$with_partitioning(
+            nn$initializers$lecun_normal(),
+            reticulate::tuple(NULL, "model")
+          )
+          logical <- nn$with_logical_partitioning(
+            nn$initializers$ones,
+            reticulate::tuple("embed", "mlp")
+          )
           x <- (nn$Dense(3L, kernel_init = split))(inputs)
           (nn$Dense(3L, kernel_init = logical))(x)
         })
@@ -459,7 +504,7 @@ conformance_table <- function() {
           (nn$remat(nn$Dense))(3L)(x)
         })
       }
-      # Lifted transforms take a key from every stream that they are given.
+      # Lifted transforms take a key from every stream that they get.
       new_case(Remat(), floats(4, 2), streams = dropout_in_training)
     }),
 
@@ -487,12 +532,15 @@ conformance_table <- function() {
         })
       }
       new_case(
-        Scanned(), floats(4, 3), with_mode("training"),
-        streams = dropout_in_training, sown = "intermediates"
+        Scanned(),
+        floats(4, 3),
+        with_mode("training"),
+        streams = dropout_in_training,
+        sown = "intermediates"
       )
     }),
 
-    "vmap of a class of R and of one of Flax" = list(linen = function() {
+    "vmap of an R class and a Flax class" = list(linen = function() {
       nn <- flax_linen()
       Member(nn$Module) %py_class% {
         `__call__` <- nn$compact(\(self, x) nn$tanh((nn$Dense(3L))(x)))
@@ -502,7 +550,10 @@ conformance_table <- function() {
           mapped <- function(class, in_axes) {
             nn$vmap(
               class,
-              in_axes = in_axes, variable_axes = list(params = 0L), split_rngs = list(params = TRUE), axis_size = 2L
+              in_axes = in_axes,
+              variable_axes = list(params = 0L),
+              split_rngs = list(params = TRUE),
+              axis_size = 2L
             )
           }
           x <- mapped(Member, NULL)()(inputs)
@@ -531,7 +582,9 @@ conformance_table <- function() {
       }
       Parts(nn$Module) %py_class% {
         `__annotations__` <- reticulate::dict(first = nn$Module, second = nn$Module)
-        `__call__` <- nn$compact(\(self, inputs) (nn$Dense(3L, name = "last"))(self$second(self$first(inputs))))
+        `__call__` <- nn$compact(\(self, inputs) {
+          (nn$Dense(3L, name = "last"))(self$second(self$first(inputs)))
+        })
       }
       new_case(Parts(first = Inner(), second = nn$Dense(3L)), floats(4, 2))
     }),
@@ -548,7 +601,7 @@ conformance_table <- function() {
       new_case(Tied(), integers(4, 6))
     }),
 
-    "modules inside of each other" = list(linen = function() {
+    "nested modules" = list(linen = function() {
       nn <- flax_linen()
       Block(nn$Module) %py_class% {
         `__annotations__` <- annotations(units = "int")
@@ -560,21 +613,23 @@ conformance_table <- function() {
       Outer(nn$Module) %py_class% {
         setup <- function(self) self$blocks <- list(Block(units = 3L), Block(units = 3L))
         `__call__` <- function(self, inputs, training = FALSE) {
-          for (block in self$blocks) inputs <- block(inputs, training = training)
+          for (block in self$blocks) {
+            inputs <- block(inputs, training = training)
+          }
           inputs
         }
       }
       new_case(Outer(), floats(4, 2), with_mode("training"), streams = dropout_in_training)
     }),
 
-    "Sequential of pieces and functions" = list(linen = function() {
+    "Sequential with modules and functions" = list(linen = function() {
       nn <- flax_linen()
       new_case(nn$Sequential(list(nn$Dense(3L), nn$relu, \(x) 2 * x, nn$Dense(3L))), floats(4, 2))
     })
   )
 }
 
-# Two methods of R, to be called by themselves or as one.
+# A module with two methods in R, and a third that calls both.
 coder <- function() {
   nn <- flax_linen()
   Coder(nn$Module) %py_class% {
@@ -589,20 +644,22 @@ coder <- function() {
   Coder()
 }
 
-# A method that puts a number of its own where the mask leaves out.
+# A module that replaces masked values with a number.
 masked <- function() {
   nn <- flax_linen()
   jnp <- reticulate::import("jax.numpy")
   Masked(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs, mask = NULL) {
-      if (!is.null(mask)) inputs <- jnp$where(op_expand_dims(mask, -1), inputs, 7)
+      if (!is.null(mask)) {
+        inputs <- jnp$where(op_expand_dims(mask, -1), inputs, 7)
+      }
       (nn$Dense(3L))(inputs)
     })
   }
   Masked()
 }
 
-# Every case of the table, with its behaviour and its module system.
+# Calls `f` with the name and the entry of every case in the table.
 for_each_case <- function(f) {
   table <- conformance_table()
   nnx <- nnx_conformance_table()
@@ -616,7 +673,7 @@ for_each_case <- function(f) {
   }
 }
 
-# Plain Flax ----------------------------------------------------------------------------------------------------------------
+# Plain Flax -------------------------------------------------------------------------------------
 
 conformance_seed <- 3L
 learning_rate <- 0.1
@@ -625,10 +682,15 @@ plain_init <- function(case) UseMethod("plain_init")
 
 plain_init.linen_case <- function(case) {
   key <- reticulate::import("jax.random")$key(conformance_seed)
-  rlang::exec(case$plain(FALSE)$init, key, !!!plain_arguments(case, case$inputs, "inference"), method = case$method)
+  rlang::exec(
+    case$plain(FALSE)$init,
+    key,
+    !!!plain_arguments(case, case$inputs, "inference"),
+    method = case$method
+  )
 }
 
-# Outputs and everything that the module writes.
+# The outputs, and all variables that the module writes.
 plain_apply <- function(case, variables, inputs, mode, keys) UseMethod("plain_apply")
 
 plain_apply.linen_case <- function(case, variables, inputs, mode, keys) {
@@ -643,61 +705,77 @@ plain_apply.linen_case <- function(case, variables, inputs, mode, keys) {
     rlang::set_names(c("outputs", "written"))
 }
 
-plain_arguments <- function(case, inputs, mode) case$arguments(map_tree(inputs, as_jax), mode == "training")
+plain_arguments <- function(case, inputs, mode) {
+  case$arguments(map_tree(inputs, as_jax), mode == "training")
+}
 
-# One step of gradient descent: the loss before it, the variables after it.
+# One step of gradient descent. Returns the loss before the step and the variables after it.
 plain_step <- function(case, variables, inputs, keys) {
   jax <- reticulate::import("jax")
   loss <- function(params) {
     variables$params <- params
     plain <- plain_apply(case, variables, inputs, "training", keys)
     value <- op_mean(op_square(score(plain$outputs)))
-    for (sown in unlist(plain$written$losses)) value <- value + sown
+    for (sown in unlist(plain$written$losses)) {
+      value <- value + sown
+    }
     list(value, plain$written[setdiff(intersect(names(plain$written), names(variables)), "params")])
   }
   has_params <- !is.null(variables$params)
-  c(value, state) %<-% if (has_params) {
-    c(result, gradients) %<-% jax$value_and_grad(loss, has_aux = TRUE)(variables$params)
-    variables$params <- jax$tree$map(\(param, gradient) param - learning_rate * gradient, variables$params, gradients)
-    result
-  } else {
-    loss(NULL)
-  }
+  c(value, state) %<-%
+    if (has_params) {
+      c(result, gradients) %<-% jax$value_and_grad(loss, has_aux = TRUE)(variables$params)
+      variables$params <- jax$tree$map(
+        \(param, gradient) param - learning_rate * gradient,
+        variables$params,
+        gradients
+      )
+      result
+    } else {
+      loss(NULL)
+    }
   list(loss = numbers(value), variables = utils::modifyList(variables, state))
 }
 
-# One number per example from outputs of any structure, of arrays or of Keras tensors.
+# One number for each example, from outputs of any structure, as arrays or Keras tensors.
 score <- function(outputs) {
   parts <- lapply(unname(leaves_of(outputs)), \(x) {
     x <- op_square(op_cast(x, "float32"))
-    while (length(x$shape) > 1) x <- op_mean(x, axis = -1)
+    while (length(x$shape) > 1) {
+      x <- op_mean(x, axis = -1)
+    }
     op_expand_dims(x, -1)
   })
   Reduce(op_add, parts)
 }
 
-# The layer -----------------------------------------------------------------------------------------------------------------
+# The layer --------------------------------------------------------------------------------------
 
-# The layer of a case, built on inputs of which the batch's size is not known.
+# The layer of a case, built on inputs with an unknown batch size.
 layer_of <- function(case) {
   layer <- rlang::exec(
     layer_flax_module_wrapper,
-    module = case$module, method = case$method, seed = conformance_seed, !!!case$layer
+    module = case$module,
+    method = case$method,
+    seed = conformance_seed,
+    !!!case$layer
   )
   layer(keras_inputs(case$inputs))
   layer
 }
 
-# The keys of its next call.
+# The random keys of the layer's next call.
 keys_of <- function(layer, streams) {
   if (length(streams)) {
     reticulate::import("kerasflax._rng")$streams(layer$seed_generator$state$value, as.list(streams))
   }
 }
 
-params_of <- function(variables) lapply(reticulate::import("jax.tree_util")$tree_leaves(variables$params), numbers)
+params_of <- function(variables) {
+  lapply(reticulate::import("jax.tree_util")$tree_leaves(variables$params), numbers)
+}
 
-# Keras tensors for arrays, of any number of examples.
+# Keras tensors that correspond to arrays, with an unknown batch size.
 keras_inputs <- function(tree, name = NULL) {
   if (is.list(tree)) {
     names <- names(tree) %||% vector("list", length(tree))
@@ -706,11 +784,11 @@ keras_inputs <- function(tree, name = NULL) {
   keras_input(batch_shape = c(NA, sizes(tree)[-1]), dtype = dtype_of(as_jax(tree)), name = name)
 }
 
-# Trees ---------------------------------------------------------------------------------------------------------------------
+# Trees ------------------------------------------------------------------------------------------
 
 map_tree <- function(tree, f) if (is.list(tree)) lapply(tree, map_tree, f) else f(tree)
 
-# What is no list, and no NULL, in order, named by its place.
+# The elements that are neither lists nor NULL, in order, named by their path.
 leaves_of <- function(tree, path = "out") {
   if (!is.list(tree)) {
     return(if (!is.null(tree)) rlang::set_names(list(tree), path))
@@ -719,10 +797,12 @@ leaves_of <- function(tree, path = "out") {
   do.call(c, c(list(list()), unname(Map(leaves_of, tree, paths))))
 }
 
-# Keras has no NULL in a nest.
-without_null <- function(tree) if (is.list(tree)) lapply(Filter(Negate(is.null), tree), without_null) else tree
+# Keras does not support NULL in nested structures.
+without_null <- function(tree) {
+  if (is.list(tree)) lapply(Filter(Negate(is.null), tree), without_null) else tree
+}
 
-# The first rows of every array, and more of them: as many as `rows` has numbers.
+# The given rows of every array.
 rows_of <- function(tree, rows) {
   if (is.list(tree)) {
     lapply(tree, rows_of, rows)
@@ -736,7 +816,7 @@ rows_of <- function(tree, rows) {
 sizes <- function(x) as.integer(unlist(as_jax(x)$shape))
 dtype_of <- function(x) reticulate::py_str(x$dtype)
 
-# The numbers of an array, or a key's, as R's doubles.
+# The numbers of an array or random key, as doubles.
 numbers <- function(x) {
   if (!is_python_object(x)) {
     return(as.vector(x, "double"))
@@ -747,19 +827,23 @@ numbers <- function(x) {
   as.vector(reticulate::import("numpy")$asarray(x, dtype = "float64"))
 }
 
-# Two trees of arrays, boxes of metadata and NULL: the same structure, dtypes, shapes and numbers.
+# Expects two trees of arrays, boxes of metadata and NULL to have the same structure, dtypes, shapes
+# and numbers.
 expect_same_tree <- function(got, expected, tolerance = 1e-5) {
   tree_util <- reticulate::import("jax.tree_util")
   parts <- function(tree) {
     flat <- tree_util$tree_flatten_with_path(tree)
     paths <- vapply(flat[[1]], \(leaf) tree_util$keystr(leaf[[1]]), "")
-    list(structure = reticulate::py_str(flat[[2]]), leaves = rlang::set_names(lapply(flat[[1]], `[[`, 2), paths))
+    list(
+      structure = reticulate::py_str(flat[[2]]),
+      leaves = rlang::set_names(lapply(flat[[1]], `[[`, 2), paths)
+    )
   }
   got <- parts(got)
   expected <- parts(expected)
   expect_identical(got$structure, expected$structure)
   described <- \(leaf) if (is_python_object(leaf)) list(dtype_of(leaf), sizes(leaf))
-  # What R has made of a Python number has neither dtype nor shape.
+  # A Python number that was converted to R has no dtype or shape.
   known <- vapply(expected$leaves, is_python_object, NA)
   expect_identical(lapply(got$leaves[known], described), lapply(expected$leaves[known], described))
   expect_equal(lapply(got$leaves, numbers), lapply(expected$leaves, numbers), tolerance = tolerance)

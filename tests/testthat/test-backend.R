@@ -1,15 +1,24 @@
-test_that("an open backend becomes JAX on loading, without starting Python", {
+test_that("loading the package sets an unset backend to JAX without starting Python", {
   skip_on_cran()
-  for (before in c('Sys.unsetenv("KERAS_BACKEND")', 'Sys.setenv(KERAS_BACKEND = "tensorflow")', "library(keras3)", "")) {
+  for (before in c(
+    'Sys.unsetenv("KERAS_BACKEND")',
+    'Sys.setenv(KERAS_BACKEND = "tensorflow")',
+    "library(keras3)",
+    ""
+  )) {
     printed <- run_r(
-      c(before, 'library(kerasflax); cat("\n", Sys.getenv("KERAS_BACKEND"), reticulate::py_available(), "\n")'),
+      c(
+        before,
+        'library(kerasflax)
+         cat("\n", Sys.getenv("KERAS_BACKEND"), reticulate::py_available(), "\n")'
+      ),
       env = c(KERAS_BACKEND = "")
     )
     expect_match(printed, "jax FALSE", fixed = TRUE)
   }
 })
 
-test_that("another backend that was chosen stays, and the call says what to do", {
+test_that("another chosen backend stays, and the layer's error says what to do", {
   skip_without_flax()
   printed <- run_r(
     'library(kerasflax)
@@ -24,7 +33,7 @@ test_that("another backend that was chosen stays, and the call says what to do",
   expect_match(printed, "Restart R", fixed = TRUE)
 })
 
-test_that("Keras that is already loaded on another backend is a choice", {
+test_that("a backend of Keras that is already loaded counts as a choice", {
   skip_without_flax()
   printed <- run_r(
     'library(keras3)

@@ -1,6 +1,6 @@
-# Every misuse that R can see, with what is said about it.
+# Every misuse that R detects, with its message.
 
-test_that("a module that is none is refused in R's words", {
+test_that("a value that is not a Flax module is an error", {
   skip_without_flax()
   nn <- flax_linen()
   input <- keras_input(3)
@@ -16,7 +16,7 @@ test_that("a module that is none is refused in R's words", {
   })
 })
 
-test_that("an object that no layer can be called on is refused", {
+test_that("an object that a layer cannot be called on is an error", {
   skip_without_flax()
   nn <- flax_linen()
   dense <- nn$Dense(3L)
@@ -40,7 +40,7 @@ test_that("an object that no layer can be called on is refused", {
   })
 })
 
-test_that("a method that is none is refused", {
+test_that("a value that is not a method is an error", {
   skip_without_flax()
   nn <- flax_linen()
   input <- keras_input(3)
@@ -59,7 +59,7 @@ test_that("a method that is none is refused", {
   })
 })
 
-test_that("variables that do not fit are refused, with every place and both shapes", {
+test_that("an error about variables lists every mismatch with both shapes", {
   skip_without_flax()
   nn <- flax_linen()
   input <- keras_input(3)
@@ -69,18 +69,20 @@ test_that("variables that do not fit are refused, with every place and both shap
     layer_flax_module_wrapper(input, dense, variables = list(1, 2))
     layer_flax_module_wrapper(input, dense, variables = list(kernel = matrix(1, 3, 2)))
     layer_flax_module_wrapper(
-      input, dense,
+      input,
+      dense,
       variables = list(params = list(kernel = matrix(1, 2, 3), scale = c(1, 2)))
     )
     layer_flax_module_wrapper(
-      input, dense,
+      input,
+      dense,
       variables = list(params = list(kernel = matrix("a", 3, 2), bias = c(0L, NA), `{x}` = mtcars))
     )
     layer_flax_module_wrapper(input, dense, variables = list(params = list(kernel = 1, kernel = 2)))
   })
 })
 
-test_that("an argument that no layer takes is refused", {
+test_that("an argument that the layer does not accept is an error", {
   skip_without_flax()
   nn <- flax_linen()
   input <- keras_input(3)
@@ -97,23 +99,81 @@ test_that("an argument that no layer takes is refused", {
     layer_flax_module_wrapper(input, dense, dtype = "float33")
     layer_flax_module_wrapper(input, dense, dtype = "int32")
     layer_flax_module_wrapper(input, dense, regularizers = "l2")
-    layer_flax_module_wrapper(input, dense, constraints = list("params/krnel" = constraint_nonneg()))
+    layer_flax_module_wrapper(
+      input,
+      dense,
+      constraints = list("params/krnel" = constraint_nonneg())
+    )
   })
 })
 
-test_that("each cause has its class", {
+test_that("each cause has its own condition class", {
   skip_without_flax()
   nn <- flax_linen()
   input <- keras_input(3)
   dense <- nn$Dense(2L)
   expect_error(layer_flax_module_wrapper(input), class = "kerasflax_error_module")
   expect_error(layer_flax_module_wrapper(dense), class = "kerasflax_error_object")
-  expect_error(layer_flax_module_wrapper(input, dense, method = 1), class = "kerasflax_error_method")
-  expect_error(layer_flax_module_wrapper(input, dense, method = "no"), class = "kerasflax_error_method")
-  expect_error(layer_flax_module_wrapper(input, dense, variables = 1), class = "kerasflax_error_variables")
-  expect_error(layer_flax_module_wrapper(input, dense, variables = list(a = 1)), class = "kerasflax_error_variables")
+  expect_error(
+    layer_flax_module_wrapper(input, dense, method = 1),
+    class = "kerasflax_error_method"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, method = "no"),
+    class = "kerasflax_error_method"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, variables = 1),
+    class = "kerasflax_error_variables"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, variables = list(a = 1)),
+    class = "kerasflax_error_variables"
+  )
   expect_error(layer_flax_module_wrapper(input, dense, no = 1), class = "kerasflax_error_argument")
-  for (cause in list(quote(layer_flax_module_wrapper(input)), quote(layer_flax_module_wrapper(input, dense, no = 1)))) {
+  for (cause in list(
+    quote(layer_flax_module_wrapper(input)),
+    quote(layer_flax_module_wrapper(input, dense, no = 1))
+  )) {
     expect_error(eval(cause), class = "kerasflax_error")
   }
+})
+
+test_that("text that is not valid UTF-8 is an error in every argument of the layer", {
+  skip_without_flax()
+  nn <- flax_linen()
+  input <- keras_input(3)
+  dense <- nn$Dense(2L)
+  lost <- latin_word("bytes")
+  invalid <- latin_word("unknown")
+  expect_snapshot(error = TRUE, {
+    layer_flax_module_wrapper(input, dense, name = invalid)
+    layer_flax_module_wrapper(input, dense, name = lost)
+    layer_flax_module_wrapper(input, dense, method = invalid)
+    layer_flax_module_wrapper(
+      input,
+      dense,
+      regularizers = rlang::set_names(list("l2", "l2"), c(invalid, "**"))
+    )
+    layer_flax_module_wrapper(input, dense, constraints = rlang::set_names(list(1), lost))
+    layer_flax_module_wrapper(rlang::set_names(list(input), invalid), dense)
+  })
+  expect_error(
+    layer_flax_module_wrapper(input, dense, name = invalid),
+    "`name` must be valid UTF-8.*<e9>",
+    class = "kerasflax_error_argument"
+  )
+  expect_error(
+    layer_flax_module_wrapper(input, dense, method = invalid),
+    "`method` must be valid UTF-8",
+    class = "kerasflax_error_method"
+  )
+})
+
+test_that("text with a declared encoding arrives in Python as the same characters", {
+  skip_without_flax()
+  nn <- flax_linen()
+  latin <- latin_word("latin1")
+  layer <- layer_flax_module_wrapper(module = nn$Dense(2L), name = latin)
+  expect_identical(layer$name, "caf\u00e9")
 })

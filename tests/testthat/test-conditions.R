@@ -1,7 +1,9 @@
-test_that("an R condition raised inside a module arrives as itself, class, call and fields kept", {
+test_that("an R condition signaled in a module keeps its class, call and fields", {
   skip_without_flax()
   nn <- flax_linen()
-  inner <- function() rlang::abort("my {condition} with {{braces}}", class = "my_class", extra = list(3))
+  inner <- function() {
+    rlang::abort("my {condition} with {{braces}}", class = "my_class", extra = list(3))
+  }
   Fails(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs, training = FALSE) inner())
   }
@@ -11,31 +13,40 @@ test_that("an R condition raised inside a module arrives as itself, class, call 
   expect_equal(conditionCall(condition), quote(inner()))
 })
 
-test_that("a plain stop() inside a module arrives as a simpleError", {
+test_that("a plain stop() in a module arrives as a simpleError", {
   skip_without_flax()
   nn <- flax_linen()
   fails <- function(module, inputs) stop("plain {stop}")
-  condition <- expect_error(layer_flax_module_wrapper(keras_input(3), nn$Dense(2L), method = fails), class = "simpleError")
+  condition <- expect_error(
+    layer_flax_module_wrapper(keras_input(3), nn$Dense(2L), method = fails),
+    class = "simpleError"
+  )
   expect_equal(conditionMessage(condition), "plain {stop}")
 })
 
-test_that("an R condition raised in fit() has its text and its class in the Python error", {
+test_that("the Python error from fit() has the text and class of the R condition", {
   skip_without_flax()
   nn <- flax_linen()
   Fails(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
-      if (training) rlang::abort("only {in} training", class = "my_class")
+      if (training) {
+        rlang::abort("only {in} training", class = "my_class")
+      }
       (nn$Dense(3L))(inputs)
     })
   }
   input <- keras_input(3)
   model <- keras_model(input, layer_flax_module_wrapper(input, Fails()))
   compile(model, "sgd", "mse")
-  condition <- expect_error(fit(model, targets(), targets(), verbose = 0), "only {in} training", fixed = TRUE)
+  condition <- expect_error(
+    fit(model, targets(), targets(), verbose = 0),
+    "only {in} training",
+    fixed = TRUE
+  )
   expect_true("my_class" %in% condition$r_class)
 })
 
-test_that("an exception of the module's own stays what it is", {
+test_that("an exception from the module's own code is unchanged", {
   skip_without_flax()
   nn <- flax_linen()
   expect_error(
@@ -45,11 +56,13 @@ test_that("an exception of the module's own stays what it is", {
   )
 })
 
-test_that("an error of the core's keeps its whole text and the exception as its parent", {
+test_that("an error from the core keeps its full text and has the exception as its parent", {
   skip_without_flax()
   nn <- flax_linen()
   Braces(nn$Module) %py_class% {
-    `__call__` <- nn$compact(\(self, inputs) self$param("a {b} {{c}} {.cls d}", nn$initializers$zeros, inputs$shape[1]))
+    `__call__` <- nn$compact(\(self, inputs) {
+      self$param("a {b} {{c}} {.cls d}", nn$initializers$zeros, inputs$shape[1])
+    })
   }
   condition <- expect_error(
     layer_flax_module_wrapper(array(1, c(1, 3)), Braces(), variables = list(params = list(x = 1))),
@@ -59,26 +72,38 @@ test_that("an error of the core's keeps its whole text and the exception as its 
   expect_s3_class(condition$parent$exception, "kerasflax.VariablesError")
 })
 
-test_that("the causes in Python's exceptions are documented", {
+test_that("the help page documents the cause of every Python exception", {
   skip_without_flax()
-  causes <- vapply(reticulate::import("kerasflax")$KerasFlaxError$`__subclasses__`(), \(class) class$cause, "")
+  causes <- vapply(
+    reticulate::import("kerasflax")$KerasFlaxError$`__subclasses__`(),
+    \(class) class$cause,
+    ""
+  )
   rd <- tools::Rd_db("kerasflax")[["layer_flax_module_wrapper.Rd"]]
-  text <- paste(capture.output(tools::Rd2txt(rd, options = list(underline_titles = FALSE))), collapse = " ")
+  text <- paste(
+    capture.output(tools::Rd2txt(rd, options = list(underline_titles = FALSE))),
+    collapse = " "
+  )
   for (cause in causes) {
     expect_match(text, paste0("'", cause, "'"), fixed = TRUE)
   }
 })
 
-test_that("what `if` says of a tensor gains what to write, wherever the layer is called from", {
+test_that("an error from `if` on a tensor names the replacement, wherever the layer is called", {
   skip_without_flax()
-  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(1L), method = \(module, x) if (x > 0) x else -x)
+  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(1L), method = \(module, x) {
+    if (x > 0) x else -x
+  })
   expect_error(layer(array(1, c(2, 3))), "op_where\\(\\)")
   model <- keras_model_sequential(layers = list(layer)) |> compile("sgd", "mse")
   expect_error(fit(model, array(1, c(2, 3)), array(1, c(2, 3)), verbose = 0), "op_where\\(\\)")
-  expect_error(layer_flax_module_wrapper(array(1, c(2, 3)), flax_linen()$Dense(1L), \(module, x) if (x > 0) x), "op_cond")
+  expect_error(
+    layer_flax_module_wrapper(array(1, c(2, 3)), flax_linen()$Dense(1L), \(module, x) if (x > 0) x),
+    "op_cond"
+  )
 })
 
-test_that("R says everything that a message says differently", {
+test_that("R has a word for every entry of Python's table of words", {
   skip_without_flax()
   words <- reticulate::import("kerasflax._host")$WORDS
   expect_setequal(names(kerasflax:::core_words), reticulate::iterate(words$keys()))

@@ -1,9 +1,9 @@
-# Every behaviour of a case, one after the other on one layer: with a layer of its own each would compile all of it again.
+# All tests of a case use the same layer, because each new layer would be compiled again.
 for_each_case(function(name, make) {
   delayedAssign("case", make())
   delayedAssign("layer", layer_of(case))
 
-  test_that(paste0(name, ": initial variables are those of plain init"), {
+  test_that(paste0(name, ": initial variables match plain init"), {
     skip_without_flax()
     expected <- plain_init(case)
     kept <- layer$flax_variables
@@ -12,7 +12,7 @@ for_each_case(function(name, make) {
   })
 
   for (mode in c("training", "inference")) {
-    test_that(paste0(name, ": outputs, state and sown values are those of plain apply in ", mode), {
+    test_that(paste0(name, ": outputs, state and sown values match plain apply in ", mode), {
       skip_without_flax()
       before <- layer$flax_variables
       keys <- keys_of(layer, case$streams[[mode]])
@@ -23,11 +23,15 @@ for_each_case(function(name, make) {
       state <- plain$written[intersect(names(plain$written), names(before))]
       expect_same_tree(layer$flax_variables, utils::modifyList(before, state))
       sown <- plain$written[intersect(names(plain$written), case$sown)]
-      expect_equal(rapply(flax_sown(layer), numbers, how = "unlist"), rapply(sown, numbers, how = "unlist"), tolerance = 1e-5)
+      expect_equal(
+        rapply(flax_sown(layer), numbers, how = "unlist"),
+        rapply(sown, numbers, how = "unlist"),
+        tolerance = 1e-5
+      )
     })
   }
 
-  test_that(paste0(name, ": symbolic outputs agree with eager ones"), {
+  test_that(paste0(name, ": symbolic outputs match eager outputs"), {
     skip_without_flax()
     symbolic <- leaves_of(layer(keras_inputs(case$inputs)))
     eager <- leaves_of(without_null(layer(case$inputs)))
@@ -38,7 +42,7 @@ for_each_case(function(name, make) {
     }
   })
 
-  test_that(paste0(name, ": fit() takes the step that plain Flax takes"), {
+  test_that(paste0(name, ": fit() takes the same step as plain Flax"), {
     skip_without_flax()
     before <- layer$flax_variables
     keys <- keys_of(layer, case$streams$training)
@@ -47,7 +51,14 @@ for_each_case(function(name, make) {
     model <- keras_model(inputs, score(layer(inputs)))
     compile(model, optimizer_sgd(learning_rate), "mse")
     n <- sizes(leaves_of(case$inputs)[[1]])[[1]]
-    history <- fit(model, case$inputs, matrix(0, n, 1), batch_size = n, shuffle = FALSE, verbose = 0)
+    history <- fit(
+      model,
+      case$inputs,
+      matrix(0, n, 1),
+      batch_size = n,
+      shuffle = FALSE,
+      verbose = 0
+    )
     expect_true(is.finite(history$metrics$loss))
     expect_equal(history$metrics$loss, plain$loss, tolerance = 1e-4)
     expect_same_tree(layer$flax_variables, plain$variables, tolerance = 1e-4)
@@ -56,7 +67,7 @@ for_each_case(function(name, make) {
     }
   })
 
-  test_that(paste0(name, ": predict() on another batch size is plain apply"), {
+  test_that(paste0(name, ": predict() on another batch size matches plain apply"), {
     skip_without_flax()
     inputs <- rows_of(case$inputs, c(1:4, 2:4))
     before <- layer$flax_variables
@@ -64,8 +75,10 @@ for_each_case(function(name, make) {
     tensors <- keras_inputs(case$inputs)
     model <- keras_model(tensors, layer(tensors))
     got <- leaves_of(predict(model, inputs, verbose = 0))
-    expected <- leaves_of(without_null(plain_apply(case, before, inputs, "inference", keys)$outputs))
-    # Keras sorts what it returns by name.
+    expected <- leaves_of(without_null(
+      plain_apply(case, before, inputs, "inference", keys)$outputs
+    ))
+    # Keras sorts its outputs by name.
     expect_setequal(names(got), names(expected))
     got <- got[names(expected)]
     expect_equal(lapply(got, as.vector), lapply(expected, numbers), tolerance = 1e-5)
@@ -73,7 +86,7 @@ for_each_case(function(name, make) {
   })
 })
 
-test_that("linen: the mask that Keras has computed arrives as `mask`", {
+test_that("linen: the module receives Keras's computed mask as `mask`", {
   skip_without_flax()
   module <- masked()
   layer <- layer_flax_module_wrapper(module = module)
@@ -87,7 +100,7 @@ test_that("linen: the mask that Keras has computed arrives as `mask`", {
   expect_false(isTRUE(all.equal(got, numbers(module$apply(layer$flax_variables, as_jax(x))))))
 })
 
-test_that("linen: a layer used twice is plain apply after plain apply, on one set of weights", {
+test_that("linen: a layer used twice applies one set of weights twice", {
   skip_without_flax()
   module <- flax_linen()$Dense(3L)
   layer <- layer_flax_module_wrapper(module = module)
@@ -102,7 +115,7 @@ test_that("linen: a layer used twice is plain apply after plain apply, on one se
   expect_length(model$weights, 2)
 })
 
-test_that("linen: two layers of one module have weights of their own", {
+test_that("linen: two layers with the same module have separate weights", {
   skip_without_flax()
   module <- coder()
   first <- layer_flax_module_wrapper(module = module, method = "encode", seed = 1)
@@ -112,8 +125,14 @@ test_that("linen: two layers of one module have weights of their own", {
   compile(model, optimizer_sgd(learning_rate), "mse")
   x <- floats(4, 3)
   fit(model, x, x, verbose = 0)
-  expected <- module$apply(second$flax_variables, module$apply(first$flax_variables, as_jax(x), method = "encode"))
+  expected <- module$apply(
+    second$flax_variables,
+    module$apply(first$flax_variables, as_jax(x), method = "encode")
+  )
   expect_equal(as.vector(predict(model, x, verbose = 0)), numbers(expected), tolerance = 1e-5)
   expect_length(model$weights, 6)
-  expect_false(isTRUE(all.equal(params_of(first$flax_variables), params_of(second$flax_variables)[1:2])))
+  expect_false(isTRUE(all.equal(
+    params_of(first$flax_variables),
+    params_of(second$flax_variables)[1:2]
+  )))
 })

@@ -1,10 +1,12 @@
-test_that("vectors become arrays, single numbers stay scalars, arrays keep their dimensions", {
-  converted <- as_variables(list(params = list(a = c(1, 2), b = 3L, c = matrix(1, 1, 1), d = array(1, 1), e = logical(0))))
+test_that("as_variables() converts vectors to arrays and keeps scalars and arrays", {
+  converted <- as_variables(list(
+    params = list(a = c(1, 2), b = 3L, c = matrix(1, 1, 1), d = array(1, 1), e = logical(0))
+  ))
   expect_equal(lapply(converted$params, dim), list(a = 2L, b = NULL, c = c(1L, 1L), d = 1L, e = 0L))
   expect_null(as_variables(NULL))
 })
 
-test_that("an R function as method is handed its inputs as R values, and has a name", {
+test_that("an R function used as a method gets R values and has a name", {
   skip_without_flax()
   seen <- NULL
   f <- as_method(function(module, inputs) seen <<- inputs, "my_method")
@@ -12,12 +14,12 @@ test_that("an R function as method is handed its inputs as R values, and has a n
   f(1L, list(a = 2, b = "c"))
   expect_equal(seen, list(a = 2, b = "c"))
   expect_identical(as_method("encode", "x"), "encode")
-  # A primitive has no closure that Python could hold.
+  # A primitive is not a closure, which Python could refer to.
   expect_equal(as_method(`-`, "minus")(3, 1), 2)
   expect_null(as_method(NULL, "x"))
 })
 
-test_that("whole doubles become Python integers as seeds", {
+test_that("a whole double becomes a Python integer as a seed", {
   skip_without_flax()
   seed <- \(x) reticulate::py_str(as_layer_arguments(list(seed = x))$seed)
   expect_equal(seed(3), "3")

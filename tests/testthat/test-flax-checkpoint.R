@@ -6,7 +6,7 @@ dense_model <- function() {
   keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "dense")
 }
 
-test_that("what is written is read again, in every format, and makes a layer", {
+test_that("every format restores what was written, and its variables create a layer", {
   skip_without_flax()
   skip_without_package("safetensors")
   skip_without_package("orbax.checkpoint")
@@ -24,11 +24,14 @@ test_that("what is written is read again, in every format, and makes a layer", {
   }
 })
 
-test_that("Flax reads what is written from R, in single precision, and the other way round", {
+test_that("Flax reads R's files in single precision, and R reads Flax's files", {
   skip_without_flax()
   serialization <- reticulate::import("flax.serialization")
   path <- withr::local_tempfile(fileext = ".msgpack")
-  flax_write(list(params = list(kernel = matrix(1:6 / 3, 2), bias = c(1, 2), scale = 0.5, n = 3L)), path)
+  flax_write(
+    list(params = list(kernel = matrix(1:6 / 3, 2), bias = c(1, 2), scale = 0.5, n = 3L)),
+    path
+  )
   bytes <- reticulate::import("pathlib", convert = FALSE)$Path(path)$read_bytes()
   restored <- serialization$msgpack_restore(bytes)$params
   expect_equal(restored$kernel, matrix(1:6 / 3, 2), tolerance = 1e-7)
@@ -37,7 +40,7 @@ test_that("Flax reads what is written from R, in single precision, and the other
   expect_identical(reticulate::py_to_r(flax_read(path)$params$n$item()), 3L)
 })
 
-test_that("a model's variables go out, and come back into a model", {
+test_that("a model's variables survive a round trip through a file", {
   skip_without_flax()
   model <- dense_model()
   path <- withr::local_tempfile(fileext = ".msgpack")
@@ -47,7 +50,7 @@ test_that("a model's variables go out, and come back into a model", {
   expect_identical(flax_variables(other), flax_variables(model))
 })
 
-test_that("other names are mapped by patterns and by functions, with a report", {
+test_that("`rename` maps paths by patterns or a function, and reports the mapping", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
   flax_write(list(linear.weight = matrix(1, 3, 2), linear.bias = c(1, 2), step = 4L), path)
@@ -63,7 +66,7 @@ test_that("other names are mapped by patterns and by functions, with a report", 
   expect_identical(as.array(read$params$kernel), matrix(1, 3, 2))
 })
 
-test_that("files and arguments that will not do say what they are", {
+test_that("errors about unusable files and arguments say what was found", {
   skip_without_flax()
   folder <- withr::local_tempdir()
   at <- function(name) file.path(folder, name)
@@ -93,7 +96,7 @@ test_that("files and arguments that will not do say what they are", {
   expect_false(file.exists(at("new.msgpack")))
 })
 
-test_that("numbers of R come back from a file as they were", {
+test_that("R numbers survive a round trip through a file exactly", {
   skip_without_flax()
   values <- list(b = c(3716834203, 3481239269), c = 2^24 + 1, d = 1e300, e = 0.5, f = c(1i, 2))
   path <- withr::local_tempfile(fileext = ".msgpack")
@@ -105,35 +108,61 @@ test_that("numbers of R come back from a file as they were", {
   expect_identical(reticulate::py_str(read$e$dtype), "float32")
 })
 
-test_that("half precision that was read becomes R arrays by way of float32", {
+test_that("half-precision arrays from a file become R arrays through float32", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
-  flax_write(list(w = reticulate::import("jax.numpy", convert = FALSE)$array(list(0.1, -2.5), "bfloat16")), path)
+  flax_write(
+    list(w = reticulate::import("jax.numpy", convert = FALSE)$array(list(0.1, -2.5), "bfloat16")),
+    path
+  )
   expect_identical(as.array(flax_read(path)$w$astype("float32")), array(c(0.10009765625, -2.5), 2))
 })
 
-test_that("a function that renames leaves out by NA, and a name that fits nothing is said", {
+test_that("a rename function drops a weight with NA, and an unused pattern is reported", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
   flax_write(list(a = 1, b = 2), path)
-  expect_identical(names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))), "a")
+  expect_identical(
+    names(suppressMessages(flax_read(path, rename = \(path) if (path == "b") NA else path))),
+    "a"
+  )
   expect_message(flax_read(path, rename = c(foo = "bar")), "No name was changed")
 })
 
-test_that("names, paths and metadata that Python cannot take are refused before anything is written", {
+test_that("names, paths and metadata with invalid text are errors before anything is written", {
   skip_without_flax()
   bad <- "\xe9"
   folder <- withr::local_tempdir()
   at <- function(name) file.path(folder, name)
-  expect_error(flax_write(list(a = 1), paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
-  expect_error(flax_read(paste0(bad, ".msgpack")), "valid UTF-8", class = "kerasflax_error_argument")
+  expect_error(
+    flax_write(list(a = 1), paste0(bad, ".msgpack")),
+    "valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
+  expect_error(
+    flax_read(paste0(bad, ".msgpack")),
+    "valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
   tree <- stats::setNames(list(1, 2), c(bad, "e"))
-  expect_error(flax_write(tree, at("a.msgpack")), "<e9> which is not valid UTF-8", class = "kerasflax_error_variables")
+  expect_error(
+    flax_write(tree, at("a.msgpack")),
+    "the name <e9> is not valid UTF-8",
+    class = "kerasflax_error_variables"
+  )
   Encoding(names(tree)) <- "bytes"
-  expect_error(flax_write(tree, at("a.msgpack")), "not valid UTF-8", class = "kerasflax_error_variables")
+  expect_error(
+    flax_write(tree, at("a.msgpack")),
+    "not valid UTF-8",
+    class = "kerasflax_error_variables"
+  )
   write <- function(metadata) flax_write(list(a = 1), at("a.safetensors"), metadata = metadata)
-  expect_error(write(c(x = "1", x = "2")), "has the name \"x\" twice", class = "kerasflax_error_argument")
-  expect_error(write(c(x = bad)), "not valid UTF-8", class = "kerasflax_error_argument")
+  expect_error(
+    write(c(x = "1", x = "2")),
+    "have the name \"x\"",
+    class = "kerasflax_error_argument"
+  )
+  expect_error(write(c(x = bad)), "must be valid UTF-8", class = "kerasflax_error_argument")
   expect_length(list.files(folder), 0)
   latin <- bad
   Encoding(latin) <- "latin1"
@@ -141,11 +170,33 @@ test_that("names, paths and metadata that Python cannot take are refused before 
   expect_named(flax_read(at(paste0("\u00e9", ".msgpack"))), "\u00e9")
 })
 
-test_that("a name that R cannot hold is an error of the file", {
+test_that("a name that R cannot represent is an error about the file", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".msgpack")
-  reticulate::py_run_string(sprintf("import flax.serialization, numpy
+  reticulate::py_run_string(sprintf(
+    "import flax.serialization, numpy
 with open(%s, 'wb') as file:
-    file.write(flax.serialization.to_bytes({'a\\0b': numpy.ones(2)}))", encodeString(path, quote = "'")))
+    file.write(flax.serialization.to_bytes({'a\\0b': numpy.ones(2)}))",
+    encodeString(path, quote = "'")
+  ))
   expect_error(flax_read(path), "zero byte", class = "kerasflax_error_file")
+})
+
+test_that("text in `rename` that is not valid UTF-8 is an error", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(list(a = 1), path)
+  for (encoding in c("unknown", "bytes")) {
+    text <- latin_word(encoding)
+    renames <- list(rlang::set_names("b", text), c(a = text), \(path) text)
+    for (rename in renames) {
+      expect_error(
+        flax_read(path, rename = rename),
+        "must be valid UTF-8.*<e9>",
+        class = "kerasflax_error_argument"
+      )
+    }
+  }
+  read <- suppressMessages(flax_read(path, rename = c(a = latin_word("latin1"))))
+  expect_named(read, "caf\u00e9")
 })

@@ -1,4 +1,4 @@
-test_that("an exported model computes what the model does, with a module written in R", {
+test_that("an exported model with a module written in R computes the model's predictions", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(fileext = ".stablehlo")
@@ -15,7 +15,7 @@ test_that("an exported model computes what the model does, with a module written
   })
 })
 
-test_that("a new session, and JAX alone, run a module written in R without its definition", {
+test_that("a new session and JAX alone run an exported R module without its definition", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(fileext = ".stablehlo")
@@ -29,20 +29,28 @@ test_that("a new session, and JAX alone, run a module written in R without its d
   x <- matrix(seq(-1, 1, length.out = 15), 5)
   expected <- predict(model, x, verbose = 0)
   imported <- result_of(sprintf(
-    "library(kerasflax); result <- flax_import('%s')(matrix(seq(-1, 1, length.out = 15), 5))", path
+    "library(kerasflax); result <- flax_import('%s')(matrix(seq(-1, 1, length.out = 15), 5))",
+    path
   ))
   expect_equal(imported, expected, tolerance = 1e-6)
-  code <- withr::local_tempfile(fileext = ".py", lines = c(
-    "import sys, pathlib, jax.export, numpy as np",
-    "run = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes())).call",
-    "print(*np.asarray(run(np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5).T)).ravel())",
-    "assert not {'keras', 'flax', 'kerasflax', 'tensorflow'} & set(sys.modules)"
-  ))
+  code <- withr::local_tempfile(
+    fileext = ".py",
+    lines = c(
+      "import sys, pathlib, jax.export, numpy as np",
+      "run = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes())).call",
+      "print(*np.asarray(run(np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5).T)).ravel())",
+      "assert not {'keras', 'flax', 'kerasflax', 'tensorflow'} & set(sys.modules)"
+    )
+  )
   printed <- system2(Sys.getenv("RETICULATE_PYTHON"), c(code, path), stdout = TRUE)
-  expect_equal(matrix(scan(text = printed, quiet = TRUE), 5, byrow = TRUE), expected, tolerance = 1e-6)
+  expect_equal(
+    matrix(scan(text = printed, quiet = TRUE), 5, byrow = TRUE),
+    expected,
+    tolerance = 1e-6
+  )
 })
 
-test_that("wrong arguments and files are refused", {
+test_that("wrong arguments and files are errors", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("flatbuffers"), "flatbuffers is not installed")
   path <- withr::local_tempfile(lines = "something else")
@@ -55,7 +63,19 @@ test_that("wrong arguments and files are refused", {
   expect_identical(readLines(path), "something else")
   expect_error(flax_import(path), class = "kerasflax_error_file")
   expect_error(flax_import(path), "`checked = FALSE`", fixed = TRUE)
-  expect_error(flax_import(path, checked = FALSE), "`jax.export` has written", class = "kerasflax_error_file")
+  expect_error(
+    flax_import(path, checked = FALSE),
+    "`jax.export` has written",
+    class = "kerasflax_error_file"
+  )
   expect_error(flax_import(path, checked = NA), class = "kerasflax_error_argument")
   expect_error(flax_import(tempfile()), class = "kerasflax_error_file")
+})
+
+test_that("a platform that is not valid UTF-8 is an error", {
+  expect_error(
+    flax_export(NULL, "model.stablehlo", platforms = latin_word("unknown")),
+    "`platforms` must be valid UTF-8",
+    class = "kerasflax_error_argument"
+  )
 })

@@ -4,7 +4,7 @@ freezable <- function() {
     compile(optimizer_adam(0.1), "mse")
 }
 
-test_that("frozen weights stay, get no slots, and are counted as not trainable", {
+test_that("frozen weights stay constant, get no optimizer slots and count as non-trainable", {
   skip_without_flax()
   model <- freezable()
   flax_freeze(model, c("net/params/Conv_0/**", "**/bias"))
@@ -15,16 +15,21 @@ test_that("frozen weights stay, get no slots, and are counted as not trainable",
   expect_identical(after$Conv_0, before$Conv_0)
   expect_identical(after$Dense_0$bias, before$Dense_0$bias)
   expect_false(identical(after$Dense_0$kernel, before$Dense_0$kernel))
-  # Two moments each of two weights, the count of steps and the learning rate.
+  # Two moments for each of two weights, the number of steps, and the learning rate.
   expect_length(model$optimizer$variables, 6)
   shown <- utils::capture.output(print(summary(model)))
   count <- sum(lengths(list(after$Dense_0$kernel, after$BatchNorm_0$scale)))
-  expect_match(grep(" Trainable params", shown, value = TRUE), paste0(" ", count, " "), fixed = TRUE)
+  expect_match(
+    grep(" Trainable params", shown, value = TRUE),
+    paste0(" ", count, " "),
+    fixed = TRUE
+  )
 })
 
-test_that("patterns may have names, and a layer that has been trained says that its model has to be compiled again", {
+test_that("patterns can have names, and freezing a trained layer warns to compile its model", {
   skip_without_flax()
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
   compile(model, "sgd", "mse")
   expect_no_warning(flax_freeze(get_layer(model, "net"), c("params/bias" = "params/kernel")))
   expect_identical(unlist(get_layer(model, "net")$frozen), "params/kernel")
@@ -32,7 +37,7 @@ test_that("patterns may have names, and a layer that has been trained says that 
   expect_warning(flax_unfreeze(get_layer(model, "net")), "compile")
 })
 
-test_that("all weights are frozen and unfrozen without a pattern, and a trained model has to be compiled again", {
+test_that("without a pattern, all weights are frozen, and a trained model warns to compile again", {
   skip_without_flax()
   model <- freezable()
   expect_invisible(flax_freeze(model))
@@ -47,7 +52,7 @@ test_that("all weights are frozen and unfrozen without a pattern, and a trained 
   expect_length(model$trainable_weights, 4)
 })
 
-test_that("patterns that fit nothing and other mistakes say what is there", {
+test_that("errors about patterns and objects say what exists", {
   skip_without_flax()
   model <- freezable()
   expect_snapshot(error = TRUE, transform = scrub, {
@@ -59,5 +64,18 @@ test_that("patterns that fit nothing and other mistakes say what is there", {
     flax_unfreeze(layer_dense(units = 1, name = "dense"))
     flax_freeze(layer_flax_module_wrapper(module = flax_linen()$Dense(1L), name = "new"))
   })
+  expect_length(model$trainable_weights, 6)
+})
+
+test_that("a pattern that is not valid UTF-8 is an error, and nothing is frozen", {
+  skip_without_flax()
+  model <- freezable()
+  for (encoding in c("unknown", "bytes")) {
+    expect_error(
+      flax_freeze(model, c("**/bias", latin_word(encoding))),
+      "`path` must be valid UTF-8.*<e9>",
+      class = "kerasflax_error_argument"
+    )
+  }
   expect_length(model$trainable_weights, 6)
 })

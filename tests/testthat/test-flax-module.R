@@ -1,7 +1,11 @@
 mlp <- function() {
   nn <- flax_linen()
-  flax_module("MLP",
-    units = 4L, rate = 0.5, activation = NULL, classes = flax_field("integer"),
+  flax_module(
+    "MLP",
+    units = 4L,
+    rate = 0.5,
+    activation = NULL,
+    classes = flax_field("integer"),
     call = function(self, inputs, training = FALSE) {
       x <- (nn$Dense(self$units))(inputs)
       if (!is.null(self$activation)) {
@@ -13,7 +17,7 @@ mlp <- function() {
   )
 }
 
-test_that("a module defined in R is one of Flax's, with the same numbers", {
+test_that("a module defined in R is a Flax module with the same numbers", {
   skip_without_flax()
   nn <- flax_linen()
   make <- mlp()
@@ -26,12 +30,15 @@ test_that("a module defined in R is one of Flax's, with the same numbers", {
   variables <- module$init(key, as_jax(x))
   params <- variables$params
   expect_identical(names(params), c("Dense_0", "Dense_1"))
-  expected <- other$apply(list(params = list(layers_0 = params$Dense_0, layers_2 = params$Dense_1)), as_jax(x))
+  expected <- other$apply(
+    list(params = list(layers_0 = params$Dense_0, layers_2 = params$Dense_1)),
+    as_jax(x)
+  )
   layer <- layer_flax_module_wrapper(module = module, variables = variables)
   expect_equal(as.array(layer(x)), as.array(expected))
 })
 
-test_that("the constructor has the fields as arguments, and keeps to their types", {
+test_that("the constructor has the fields as arguments and enforces their types", {
   skip_without_flax()
   make <- mlp()
   expect_identical(names(formals(make)), c("units", "rate", "activation", "classes"))
@@ -41,14 +48,22 @@ test_that("the constructor has the fields as arguments, and keeps to their types
   expect_error(make(units = 3.5, classes = 2), "units", class = "kerasflax_error_field")
   expect_error(make(units = 3e9, classes = 2), "units", class = "kerasflax_error_field")
   expect_error(make(rate = "a", classes = 2), "rate", class = "kerasflax_error_field")
-  expect_error(make(activation = NA, classes = 2), "activation. is NA", class = "kerasflax_error_field")
-  expect_error(make(classes = NA_integer_), "classes. is NA", class = "kerasflax_error_field")
+  expect_error(
+    make(activation = NA, classes = 2),
+    "activation. must not be NA",
+    class = "kerasflax_error_field"
+  )
+  expect_error(
+    make(classes = NA_integer_),
+    "classes. must not be NA",
+    class = "kerasflax_error_field"
+  )
   expect_identical(make(rate = NA_real_, classes = 2)$rate, NA_real_)
   expect_identical(make(rate = 1L, classes = 2)$rate, 1)
   expect_snapshot(make)
 })
 
-test_that("`training` arrives, and state is kept", {
+test_that("a module defined in R receives `training` and keeps its state", {
   skip_without_flax()
   model <- keras_model_sequential(3) |> layer_flax_module_wrapper(mlp()(classes = 2))
   x <- matrix(1, 64, 3)
@@ -56,11 +71,14 @@ test_that("`training` arrives, and state is kept", {
   expect_length(unique(c(as.array(model(x)))), 2)
 })
 
-test_that("setup and other methods are methods, and modules nest", {
+test_that("setup and other functions become methods, and modules nest", {
   skip_without_flax()
   nn <- flax_linen()
-  coder <- flax_module("Coder",
-    sizes = c(3L, 7L), part = NULL, options = list(a = 1),
+  coder <- flax_module(
+    "Coder",
+    sizes = c(3L, 7L),
+    part = NULL,
+    options = list(a = 1),
     setup = function(self) {
       self$encoder <- nn$Dense(self$sizes[[1]])
       self$decoder <- self$part
@@ -77,17 +95,20 @@ test_that("setup and other methods are methods, and modules nest", {
   expect_snapshot(coder)
 })
 
-test_that("a module may have no fields, and fields of any name", {
+test_that("a module can have no fields, and a field can have any name", {
   skip_without_flax()
   nn <- flax_linen()
   plain <- flax_module("Plain", call = function(self, inputs) (nn$Dense(2L))(inputs))
-  expect_identical(dim(as.array(layer_flax_module_wrapper(module = plain())(matrix(1, 2, 3)))), c(2L, 2L))
+  expect_identical(
+    dim(as.array(layer_flax_module_wrapper(module = plain())(matrix(1, 2, 3)))),
+    c(2L, 2L)
+  )
   expect_snapshot(plain)
   short <- flax_module("Short", n = 2L, call = function(self, inputs) (nn$Dense(self$n))(inputs))
   expect_identical(short(n = 3)$n, 3L)
 })
 
-test_that("wrong parts are refused", {
+test_that("wrong names, fields and methods are errors", {
   skip_without_flax()
   call <- function(self, inputs) inputs
   expect_snapshot(error = TRUE, {
@@ -107,28 +128,41 @@ test_that("wrong parts are refused", {
   })
 })
 
-test_that("a saved model of it is loaded where the definition has been run", {
+test_that("a session that has run the definition loads a saved model", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   define <- "
     library(kerasflax)
     nn <- reticulate::import('flax.linen')
-    net <- flax_module('Net', units = 3L, sizes = c(1L, 2L), call = function(self, inputs) (nn$Dense(self$units))(inputs))
+    net <- flax_module('Net', units = 3L, sizes = c(1L, 2L),
+      call = function(self, inputs) (nn$Dense(self$units))(inputs))
     x <- matrix(seq(-1, 1, length.out = 12), 4)"
-  old <- result_of(c(define, sprintf(
-    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5, sizes = c(3, 4)))
+  old <- result_of(c(
+    define,
+    sprintf(
+      "model <- keras_model_sequential(3) |>
+       layer_flax_module_wrapper(net(units = 5, sizes = c(3, 4)))
      save_model(model, '%s')
-     result <- predict(model, x, verbose = 0)", path
-  )))
+     result <- predict(model, x, verbose = 0)",
+      path
+    )
+  ))
   expect_identical(dim(old), c(4L, 5L))
-  expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+  expect_identical(
+    result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))),
+    old
+  )
 })
 
-test_that("a constructor is the class to Python, and no module", {
+test_that("a constructor is a class in Python, not a module", {
   skip_without_flax()
   nn <- flax_linen()
-  counts <- flax_module("Counts", units = 3L, call = function(self, inputs) (nn$Dense(self$units))(inputs))
-  repeated <- flax_module("Repeated", part = flax_field(), call = function(self, inputs) (self$part(2L))(inputs))
+  counts <- flax_module("Counts", units = 3L, call = function(self, inputs) {
+    (nn$Dense(self$units))(inputs)
+  })
+  repeated <- flax_module("Repeated", part = flax_field(), call = function(self, inputs) {
+    (self$part(2L))(inputs)
+  })
   layer <- layer_flax_module_wrapper(module = repeated(part = counts))
   expect_identical(dim(as.array(layer(matrix(1, 4, 3)))), c(4L, 2L))
   expect_identical(layer$module$part$`__qualname__`, "Counts")
@@ -136,16 +170,23 @@ test_that("a constructor is the class to Python, and no module", {
     layer_flax_module_wrapper(module = counts)
     layer_flax_module_wrapper(module = nn$Dense(1L), method = counts)
   })
-  # Asked for a method, the session does not rename the class.
+  # Looking up the constructor as a method does not rename the class.
   assign("other_name", counts, envir = globalenv())
   withr::defer(rm("other_name", envir = globalenv()))
-  expect_identical(reticulate::r_to_py(kerasflax:::r_method_of_name("other_name"))$`__name__`, "Counts")
+  expect_identical(
+    reticulate::r_to_py(kerasflax:::r_method_of_name("other_name"))$`__name__`,
+    "Counts"
+  )
 })
 
 nnx_mlp <- function() {
   nnx <- flax_nnx()
-  flax_module("MLP",
-    units = 4L, rate = 0.5, outputs = flax_field("integer"), api = "nnx",
+  flax_module(
+    "MLP",
+    units = 4L,
+    rate = 0.5,
+    outputs = flax_field("integer"),
+    api = "nnx",
     setup = function(self, rngs) {
       self$hidden <- nnx$Linear(3L, self$units, rngs = rngs)
       self$dropout <- nnx$Dropout(self$rate, rngs = rngs)
@@ -155,7 +196,7 @@ nnx_mlp <- function() {
   )
 }
 
-test_that("a module of NNX is made by the layer, or with rngs at once", {
+test_that("the layer creates an NNX module, and `rngs` creates it at once", {
   skip_without_flax()
   nnx <- flax_nnx()
   mlp <- nnx_mlp()
@@ -167,7 +208,11 @@ test_that("a module of NNX is made by the layer, or with rngs at once", {
   eager <- layer_flax_module_wrapper(module = module)
   x <- matrix(seq(-1, 1, length.out = 12), 4)
   expect_equal(as.array(lazy(x)), as.array(eager(x)), tolerance = 1e-6)
-  expect_equal(as.array(lazy(x, training = TRUE)), as.array(eager(x, training = TRUE)), tolerance = 1e-6)
+  expect_equal(
+    as.array(lazy(x, training = TRUE)),
+    as.array(eager(x, training = TRUE)),
+    tolerance = 1e-6
+  )
   expect_false(isTRUE(all.equal(as.array(lazy(x, training = TRUE)), as.array(lazy(x)))))
   expect_snapshot({
     mlp
@@ -182,7 +227,7 @@ test_that("a module of NNX is made by the layer, or with rngs at once", {
   })
 })
 
-test_that("a saved model of an NNX module of R goes on in a new session", {
+test_that("a saved model with an NNX module from R continues training in a new session", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   define <- "
@@ -199,12 +244,42 @@ test_that("a saved model of an NNX module of R goes on in a new session", {
       model$reset_metrics()
       c(train_on_batch(model, x, matrix(0, 4, 5)), predict(model, x, verbose = 0))
     }"
-  old <- result_of(c(define, sprintf(
-    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5))
+  old <- result_of(c(
+    define,
+    sprintf(
+      "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(net(units = 5))
      compile(model, 'adam', 'mse')
      fit(model, x, matrix(0, 4, 5), verbose = 0)
      save_model(model, '%s')
-     result <- go_on(model)", path
-  )))
+     result <- go_on(model)",
+      path
+    )
+  ))
   expect_identical(result_of(c(define, sprintf("result <- go_on(load_model('%s'))", path))), old)
+})
+
+test_that("text that is not valid UTF-8 is an error in names, defaults and values of fields", {
+  skip_without_flax()
+  call <- function(self, inputs) inputs
+  for (encoding in c("unknown", "bytes")) {
+    text <- latin_word(encoding)
+    argument <- "kerasflax_error_argument"
+    expect_error(flax_module(text, call = call), ".name. must be valid UTF-8", class = argument)
+    fields <- rlang::set_names(list(1), text)
+    define <- function() flax_module("A", !!!fields, call = call)
+    expect_error(define(), "names.* must be valid UTF-8", class = argument)
+    expect_error(
+      flax_module("A", mode = text, call = call),
+      "mode. must be valid UTF-8",
+      class = argument
+    )
+    make <- flax_module("A", mode = "same", call = call)
+    expect_error(
+      make(mode = text),
+      "mode. must be valid UTF-8",
+      class = "kerasflax_error_field"
+    )
+  }
+  make <- flax_module("A", mode = "same", call = call)
+  expect_identical(make(mode = latin_word("latin1"))$mode, "caf\u00e9")
 })

@@ -1,4 +1,4 @@
-# Tables without a Python, for what is done with them. `shapes` is a list named by paths.
+# Tables created without Python. `shapes` is a list named by path.
 parameters_of <- function(shapes, layer = "net", stats = FALSE) {
   paths <- names(shapes)
   size <- vapply(unname(shapes), prod, 0)
@@ -15,7 +15,10 @@ parameters_of <- function(shapes, layer = "net", stats = FALSE) {
   )
   if (stats) {
     reach <- seq_along(paths) / length(paths)
-    columns <- c(columns, list(mean = reach / 10, sd = reach / 2, min = -reach, max = reach, n_nonfinite = 0 * reach))
+    columns <- c(
+      columns,
+      list(mean = reach / 10, sd = reach / 2, min = -reach, max = reach, n_nonfinite = 0 * reach)
+    )
   }
   new_parameters(columns)
 }
@@ -23,33 +26,56 @@ parameters_of <- function(shapes, layer = "net", stats = FALSE) {
 five_weights <- function(...) {
   parameters_of(
     list(
-      "batch_stats/BatchNorm_0/mean" = 32, "batch_stats/BatchNorm_0/var" = 32,
-      "params/Conv_0/kernel" = c(3, 3, 1, 32), "params/scale" = numeric(), "kernel" = c(32, 10)
+      "batch_stats/BatchNorm_0/mean" = 32,
+      "batch_stats/BatchNorm_0/var" = 32,
+      "params/Conv_0/kernel" = c(3, 3, 1, 32),
+      "params/scale" = numeric(),
+      "kernel" = c(32, 10)
     ),
     layer = c("net", "net", "net", "net", "head"),
     ...
   )
 }
 
-# As many weights as a transformer of the given number of blocks has, 12 a block.
+# The weights of a transformer with the given number of blocks: 12 for each block.
 transformer <- function(blocks, ...) {
   block <- list(
-    "LayerNorm_0/bias" = 64, "LayerNorm_0/scale" = 64,
-    "Attention_1/query/bias" = c(4, 16), "Attention_1/query/kernel" = c(64, 4, 16),
-    "Attention_1/value/bias" = c(4, 16), "Attention_1/value/kernel" = c(64, 4, 16),
-    "Attention_1/out/bias" = 64, "Attention_1/out/kernel" = c(4, 16, 64),
-    "Mlp_2/Dense_0/bias" = 256, "Mlp_2/Dense_0/kernel" = c(64, 256),
-    "Mlp_2/Dense_1/bias" = 64, "Mlp_2/Dense_1/kernel" = c(256, 64)
+    "LayerNorm_0/bias" = 64,
+    "LayerNorm_0/scale" = 64,
+    "Attention_1/query/bias" = c(4, 16),
+    "Attention_1/query/kernel" = c(64, 4, 16),
+    "Attention_1/value/bias" = c(4, 16),
+    "Attention_1/value/kernel" = c(64, 4, 16),
+    "Attention_1/out/bias" = 64,
+    "Attention_1/out/kernel" = c(4, 16, 64),
+    "Mlp_2/Dense_0/bias" = 256,
+    "Mlp_2/Dense_0/kernel" = c(64, 256),
+    "Mlp_2/Dense_1/bias" = 64,
+    "Mlp_2/Dense_1/kernel" = c(256, 64)
   )
-  all <- lapply(seq_len(blocks), \(i) rlang::set_names(block, paste0("params/Encoder/block_", i - 1, "/", names(block))))
-  parameters_of(c(unlist(all, recursive = FALSE), list("params/head/bias" = 10, "params/head/kernel" = c(64, 10))), ...)
+  all <- lapply(seq_len(blocks), \(i) {
+    rlang::set_names(block, paste0("params/Encoder/block_", i - 1, "/", names(block)))
+  })
+  parameters_of(
+    c(
+      unlist(all, recursive = FALSE),
+      list("params/head/bias" = 10, "params/head/kernel" = c(64, 10))
+    ),
+    ...
+  )
 }
 
 flat_network <- function(n, ...) {
-  parameters_of(rlang::set_names(lapply(seq_len(n), \(i) c(i, 2)), paste0("params/Dense_", seq_len(n), "/kernel")), ...)
+  parameters_of(
+    rlang::set_names(
+      lapply(seq_len(n), \(i) c(i, 2)),
+      paste0("params/Dense_", seq_len(n), "/kernel")
+    ),
+    ...
+  )
 }
 
-# A Flax layer and Keras's own, of which one has weights that are not trained.
+# A model with Flax layers and Keras layers, one of which has weights that are not trainable.
 mixed_model <- function() {
   input <- keras_input(c(5, 5, 1))
   output <- input |>
@@ -60,7 +86,7 @@ mixed_model <- function() {
   keras_model(input, output)
 }
 
-test_that("a model's table has a row for each weight of every layer, of the right types", {
+test_that("a model's table has a row for each weight of every layer, with the right types", {
   skip_without_flax()
   parameters <- flax_parameters(mixed_model())
   expect_s3_class(parameters, c("flax_parameters", "data.frame"), exact = TRUE)
@@ -68,8 +94,14 @@ test_that("a model's table has a row for each weight of every layer, of the righ
   expect_equal(
     vapply(parameters, typeof, ""),
     c(
-      layer = "character", collection = "character", path = "character", shape = "list", dtype = "character",
-      size = "double", bytes = "double", trainable = "logical"
+      layer = "character",
+      collection = "character",
+      path = "character",
+      shape = "list",
+      dtype = "character",
+      size = "double",
+      bytes = "double",
+      trainable = "logical"
     )
   )
   expect_equal(unique(parameters$layer), c("net", "middle", "norm", "head"))
@@ -83,9 +115,12 @@ test_that("a model's table has a row for each weight of every layer, of the righ
   expect_false(parameters["norm/moving_mean", "trainable"])
 })
 
-test_that("a layer's table has that layer's weights, and a single weight one row", {
+test_that("a layer's table contains only its weights, and one weight is one row", {
   skip_without_flax()
-  layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L, use_bias = FALSE), name = "dense")
+  layer <- layer_flax_module_wrapper(
+    module = flax_linen()$Dense(2L, use_bias = FALSE),
+    name = "dense"
+  )
   layer(matrix(1, 1, 3))
   expect_equal(
     flax_parameters(layer),
@@ -93,10 +128,12 @@ test_that("a layer's table has that layer's weights, and a single weight one row
   )
 })
 
-test_that("totals are those of summary(), with frozen weights and after training", {
+test_that("totals match summary(), with frozen weights and after training", {
   skip_without_flax()
-  # `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB"), of summary() or print().
-  shown <- function(lines, name) regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
+  # Returns `Total params: 1,234 (4.82 KB)` as c("1,234", "4.82 KB").
+  shown <- function(lines, name) {
+    regmatches(lines, regexec(paste0("\\b", name, ": +([0-9,]+) \\(([^)]*)\\)"), lines))
+  }
   find <- function(lines, name) Filter(length, shown(lines, name))[[1]][-1]
   expect_agreement <- function(model) {
     keras <- capture.output(print(summary(model)))
@@ -116,21 +153,41 @@ test_that("totals are those of summary(), with frozen weights and after training
   flax_freeze(model, "net/params/Conv_0/*")
   expect_agreement(model)
   parameters <- flax_parameters(model)
-  expect_equal(parameters$path[!parameters$trainable & parameters$collection %in% "params"], c(
-    "params/Conv_0/bias", "params/Conv_0/kernel"
-  ))
+  expect_equal(
+    parameters$path[!parameters$trainable & parameters$collection %in% "params"],
+    c(
+      "params/Conv_0/bias",
+      "params/Conv_0/kernel"
+    )
+  )
   expect_match(capture.output(print(parameters)), "Conv_0 .* frozen$", all = FALSE)
   compile(model, "adam", "mse")
   fit(model, images(), targets(k = 2), epochs = 1, verbose = 0)
   expect_agreement(model)
 })
 
-test_that("numbered modules are in the order of their numbers, and layers in the model's", {
+test_that("modules are sorted by their numbers, and layers keep the model's order", {
   x <- parameters_of(
-    list("params/a_10/b" = 1, "params/a_2/b" = 1, "params/a_2/B" = 1, "params/A" = 1, "kernel" = 1, "bias" = 1, "params/c" = 1),
+    list(
+      "params/a_10/b" = 1,
+      "params/a_2/b" = 1,
+      "params/a_2/B" = 1,
+      "params/A" = 1,
+      "kernel" = 1,
+      "bias" = 1,
+      "params/c" = 1
+    ),
     layer = c("z", "z", "z", "z", "k", "k", "a")
   )
-  paths <- c("params/A", "params/a_2/B", "params/a_2/b", "params/a_10/b", "kernel", "bias", "params/c")
+  paths <- c(
+    "params/A",
+    "params/a_2/B",
+    "params/a_2/b",
+    "params/a_10/b",
+    "kernel",
+    "bias",
+    "params/c"
+  )
   expect_equal(x$path[natural_order(x)], paths)
   expect_equal(natural_order(x[0, ]), integer())
 })
@@ -144,7 +201,7 @@ test_that("a model without weights has a table without rows", {
   expect_output(print(parameters), "Parameters: 0 (0.00 B) in 0 weights", fixed = TRUE)
 })
 
-test_that("statistics are those that R computes of the weights, with the population's sd", {
+test_that("statistics match R's, with the standard deviation of the population", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = conv_net(), name = "net", seed = 1)
   layer(as_jax(images()))
@@ -153,7 +210,12 @@ test_that("statistics are those that R computes of the weights, with the populat
   for (i in seq_len(nrow(parameters))) {
     value <- flax_variables(layer)[[strsplit(parameters$path[[i]], "/")[[1]]]]
     row <- unlist(parameters[i, c("mean", "sd", "min", "max")])
-    expected <- c(mean = mean(value), sd = sqrt(mean((value - mean(value))^2)), min = min(value), max = max(value))
+    expected <- c(
+      mean = mean(value),
+      sd = sqrt(mean((value - mean(value))^2)),
+      min = min(value),
+      max = max(value)
+    )
     expect_equal(row, expected, tolerance = 1e-5)
   }
   expect_equal(parameters$n_nonfinite, rep(0, nrow(parameters)))
@@ -163,23 +225,33 @@ test_that("statistics are those that R computes of the weights, with the populat
   bad <- parameters[parameters$path == "params/Dense_0/bias", ]
   expect_equal(bad$n_nonfinite, 2)
   expect_equal(bad$mean, NaN)
-  expect_match(capture.output(print(parameters)), "2 values in 1 weight are not finite", all = FALSE)
+  expect_match(
+    capture.output(print(parameters)),
+    "2 values in 1 weight are not finite",
+    all = FALSE
+  )
 })
 
 test_that("numbers beyond R's integers are exact", {
   skip_without_flax()
   columns <- reticulate::py_eval(
-    "{'layer': ['net'], 'collection': ['params'], 'path': ['params/kernel'], 'shape': [[65536, 65536]],
+    "{'layer': ['net'], 'collection': ['params'], 'path': ['params/kernel'],
+      'shape': [[65536, 65536]],
       'dtype': ['float32'], 'size': [2**32], 'bytes': [2**34], 'trainable': [True]}",
     convert = FALSE
   )
   parameters <- new_parameters(as_columns(columns))
   expect_equal(parameters$size, 2^32)
   expect_equal(parameters$bytes, 2^34)
-  expect_match(capture.output(print(parameters)), "4,294,967,296 (16.00 GB)", fixed = TRUE, all = FALSE)
+  expect_match(
+    capture.output(print(parameters)),
+    "4,294,967,296 (16.00 GB)",
+    fixed = TRUE,
+    all = FALSE
+  )
 })
 
-test_that("what has no table is an error", {
+test_that("an object without weights is an error", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L), name = "dense")
   expect_snapshot(error = TRUE, {
@@ -192,7 +264,7 @@ test_that("what has no table is an error", {
   })
 })
 
-test_that("a small tree is printed whole", {
+test_that("a small tree is printed in full", {
   local_reproducible_output(width = 120)
   expect_snapshot(print(five_weights()))
   wrong <- five_weights(stats = TRUE)
@@ -200,12 +272,12 @@ test_that("a small tree is printed whole", {
   expect_snapshot(print(wrong))
 })
 
-test_that("a narrow console gets fewer statistics, and UTF-8 its branches", {
+test_that("a narrow console drops statistics, and a UTF-8 console draws UTF-8 branches", {
   local_reproducible_output(width = 100, unicode = TRUE)
   expect_snapshot(print(five_weights(stats = TRUE)))
 })
 
-test_that("a large tree is folded, and keeps every total", {
+test_that("a large tree is folded and keeps every total", {
   large <- transformer(42)
   expect_equal(nrow(large), 506)
   expect_snapshot(print(large))
@@ -213,12 +285,12 @@ test_that("a large tree is folded, and keeps every total", {
   expect_length(grep("bias|kernel|scale", lines), 506)
 })
 
-test_that("of too many modules in one the largest are shown, and the others in one line", {
+test_that("if a module has too many submodules, the others share one line", {
   expect_snapshot(print(flat_network(500), n = 8))
   expect_snapshot(print(flat_network(500, layer = paste0("layer_", 1:500)), n = 4))
 })
 
-test_that("a printed tree never has more lines than asked for, and its parts add up", {
+test_that("a printed tree has at most n lines, and its sizes add up", {
   many_layers <- flat_network(90, layer = paste0("layer_", 1:90))
   tables <- list(five_weights(), transformer(3), transformer(42), flat_network(200), many_layers)
   for (x in tables) {
@@ -228,7 +300,7 @@ test_that("a printed tree never has more lines than asked for, and its parts add
       lines <- capture.output(print(x, n = n))[-(1:4)]
       lines <- grep("^#", lines, invert = TRUE, value = TRUE)
       expect_lte(length(lines), n)
-      # The lines without branches are of layers, and of what is left of them.
+      # Lines without branches are layers, or stand for the remaining layers.
       top <- grep("^([|]|\\\\|\u2502|\u251c|\u2514| )", lines, invert = TRUE, value = TRUE)
       numbers <- regmatches(top, regexpr("[0-9,]+(?= +[0-9.]+ [KMG]?B)", top, perl = TRUE))
       expect_equal(sum(as.numeric(gsub(",", "", numbers))), sum(x$size))
@@ -236,7 +308,7 @@ test_that("a printed tree never has more lines than asked for, and its parts add
   }
 })
 
-test_that("layers of one name are kept apart in the tree", {
+test_that("layers with the same name stay separate in the tree", {
   x <- parameters_of(
     list(kernel = c(2, 2), bias = 2, kernel = c(3, 3), bias = 3, kernel = c(4, 4)),
     layer = c("query", "query", "query", "query", "value")
@@ -246,7 +318,7 @@ test_that("layers of one name are kept apart in the tree", {
   expect_equal(tree$rows[tree$depth == 1], list(1:2, 3:4, 5L))
 })
 
-test_that("rows print as a tree, and what lacks columns as a data frame", {
+test_that("rows print as a tree, and a table without some columns prints as a data frame", {
   x <- five_weights(stats = TRUE)
   expect_snapshot({
     x[x$layer == "head", ]
@@ -262,7 +334,7 @@ test_that("rows print as a tree, and what lacks columns as a data frame", {
   expect_identical(capture.output(print(x, n = NULL)), capture.output(print(x)))
 })
 
-test_that("a table becomes a tibble with all of its columns", {
+test_that("a table becomes a tibble with all its columns", {
   skip_if_not_installed("tibble")
   x <- five_weights(stats = TRUE)
   tibble <- tibble::as_tibble(x)

@@ -1,4 +1,4 @@
-test_that("the values that the last eager call sowed come as nested lists of R arrays", {
+test_that("flax_sown() returns the last eager call's values as nested lists of R arrays", {
   skip_without_flax()
   nn <- flax_linen()
   jnp <- reticulate::import("jax.numpy")
@@ -26,7 +26,7 @@ test_that("the values that the last eager call sowed come as nested lists of R a
   expect_equal(as.array(layer$losses[[1]]), 0.5, ignore_attr = TRUE)
 })
 
-test_that("a layer that sows nothing gives an empty list, and what is no such layer an error", {
+test_that("flax_sown() is an empty list if nothing was sown, and an error for other objects", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
   expect_equal(flax_sown(layer), setNames(list(), character()), ignore_attr = TRUE)

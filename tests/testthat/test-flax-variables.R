@@ -1,4 +1,4 @@
-# A module whose state has every kind of value that R has to hold.
+# A layer whose state has every kind of value that R must represent.
 kinds <- function() {
   nn <- flax_linen()
   jnp <- reticulate::import("jax.numpy", convert = FALSE)
@@ -16,7 +16,9 @@ kinds <- function() {
   )
   Kinds(nn$Module) %py_class% {
     `__call__` <- nn$compact(\(self, inputs) {
-      for (name in names(values)) self$variable("state", name, \() values[[name]])
+      for (name in names(values)) {
+        self$variable("state", name, \() values[[name]])
+      }
       (nn$Dense(3L))(inputs)
     })
   }
@@ -25,7 +27,7 @@ kinds <- function() {
   layer
 }
 
-test_that("values of every dtype arrive in R as they are, and go back as they were", {
+test_that("values of every dtype survive a round trip through R", {
   skip_without_flax()
   layer <- kinds()
   state <- flax_variables(layer)$state
@@ -40,7 +42,11 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(state$key, array(c(0, 7), 2))
   expect_identical(state$table, matrix(c(0, 1, 2, 3, 4, 5), 2, byrow = TRUE))
 
-  bytes <- function() lapply(flax_variables(layer, "jax")$state[names(state) != "key"], \(x) reticulate::py_str(x$tobytes()))
+  bytes <- function() {
+    lapply(flax_variables(layer, "jax")$state[names(state) != "key"], \(x) {
+      reticulate::py_str(x$tobytes())
+    })
+  }
   before <- bytes()
   zeros <- rapply(state, \(x) x * 0L, how = "replace")
   zeros$flags[] <- FALSE
@@ -52,7 +58,7 @@ test_that("values of every dtype arrive in R as they are, and go back as they we
   expect_identical(bytes(), before)
 })
 
-test_that("any tree of arrays comes back from R to the bit", {
+test_that("any tree of arrays survives a round trip through R bit for bit", {
   skip_without_flax()
   skip_if_not(reticulate::py_module_available("hypothesis"), "hypothesis is not installed")
   any_tree <- reticulate::import_from_path("any_tree", test_path())
@@ -60,13 +66,13 @@ test_that("any tree of arrays comes back from R to the bit", {
     flax_variables(other) <- flax_variables(layer)
     NULL
   })
-  # A property that can fail.
+  # The property can fail.
   expect_error(any_tree$check(\(layer, other) NULL), "AssertionError")
-  # R CMD check would note it.
+  # R CMD check would report the folder.
   expect_false(dir.exists(test_path(".hypothesis")))
 })
 
-test_that("a model's variables are named by layer, and what is not named stays", {
+test_that("a model's variables are named by layer, and assignment keeps the other variables", {
   skip_without_flax()
   nn <- flax_linen()
   model <- keras_model_sequential(4) |>
@@ -81,7 +87,11 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(after$second$params$kernel, before$second$params$kernel)
   expect_identical(after$second$params$bias, array(c(1, -1), 2))
   expect_identical(as.array(get_layer(model, "second")$get_weights()[[1]]), array(c(1, -1), 2))
-  wrong <- list(third = list(), first = list(params = list(bias = 1:2)), second = list(params = list(bias = "a")))
+  wrong <- list(
+    third = list(),
+    first = list(params = list(bias = 1:2)),
+    second = list(params = list(bias = "a"))
+  )
   expect_snapshot(error = TRUE, transform = scrub, {
     flax_variables(model) <- wrong[1:2]
     flax_variables(model) <- wrong
@@ -90,9 +100,10 @@ test_that("a model's variables are named by layer, and what is not named stays",
   expect_identical(flax_variables(model), after)
 })
 
-test_that("JAX arrays are handed out as copies, and live on through training", {
+test_that("JAX arrays are copies that survive training", {
   skip_without_flax()
-  model <- keras_model_sequential(4) |> layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
+  model <- keras_model_sequential(4) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(3L), name = "dense")
   compile(model, optimizer_sgd(0.1), "mse")
   kernel <- flax_variables(model, as = "jax")$dense$params$kernel
   expect_false(kernel$unsafe_buffer_pointer() == model$weights[[2]]$value$unsafe_buffer_pointer())
@@ -102,16 +113,28 @@ test_that("JAX arrays are handed out as copies, and live on through training", {
   expect_false(identical(flax_variables(model)$dense$params$kernel, before))
 })
 
-test_that("no array that R gives or gets shares memory with the weights, or changes when they are trained", {
+test_that("no array that R passes or gets shares memory with the weights or changes in training", {
   skip_without_flax()
   jax <- reticulate::import("jax", convert = FALSE)
   nn <- flax_linen()
   x <- matrix(seq(-1, 1, length.out = 32), 8, 4)
   pointers <- function(tree) {
-    vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$unsafe_buffer_pointer()), "")
+    vapply(
+      reticulate::iterate(jax$tree$leaves(tree)),
+      \(leaf) reticulate::py_str(leaf$unsafe_buffer_pointer()),
+      ""
+    )
   }
-  held <- function(model) vapply(model$variables, \(v) reticulate::py_str(v$value$unsafe_buffer_pointer()), "")
-  bytes <- function(tree) vapply(reticulate::iterate(jax$tree$leaves(tree)), \(leaf) reticulate::py_str(leaf$tobytes()), "")
+  held <- function(model) {
+    vapply(model$variables, \(v) reticulate::py_str(v$value$unsafe_buffer_pointer()), "")
+  }
+  bytes <- function(tree) {
+    vapply(
+      reticulate::iterate(jax$tree$leaves(tree)),
+      \(leaf) reticulate::py_str(leaf$tobytes()),
+      ""
+    )
+  }
   check <- function(tree, model) {
     expect_gt(length(pointers(tree)), 0)
     expect_length(intersect(pointers(tree), held(model)), 0)
@@ -153,7 +176,7 @@ test_that("no array that R gives or gets shares memory with the weights, or chan
   check(nnx$state(module), model_of(model$layers[[1]]$to_flax()))
 })
 
-test_that("what does not fit is listed by path, and nothing is set", {
+test_that("an assignment that does not match lists every mismatch by path and sets nothing", {
   skip_without_flax()
   layer <- kinds()
   before <- flax_variables(layer)
@@ -174,29 +197,40 @@ test_that("what does not fit is listed by path, and nothing is set", {
   expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables")
 })
 
-test_that("what R and what the module refuse is listed at once", {
+test_that("one error lists the problems that R finds and those that the module finds", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(module = flax_linen()$Dense(2L))
   layer(matrix(1, 2, 3))
   before <- flax_variables(layer)
   wrong <- list(params = list(bias = "a", kernel = matrix(1, 2, 2), other = 1))
-  message <- conditionMessage(expect_error(flax_variables(layer) <- wrong, class = "kerasflax_error_variables"))
-  for (problem in c("params/bias is the character", "params/kernel: expected", "params/other: not in the module")) {
+  message <- conditionMessage(expect_error(
+    flax_variables(layer) <- wrong,
+    class = "kerasflax_error_variables"
+  ))
+  for (problem in c(
+    "params/bias: expected an array, got the string",
+    "params/kernel: expected",
+    "params/other: not in the module"
+  )) {
     expect_match(message, problem, fixed = TRUE)
   }
   expect_identical(flax_variables(layer), before)
 })
 
-test_that("weights set by Keras and weights set by name are one truth", {
+test_that("Keras and flax_variables() set the same weights", {
   skip_without_flax()
-  model <- keras_model_sequential(2) |> layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
+  model <- keras_model_sequential(2) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(1L), name = "dense")
   set_weights(model, list(array(3, 1), matrix(c(1, 2), 2)))
-  expect_identical(flax_variables(model)$dense$params, list(bias = array(3, 1), kernel = matrix(c(1, 2), 2)))
+  expect_identical(
+    flax_variables(model)$dense$params,
+    list(bias = array(3, 1), kernel = matrix(c(1, 2), 2))
+  )
   flax_variables(model) <- list(dense = list(params = list(bias = array(4, 1))))
   expect_identical(as.vector(predict(model, matrix(1, 1, 2), verbose = 0)), 7)
 })
 
-test_that("values given from R take the dtypes of the module", {
+test_that("values from R are converted to the dtypes of the module", {
   skip_without_flax()
   jnp <- reticulate::import("jax.numpy")
   half <- flax_linen()$Dense(2L, param_dtype = jnp$bfloat16)
@@ -206,6 +240,14 @@ test_that("values given from R take the dtypes of the module", {
   expect_identical(unique(flax_parameters(layer)$dtype), "bfloat16")
   expect_identical(flax_variables(layer)$params$kernel, variables$params$kernel)
   too_large <- list(params = list(bias = c(1, 1e300)))
-  expect_error(flax_variables(layer) <- too_large, "params/bias", class = "kerasflax_error_variables")
-  expect_error(flax_variables(layer) <- list(params = 3), "has weights below it", class = "kerasflax_error_variables")
+  expect_error(
+    flax_variables(layer) <- too_large,
+    "params/bias",
+    class = "kerasflax_error_variables"
+  )
+  expect_error(
+    flax_variables(layer) <- list(params = 3),
+    "has weights below it",
+    class = "kerasflax_error_variables"
+  )
 })

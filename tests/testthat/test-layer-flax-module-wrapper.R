@@ -1,4 +1,4 @@
-test_that("the first example of the seed's page makes a model", {
+test_that("the first example of keras3's help page creates a model", {
   skip_without_flax()
   flax <- reticulate::import("flax")
   tuple <- reticulate::tuple
@@ -42,7 +42,7 @@ test_that("the first example of the seed's page makes a model", {
   expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
 })
 
-test_that("the second example of the seed's page makes a model that trains", {
+test_that("the second example of keras3's help page creates a model that trains", {
   skip_without_flax()
   flax <- reticulate::import("flax")
 
@@ -73,12 +73,12 @@ test_that("the second example of the seed's page makes a model that trains", {
   variables <- keras_layer$flax_variables
   expected <- flax_module$apply(variables, as_jax(x[[1]]), as_jax(x[[2]]), TRUE, method = "forward")
   expect_equal(predict(model, x, verbose = 0), as.array(expected), tolerance = 1e-5)
-  # Two evaluations in training mode differ, since dropout is on.
+  # Two evaluations in training mode differ, because dropout is active.
   in_training <- function() as.array(model(lapply(x, as_jax), training = TRUE))
   expect_false(isTRUE(all.equal(in_training(), in_training())))
 })
 
-test_that("`training` arrives at a method written in R, TRUE in fit() and FALSE in predict() and evaluate()", {
+test_that("an R method gets `training`: TRUE in fit(), FALSE in predict() and evaluate()", {
   skip_without_flax()
   nn <- flax_linen()
   modes <- logical()
@@ -100,7 +100,7 @@ test_that("`training` arrives at a method written in R, TRUE in fit() and FALSE 
   expect_equal(unique(modes), FALSE)
 })
 
-test_that("`training` arrives at setup-style methods of a %py_class% too", {
+test_that("setup-style methods of a %py_class% get `training` too", {
   skip_without_flax()
   nn <- flax_linen()
   modes <- logical()
@@ -118,7 +118,7 @@ test_that("`training` arrives at setup-style methods of a %py_class% too", {
   expect_setequal(paths_of(layer), paste0(layer$name, "/params/dense/", c("kernel", "bias")))
 })
 
-test_that("five training steps of an R module are those of plain Flax", {
+test_that("five training steps of an R module match plain Flax", {
   skip_without_flax()
   jax <- reticulate::import("jax")
   module <- conv_net(rate = 0)
@@ -131,7 +131,8 @@ test_that("five training steps of an R module are those of plain Flax", {
   compile(model, optimizer_sgd(0.1), "mse")
   history <- fit(model, x, y, batch_size = nrow(x), epochs = 5, shuffle = FALSE, verbose = 0)
 
-  reticulate::py_run_string("
+  reticulate::py_run_string(
+    "
 def plain_steps(module, variables, x, y, steps, rate):
     import jax
     params, stats, losses = variables['params'], variables['batch_stats'], []
@@ -145,7 +146,8 @@ def plain_steps(module, variables, x, y, steps, rate):
         params = jax.tree.map(lambda p, g: p - rate * g, params, gradients)
         losses.append(float(value))
     return losses, {'params': params, 'batch_stats': stats}
-")
+"
+  )
   plain <- reticulate::py$plain_steps(module, variables, as_jax(x), as_jax(y), 5L, 0.1)
   expect_equal(history$metrics$loss, unlist(plain[[1]]), tolerance = 1e-5)
   for (collection in c("params", "batch_stats")) {
@@ -155,12 +157,14 @@ def plain_steps(module, variables, x, y, steps, rate):
   }
 })
 
-test_that("a sequential model takes the layer in place, and the pipe goes on", {
+test_that("a sequential model adds the layer in place, and the pipe continues", {
   skip_without_flax()
   nn <- flax_linen()
   model <- keras_model_sequential()
   result <- withVisible(
-    model |> layer_flax_module_wrapper(nn$Dense(4L), name = "first") |> layer_flax_module_wrapper(nn$Dense(2L))
+    model |>
+      layer_flax_module_wrapper(nn$Dense(4L), name = "first") |>
+      layer_flax_module_wrapper(nn$Dense(2L))
   )
   expect_false(result$visible)
   expect_identical(reticulate::py_id(result$value), reticulate::py_id(model))
@@ -170,21 +174,28 @@ test_that("a sequential model takes the layer in place, and the pipe goes on", {
   expect_true(all(grepl("first/params/", paths_of(model$layers[[1]]), fixed = TRUE)))
 })
 
-test_that("a layer that cannot be built is not left in a sequential model", {
+test_that("a layer that cannot be built is removed from a sequential model", {
   skip_without_flax()
   nn <- flax_linen()
   x <- matrix(1, 4, 3)
   model <- keras_model_sequential(input_shape = 3) |> layer_dense(3)
   before <- predict(model, x, verbose = 0)
-  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), method = \(m, x) stop("no")), "no", class = "simpleError")
-  expect_error(model |> layer_flax_module_wrapper(nn$Dense(4L), variables = list(a = 1)), class = "kerasflax_error")
+  expect_error(
+    model |> layer_flax_module_wrapper(nn$Dense(4L), method = \(m, x) stop("no")),
+    "no",
+    class = "simpleError"
+  )
+  expect_error(
+    model |> layer_flax_module_wrapper(nn$Dense(4L), variables = list(a = 1)),
+    class = "kerasflax_error"
+  )
   expect_length(model$layers, 1)
   expect_equal(predict(model, x, verbose = 0), before)
   model |> layer_flax_module_wrapper(nn$Dense(4L))
   expect_equal(dim(predict(model, x, verbose = 0)), c(4, 4))
 })
 
-test_that("named lists keep their order on the way in and out", {
+test_that("named lists keep their order as inputs and outputs", {
   skip_without_flax()
   nn <- flax_linen()
   difference <- function(module, inputs) {
@@ -201,16 +212,18 @@ test_that("named lists keep their order on the way in and out", {
   expect_equal(predict(model, list(query = 10 * ones, context = ones), verbose = 0), 9 * ones)
 })
 
-test_that("argument names that only R has do no harm", {
+test_that("argument names that are invalid in Python are accepted", {
   skip_without_flax()
   nn <- flax_linen()
   ones <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
-  dotted <- function(module, .x, na.rm = FALSE, `lambda` = 1, training = TRUE) module(.x) * (if (training) NaN else 1)
+  dotted <- function(module, .x, na.rm = FALSE, `lambda` = 1, training = TRUE) {
+    module(.x) * (if (training) NaN else 1)
+  }
   result <- layer_flax_module_wrapper(targets(), nn$Dense(1L), method = dotted, variables = ones)
   expect_equal(as.array(result), array(rowSums(targets()), c(8, 1)), tolerance = 1e-6)
 })
 
-test_that("a sequential model without an input shape is built by fit()", {
+test_that("fit() builds a sequential model without an input shape", {
   skip_without_flax()
   model <- keras_model_sequential() |> layer_flax_module_wrapper(conv_net())
   compile(model, "sgd", "mse")
@@ -219,9 +232,10 @@ test_that("a sequential model without an input shape is built by fit()", {
   expect_length(model$weights, 8)
 })
 
-test_that("a sequential model without an input shape takes integer tokens", {
+test_that("a sequential model without an input shape accepts integer tokens", {
   skip_without_flax()
-  model <- keras_model_sequential() |> layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
+  model <- keras_model_sequential() |>
+    layer_flax_module_wrapper(flax_linen()$Embed(5L, 3L), name = "embed")
   compile(model, optimizer_sgd(0), "mse")
   tokens <- matrix(0:7 %% 5L, 4)
   fit(model, tokens, array(0, c(4, 2, 3)), verbose = 0)
@@ -230,7 +244,7 @@ test_that("a sequential model without an input shape takes integer tokens", {
   expect_equal(predict(model, tokens, verbose = 0), expected, tolerance = 1e-6)
 })
 
-test_that("weights are regularized and constrained by patterns of their paths", {
+test_that("path patterns select the weights to regularize and constrain", {
   skip_without_flax()
   layer <- layer_flax_module_wrapper(
     module = flax_linen()$Dense(3L),
@@ -246,7 +260,7 @@ test_that("weights are regularized and constrained by patterns of their paths", 
   expect_true(all(as.array(layer$flax_variables$params$kernel) >= 0))
 })
 
-test_that("weights and the state of the streams are saved by path, and the next step is the one that would have come", {
+test_that("saved weights and stream state give the same next training step", {
   skip_without_flax()
   model <- function(seed) {
     keras_model_sequential(c(5, 5, 1)) |>
@@ -260,12 +274,15 @@ test_that("weights and the state of the streams are saved by path, and the next 
   second <- model(2)
   load_model_weights(second, file)
   expect_identical(predict(second, images(), verbose = 0), predict(first, images(), verbose = 0))
-  # Keras 3.13 returns the mean loss of this batch and of the earlier ones.
+  # Keras 3.13 returns the mean loss of this batch and all earlier batches.
   first$reset_metrics()
-  expect_identical(train_on_batch(second, images(), targets()), train_on_batch(first, images(), targets()))
+  expect_identical(
+    train_on_batch(second, images(), targets()),
+    train_on_batch(first, images(), targets())
+  )
 })
 
-test_that("arrays of R, NumPy and JAX are called at once", {
+test_that("the layer is called on arrays from R, NumPy and JAX immediately", {
   skip_without_flax()
   nn <- flax_linen()
   x <- targets()
@@ -278,7 +295,7 @@ test_that("arrays of R, NumPy and JAX are called at once", {
   }
 })
 
-test_that("nested and named lists of tensors arrive as the module takes them apart", {
+test_that("a module gets nested and named lists of tensors", {
   skip_without_flax()
   nn <- flax_linen()
   Nested(nn$Module) %py_class% {
@@ -292,7 +309,7 @@ test_that("nested and named lists of tensors arrive as the module takes them apa
   expect_equal(outputs$first$shape, list(NULL, 2L))
 })
 
-test_that("without an object the layer is returned, and can be called and piped into", {
+test_that("without an object, the layer is returned and can be called or used in a pipe", {
   skip_without_flax()
   nn <- flax_linen()
   for (layer in list(
@@ -304,7 +321,7 @@ test_that("without an object the layer is returned, and can be called and piped 
   }
 })
 
-test_that("a method is called by name, bound, unbound, and as a function of R or Python", {
+test_that("a method can be a name, bound, unbound, or a function in R or Python", {
   skip_without_flax()
   nn <- flax_linen()
   Coder(nn$Module) %py_class% {
@@ -328,7 +345,7 @@ test_that("a method is called by name, bound, unbound, and as a function of R or
   }
 })
 
-test_that("variables come as a dict, a FrozenDict or a named list, and vectors keep what they are", {
+test_that("variables can be a dict, a FrozenDict or a named list with vectors", {
   skip_without_flax()
   nn <- flax_linen()
   jax <- reticulate::import("jax")
@@ -346,7 +363,7 @@ test_that("variables come as a dict, a FrozenDict or a named list, and vectors k
   }
 })
 
-test_that("integers given as params are trained as floats", {
+test_that("integer params are trained as floats", {
   skip_without_flax()
   nn <- flax_linen()
   layer <- layer_flax_module_wrapper(
@@ -358,7 +375,7 @@ test_that("integers given as params are trained as floats", {
   expect_equal(unique(vapply(layer$weights, \(weight) weight$dtype, "")), "float32")
 })
 
-test_that("arrays given as variables stay usable after fit()", {
+test_that("arrays passed as variables stay usable after fit()", {
   skip_without_flax()
   jax <- reticulate::import("jax")
   module <- conv_net()
@@ -373,12 +390,15 @@ test_that("arrays given as variables stay usable after fit()", {
   expect_false(isTRUE(all.equal(as.array(trained), before)))
 })
 
-test_that("the layer takes name, trainable, dtype, seed and activity_regularizer", {
+test_that("the layer accepts name, trainable, dtype, seed and activity_regularizer", {
   skip_without_flax()
   nn <- flax_linen()
   layer <- layer_flax_module_wrapper(
     module = nn$Dense(2L),
-    name = "dense", trainable = FALSE, dtype = "mixed_bfloat16", seed = 4294967295,
+    name = "dense",
+    trainable = FALSE,
+    dtype = "mixed_bfloat16",
+    seed = 4294967295,
     activity_regularizer = regularizer_l2(0.1)
   )
   result <- layer(targets())
@@ -391,7 +411,7 @@ test_that("the layer takes name, trainable, dtype, seed and activity_regularizer
   expect_false(identical(same(3), same(4)))
 })
 
-test_that("summary() shows the layer and counts what is trainable", {
+test_that("summary() shows the layer and counts its trainable parameters", {
   skip_without_flax()
   input <- keras_input(c(5, 5, 1))
   model <- keras_model(input, layer_flax_module_wrapper(input, conv_net(), name = "net"))
@@ -401,21 +421,25 @@ test_that("summary() shows the layer and counts what is trainable", {
   expect_match(shown, "Non-trainable params: 8 ", fixed = TRUE)
 })
 
-test_that("TensorFlow is imported neither by building nor by training", {
+test_that("building and training do not import TensorFlow", {
   skip_without_flax()
-  printed <- run_r('
+  printed <- run_r(
+    '
     library(kerasflax)
     nn <- reticulate::import("flax.linen")
     model <- keras_model_sequential() |> layer_flax_module_wrapper(nn$Dense(2L))
     compile(model, "sgd", "mse")
     x <- matrix(1, 4, 3); y <- matrix(1, 4, 2)
-    fit(model, x, y, verbose = 0); evaluate(model, x, y, verbose = 0); predict(model, x, verbose = 0)
+    fit(model, x, y, verbose = 0)
+    evaluate(model, x, y, verbose = 0)
+    predict(model, x, verbose = 0)
     cat("\\nimported:", reticulate::py_eval("\'tensorflow\' in __import__(\'sys\').modules"), "\\n")
-  ')
+  '
+  )
   expect_match(printed, "imported: FALSE", fixed = TRUE)
 })
 
-test_that("whole doubles do where a field is an integer, in R's modules and in those made from R", {
+test_that("whole doubles are accepted for integer fields", {
   skip_without_flax()
   nn <- flax_linen()
   Net(nn$Module) %py_class% {
@@ -428,7 +452,10 @@ test_that("whole doubles do where a field is an integer, in R's modules and in t
   layer <- layer_flax_module_wrapper(module = Net())
   expect_equal(dim(as.array(layer(images()))), c(8, 2))
   expect_equal(layer$flax_variables$params$Conv_0$kernel$shape, list(3L, 3L, 1L, 4L))
-  expect_equal(dim(as.array(layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 3))))), c(8, 5, 5, 2))
+  expect_equal(
+    dim(as.array(layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 3))))),
+    c(8, 5, 5, 2)
+  )
   expect_snapshot(error = TRUE, transform = scrub, {
     layer_flax_module_wrapper(targets(), nn$Dense(2.5))
     layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 2.5)))

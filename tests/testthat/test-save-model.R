@@ -1,4 +1,4 @@
-# A script that defines a module in R, and some data.
+# A script that defines a module in R and some data.
 definition <- c(
   "library(kerasflax)
    nn <- reticulate::import('flax.linen')
@@ -17,21 +17,28 @@ definition <- c(
    y <- matrix(seq(0, 1, length.out = 16), 8)"
 )
 
-test_that("a model with a module written in R goes on in a new session as it would have in the old one", {
+test_that("a saved model with an R module continues training in a new session", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
-  # Keras 3.13 returns the mean loss of a batch and of the earlier ones.
+  # Keras 3.13 returns the mean loss of a batch and all earlier batches.
   go_on <- "model$reset_metrics()
   result <- list(
-    predict(model, x, verbose = 0), train_on_batch(model, x, y), flax_variables(model), get_layer(model, 'net')$frozen
+    predict(model, x, verbose = 0), train_on_batch(model, x, y), flax_variables(model),
+    get_layer(model, 'net')$frozen
   )"
-  old <- result_of(c(definition, sprintf(
-    "model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(units = 5L), name = 'net')
+  old <- result_of(c(
+    definition,
+    sprintf(
+      "model <- keras_model_sequential(3) |>
+         layer_flax_module_wrapper(RNet(units = 5L), name = 'net')
      flax_freeze(model, '**/Dense_0/kernel')
      compile(model, optimizer_adam(0.1), 'mse')
      fit(model, x, y, epochs = 2, verbose = 0)
-     save_model(model, '%s')", path
-  ), go_on))
+     save_model(model, '%s')",
+      path
+    ),
+    go_on
+  ))
   new <- result_of(c(definition, sprintf("model <- load_model('%s')", path), go_on))
   expect_identical(new, old)
   expect_length(old[[4]], 1)
@@ -43,25 +50,33 @@ test_that("a model with a module written in R goes on in a new session as it wou
   expect_match(missing, "custom_objects = list(RNet = RNet)", fixed = TRUE)
 })
 
-test_that("training that was killed goes on as if it had not been", {
+test_that("killed training resumes as if it had not been killed", {
   skip_without_flax()
   train <- function(folder, kill) {
     sprintf(
       "epochs <- 0
        killer <- callback_lambda(
          on_epoch_begin = function(epoch, logs) epochs <<- epoch,
-         on_train_batch_end = function(batch, logs) if (%s && epochs == 3 && batch == 2) tools::pskill(Sys.getpid(), 9L)
+         on_train_batch_end = function(batch, logs) {
+           if (%s && epochs == 3 && batch == 2) tools::pskill(Sys.getpid(), 9L)
+         }
        )
-       model <- keras_model_sequential(3) |> layer_flax_module_wrapper(RNet(), name = 'net', seed = 1)
+       model <- keras_model_sequential(3) |>
+         layer_flax_module_wrapper(RNet(), name = 'net', seed = 1)
        compile(model, optimizer_adam(0.1), 'mse')
        callbacks <- list(
          callback_backup_and_restore(file.path('%s', 'backup')),
          callback_model_checkpoint(file.path('%s', 'm{epoch}.keras')),
          killer
        )
-       fit(model, x, y, epochs = 4, batch_size = 2, shuffle = FALSE, verbose = 0, callbacks = callbacks)
+       fit(
+         model, x, y, epochs = 4, batch_size = 2, shuffle = FALSE, verbose = 0,
+         callbacks = callbacks
+       )
        result <- flax_variables(model)",
-      kill, folder, folder
+      kill,
+      folder,
+      folder
     )
   }
   folders <- file.path(withr::local_tempdir(), c("killed", "never"))
@@ -73,62 +88,89 @@ test_that("training that was killed goes on as if it had not been", {
   checkpoint <- "model <- load_model('%s')
     fit(model, x, y, epochs = 4, initial_epoch = 3, batch_size = 2, shuffle = FALSE, verbose = 0)
     result <- flax_variables(model)"
-  expect_identical(result_of(c(definition, sprintf(checkpoint, file.path(folders[[1]], "m2.keras")))), resumed)
+  expect_identical(
+    result_of(c(definition, sprintf(checkpoint, file.path(folders[[1]], "m2.keras")))),
+    resumed
+  )
 })
 
-test_that("a model of Flax's own parts is loaded with nothing but the package", {
+test_that("a model of Flax's own modules needs only the package to load", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   flax <- reticulate::import("flax")
   model <- keras_model_sequential(3) |>
-    layer_flax_module_wrapper(flax$linen$Sequential(list(flax$linen$Dense(4L), flax$linen$relu, flax$linen$Dense(2L))))
+    layer_flax_module_wrapper(flax$linen$Sequential(list(
+      flax$linen$Dense(4L),
+      flax$linen$relu,
+      flax$linen$Dense(2L)
+    )))
   save_model(model, path)
   x <- matrix(seq(-1, 1, length.out = 24), 8)
   loaded <- result_of(sprintf(
-    "library(kerasflax); result <- predict(load_model('%s'), matrix(seq(-1, 1, length.out = 24), 8), verbose = 0)", path
+    "library(kerasflax)
+     x <- matrix(seq(-1, 1, length.out = 24), 8)
+     result <- predict(load_model('%s'), x, verbose = 0)",
+    path
   ))
   expect_identical(loaded, predict(model, x, verbose = 0))
 })
 
-test_that("an R function as `method` is found by its name in the session", {
+test_that("an R function used as `method` is found by its name in the session", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   define <- "
     library(kerasflax)
     twice <- function(module, inputs) 2 * module(inputs)
     x <- matrix(1, 2, 3)"
-  old <- result_of(c(define, sprintf(
-    "model <- keras_model_sequential(3) |>
+  old <- result_of(c(
+    define,
+    sprintf(
+      "model <- keras_model_sequential(3) |>
        layer_flax_module_wrapper(reticulate::import('flax.linen')$Dense(2L), method = twice)
      save_model(model, '%s')
-     result <- predict(model, x, verbose = 0)", path
-  )))
-  expect_identical(result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))), old)
+     result <- predict(model, x, verbose = 0)",
+      path
+    )
+  ))
+  expect_identical(
+    result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))),
+    old
+  )
   missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
   expect_match(missing, "'twice'", fixed = TRUE)
 })
 
-test_that("an R function that is no longer what its name says is not saved under it", {
+test_that("an R function is not saved under a name that now has another function", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
   printed <- run_r(sprintf(
     "library(kerasflax)
      nn <- reticulate::import('flax.linen')
      method <- function(module, inputs) 2 * module(inputs)
-     wrap <- function(method) keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), method = method)
-     saved <- function(model) cat(tryCatch({save_model(model, '%s', overwrite = TRUE); 'saved'}, error = conditionMessage))
+     wrap <- function(method) {
+       keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), method = method)
+     }
+     saved <- function(model) {
+       cat(tryCatch({
+         save_model(model, '%s', overwrite = TRUE)
+         'saved'
+       }, error = conditionMessage))
+     }
      saved(wrap(method))
      saved(wrap(function(module, inputs) module(inputs)))
      model <- wrap(method)
      method <- function(module, inputs) 0 * module(inputs)
      saved(model)
-     again <- load_model('%s', custom_objects = list(method = function(module, inputs) 3 * module(inputs)))
-     saved(again)", path, path
+     thrice <- function(module, inputs) 3 * module(inputs)
+     again <- load_model('%s', custom_objects = list(method = thrice))
+     saved(again)",
+    path,
+    path
   ))
   expect_match(printed, "saved.*cannot be saved.*cannot be saved.*saved")
 })
 
-test_that("a module that cannot be saved costs no file", {
+test_that("a module that cannot be saved leaves the existing file unchanged", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras", lines = "precious")
   nn <- flax_linen()
@@ -142,7 +184,7 @@ test_that("a module that cannot be saved costs no file", {
   expect_identical(readLines(path), "precious")
 })
 
-test_that("a model goes through a raw vector, as keras3 has it for saveRDS()", {
+test_that("a model survives a round trip through a raw vector", {
   skip_without_flax()
   model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
   raw <- save_model(model)
@@ -151,9 +193,10 @@ test_that("a model goes through a raw vector, as keras3 has it for saveRDS()", {
   expect_identical(predict(load_model(raw), x, verbose = 0), predict(model, x, verbose = 0))
 })
 
-test_that("a clone has the same module and values of its own", {
+test_that("a cloned model has the same module and its own values", {
   skip_without_flax()
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2L), name = "net")
   clone <- clone_model(model)
   kernels <- lapply(list(model, clone), \(model) flax_variables(model)$net$params$kernel)
   expect_identical(dim(kernels[[1]]), dim(kernels[[2]]))
@@ -162,15 +205,20 @@ test_that("a clone has the same module and values of its own", {
   expect_identical(config$module, list(object = "flax.linen:Dense", fields = list(features = 2L)))
 })
 
-test_that("a layer and a model go through their config in R", {
+test_that("layers and models are restored from their config in R", {
   skip_without_flax()
   nn <- flax_linen()
-  fields <- flax_module("Fields",
-    sizes = 3L, one = flax_field(), options = list(), names = flax_field(),
+  fields <- flax_module(
+    "Fields",
+    sizes = 3L,
+    one = flax_field(),
+    options = list(),
+    names = flax_field(),
     call = function(self, inputs) (nn$Dense(self$sizes))(inputs)
   )
   module <- fields(one = reticulate::tuple(3L), names = list(list("a"), 1L))
-  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(module, name = "net", seed = 2^32 - 1)
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(module, name = "net", seed = 2^32 - 1)
   flax_freeze(model, "**/bias")
   layer <- get_layer(model, "net")
   expect_true(from_config(get_config(layer))$module == module)
@@ -180,7 +228,7 @@ test_that("a layer and a model go through their config in R", {
   expect_identical(again$frozen, layer$frozen)
 })
 
-test_that("a constructor is the class that `custom_objects` asks for", {
+test_that("`custom_objects` accepts a constructor as the class", {
   skip_without_flax()
   nn <- flax_linen()
   path <- withr::local_tempfile(fileext = ".keras")
@@ -195,14 +243,19 @@ test_that("a constructor is the class that `custom_objects` asks for", {
   expect_identical(module$units, 2L)
 })
 
-test_that("files of every version are read", {
+test_that("files from every version can be loaded", {
   skip_without_flax()
   nn <- flax_linen()
-  flax_module("FixtureInR", units = 3L, sizes = c(2L, 4L), call = function(self, inputs, training = FALSE) {
-    x <- (nn$Dense(self$units))(inputs)
-    x <- (nn$BatchNorm())(x, use_running_average = !training)
-    (nn$Dense(2L))(x)
-  })
+  flax_module(
+    "FixtureInR",
+    units = 3L,
+    sizes = c(2L, 4L),
+    call = function(self, inputs, training = FALSE) {
+      x <- (nn$Dense(self$units))(inputs)
+      x <- (nn$BatchNorm())(x, use_running_average = !training)
+      (nn$Dense(2L))(x)
+    }
+  )
   x <- matrix(seq(-1, 1, length.out = 24), 6)
   for (path in Sys.glob(test_path("fixtures", "*.keras"))) {
     model <- load_model(path)
@@ -213,21 +266,25 @@ test_that("files of every version are read", {
   }
 })
 
-# Signals an interrupt while Python writes: the next call for the system's disk is not made.
+# Interrupts Python while it writes, at the next call of fsync().
 interrupted <- function(expr) {
-  reticulate::py_run_string("import os\n_fsync = os.fsync\ndef _stop(_): raise KeyboardInterrupt\nos.fsync = _stop")
+  reticulate::py_run_string(
+    "import os\n_fsync = os.fsync\ndef _stop(_): raise KeyboardInterrupt\nos.fsync = _stop"
+  )
   withr::defer(reticulate::py_run_string("os.fsync = _fsync"))
   tryCatch({
     expr
     "done"
-  }, interrupt = function(condition) "interrupted", error = function(condition) "interrupted")
+  }, interrupt = \(condition) "interrupted", error = \(condition) "interrupted")
 }
 
-test_that("an interrupt while R writes leaves the old file, and nothing beside it", {
+test_that("an interrupt during writing leaves the old file and no other file", {
   skip_without_flax()
   nn <- flax_linen()
   folder <- withr::local_tempdir()
-  models <- lapply(1:2, \(seed) keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), seed = seed))
+  models <- lapply(1:2, \(seed) {
+    keras_model_sequential(3) |> layer_flax_module_wrapper(nn$Dense(2L), seed = seed)
+  })
   writers <- list(
     "m.keras" = \(model, path) save_model(model, path, overwrite = TRUE),
     "folder" = \(model, path) save_model(model, path, overwrite = TRUE, zipped = FALSE),
@@ -250,7 +307,7 @@ test_that("an interrupt while R writes leaves the old file, and nothing beside i
   expect_setequal(list.files(folder, all.files = TRUE, no.. = TRUE), names(writers))
 })
 
-test_that("a file that is there is replaced only if that is wanted", {
+test_that("an existing file is replaced only with overwrite = TRUE", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras", lines = "precious")
   model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
@@ -260,4 +317,19 @@ test_that("a file that is there is replaced only if that is wanted", {
   expect_error(save_model(model, file.path(path, "m.keras")), class = "kerasflax_error_file")
   save_model(model, path, overwrite = TRUE)
   expect_identical(readBin(path, "raw", 2), charToRaw("PK"))
+})
+
+test_that("a filepath that is not valid UTF-8 is an error, and nothing is written", {
+  skip_without_flax()
+  folder <- withr::local_tempdir()
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
+  for (encoding in c("unknown", "bytes")) {
+    path <- paste0(latin_word(encoding), ".keras")
+    expect_error(
+      withr::with_dir(folder, save_model(model, path)),
+      "`filepath` must be valid UTF-8.*<e9>",
+      class = "kerasflax_error_argument"
+    )
+  }
+  expect_length(list.files(folder), 0)
 })

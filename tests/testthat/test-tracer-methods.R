@@ -1,9 +1,11 @@
-# Calls an R function on a tensor inside a module: an R array goes in, and comes out.
+# Calls an R function on a tensor inside a module, with an R array as input and output.
 in_module <- function(f, x = array(c(-1.5, 0.5, 2, 3, -4, 5), c(2, 3))) {
-  as.array(layer_flax_module_wrapper(x, flax_linen()$Dense(1L), method = function(module, inputs) f(inputs)))
+  as.array(layer_flax_module_wrapper(x, flax_linen()$Dense(1L), method = function(module, inputs) {
+    f(inputs)
+  }))
 }
 
-test_that("R's generics do on a tensor what they do on an array", {
+test_that("R's generics give the same results for tensors as for arrays", {
   skip_without_flax()
   x <- array(c(-1.5, 0.5, 2, 3, -4, 5), c(2, 3))
   for (f in c(mean, sum, prod, max, min, exp, abs, tanh, ceiling, floor, atan, sign)) {
@@ -15,7 +17,7 @@ test_that("R's generics do on a tensor what they do on an array", {
   expect_equal(in_module(rev, array(1:3)), array(3:1))
 })
 
-test_that("logic, lengths and transposition are R's, not Python's", {
+test_that("logic, length and transposition follow R, not Python", {
   skip_without_flax()
   x <- array(c(1L, 2L, 0L, 4L), 4)
   logic <- function(f) as.logical(in_module(\(x) op_cast(f(x), "int32"), x))
@@ -31,7 +33,7 @@ test_that("logic, lengths and transposition are R's, not Python's", {
   expect_equal(in_module(\(x) if (is.numeric(x)) x + 1 else x, m), m + 1)
 })
 
-test_that("dim(), nrow() and ncol() are sizes, and symbols where sizes are unknown", {
+test_that("dim(), nrow() and ncol() are sizes, or symbols if sizes are unknown", {
   skip_without_flax()
   nn <- flax_linen()
   seen <- list()
@@ -47,7 +49,7 @@ test_that("dim(), nrow() and ncol() are sizes, and symbols where sizes are unkno
   expect_equal(seen[[length(seen)]], list(3L, 4L, "integer"))
 })
 
-test_that("what has no meaning on a tensor stops and names the replacement", {
+test_that("an unavailable generic stops and names its replacement", {
   skip_without_flax()
   x <- matrix(1, 2, 3)
   expect_snapshot(error = TRUE, transform = scrub, {
@@ -76,14 +78,14 @@ test_that("what has no meaning on a tensor stops and names the replacement", {
   expect_error(in_module(\(x) x[, 1]), class = "kerasflax_error_tracer")
 })
 
-test_that("outside of a module `[` keeps reticulate's meaning", {
+test_that("outside a module, `[` keeps reticulate's meaning", {
   skip_without_flax()
   jax <- reticulate::import("jax")
   first <- jax$jit(reticulate::r_to_py(\(x) x[0L], convert = TRUE))
   expect_equal(as.array(first(as_jax(array(c(5, 6))))), 5, ignore_attr = TRUE)
 })
 
-test_that("the length of a tensor is that of the call, where a size was unknown when the layer was built", {
+test_that("length() uses the sizes of the call if they were unknown when the layer was built", {
   skip_without_flax()
   f <- function(module, inputs) inputs / length(inputs)
   input <- keras_input(4)

@@ -1,13 +1,16 @@
-test_that("the name here wins in any order of library() calls, and a message says so", {
+test_that("the package masks keras3's functions in any order of library() calls, with a message", {
   skip_on_cran()
   for (code in c("library(kerasflax); library(keras3)", "library(keras3); library(kerasflax)")) {
-    printed <- run_r(paste(code, '; cat("\\nfrom", environmentName(environment(layer_flax_module_wrapper)), "\\n")'))
+    printed <- run_r(paste(
+      code,
+      '; cat("\\nfrom", environmentName(environment(layer_flax_module_wrapper)), "\\n")'
+    ))
     expect_match(printed, "from kerasflax", fixed = TRUE)
-    expect_match(printed, "take the place of keras3's", fixed = TRUE)
+    expect_match(printed, "mask the functions of keras3", fixed = TRUE)
   }
 })
 
-test_that("loading declares what is needed of Python", {
+test_that("loading the package declares the required Python packages", {
   skip_on_cran()
   printed <- run_r("library(kerasflax); cat(reticulate::py_require()$packages)")
   for (requirement in paste0(names(python_floors), ">=", python_floors)) {
@@ -15,18 +18,22 @@ test_that("loading declares what is needed of Python", {
   }
 })
 
-test_that("`training` reaches R functions in whatever order Python and the package are started", {
+test_that("R functions get `training` in any start order of Python and the package", {
   skip_without_flax()
   for (first in c("invisible(reticulate::py_config())", "")) {
     printed <- run_r(c(
       first,
       "library(kerasflax)
-       told <- NULL
-       method <- function(module, inputs, training = FALSE) { told <<- c(told, training); module(inputs) }
-       layer <- layer_flax_module_wrapper(module = reticulate::import('flax.linen')$Dense(2L), method = method)
+       modes <- NULL
+       method <- function(module, inputs, training = FALSE) {
+         modes <<- c(modes, training)
+         module(inputs)
+       }
+       nn <- reticulate::import('flax.linen')
+       layer <- layer_flax_module_wrapper(module = nn$Dense(2L), method = method)
        invisible(layer(matrix(1, 2, 2), training = TRUE))
-       cat('\\ntold', tail(told, 1), '\\n')"
+       cat('\\nmode', tail(modes, 1), '\\n')"
     ))
-    expect_match(printed, "told TRUE", fixed = TRUE)
+    expect_match(printed, "mode TRUE", fixed = TRUE)
   }
 })
