@@ -6,21 +6,18 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
-from pathlib import Path
-
-SOURCE = Path(__file__).parents[2] / "inst/python"
 
 
-def environment():
-    """The environment of a new Python process that can import kerasflax."""
-    return {**os.environ, "PYTHONPATH": str(SOURCE)}
+def environment(**variables):
+    """The environment of a new Python process with this process's path."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
 
 
-def run_python(*arguments, check=False, **options):
+def run_python(*arguments, env=None, check=False, **options):
     """Run Python with these arguments in a new process, and capture its output as text."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=environment(),
+        env=environment() if env is None else env,
         capture_output=True,
         text=True,
         check=check,
@@ -28,15 +25,9 @@ def run_python(*arguments, check=False, **options):
     )
 
 
-def run_code(code, **environment):
+def run_code(code, **variables):
     """Run code in a new Python process with this process's path, and return its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-c", textwrap.dedent(code), env=environment(**variables))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
