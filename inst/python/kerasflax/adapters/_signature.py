@@ -1,6 +1,6 @@
 """The arguments of a method, and how a call fills them.
 
-The whole rule:
+The rules:
 
     argument                                            gets
     `inputs`, or the first argument if there is none    the layer's whole input
