@@ -30,7 +30,9 @@ core_words <- list(
   import = "`reticulate::import(\"{0}\")`",
   "custom object" = "`custom_objects = list({0} = {1})`",
   pattern = "`list(\"{0}\" = ...)`",
-  unchecked = "`checked = FALSE`"
+  unchecked = "`checked = FALSE`",
+  register = "`keras3::register_keras_serializable()`",
+  "lazy module" = "`flax_lazy()`"
 )
 
 # Declares the core, which reticulate imports when it is first used. The path stays on Python's

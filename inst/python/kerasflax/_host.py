@@ -30,6 +30,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "custom object": "`custom_objects={{{0!r}: {1}}}`",
         "pattern": "`{{{0!r}: ...}}`",
         "unchecked": "`checked=False`",
+        "register": "`keras.saving.register_keras_serializable()`",
+        "lazy module": "`kerasflax.LazyModule`",
     }
 )
 
