@@ -127,7 +127,7 @@ def test_where_it_is_not_known_saving_says_what_loading_takes(tmp_path):
     model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
     with pytest.warns(
         UserWarning,
-        match="with which arguments the Forgetful was made is not known.*custom_objects",
+        match="arguments with which the Forgetful was created are unknown.*custom_objects",
     ):
         model.save(tmp_path / "m.keras")
     with pytest.raises(ConfigError, match=r"custom_objects=\{'Forgetful': make_forgetful\}"):
@@ -165,7 +165,7 @@ def test_a_factory_is_saved_by_its_registered_name_and_one_without_as_unknown(tm
     np.testing.assert_array_equal(
         loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0)
     )
-    with pytest.warns(UserWarning, match="the Linear was made is not known"):
+    with pytest.warns(UserWarning, match="the Linear was created are unknown"):
         assert to_config(LazyModule(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), "module") == {
             "custom": "flax.nnx:Linear"
         }
@@ -200,7 +200,7 @@ def test_a_foreign_description_is_refused(node):
 def test_arguments_that_the_constructor_refuses_are_an_error_of_the_description():
     config = FlaxLayer(nnx.Linear(3, 4, rngs=rngs())).get_config()
     config["module"]["keywords"]["in_features"] = "three"
-    with pytest.raises(ConfigError, match=r"cannot be made as it is described: .*three"):
+    with pytest.raises(ConfigError, match=r"cannot be created as described: .*three"):
         FlaxLayer.from_config(config)
 
 
