@@ -28,8 +28,8 @@ from kerasflax.saving._to_json import from_config
 HOSTILE = {
     "no description": None,
     "a number": 3,
-    "another kind of key": {"python/object/apply": "os.system"},
-    "two kinds": {"object": "flax.linen:Dense", "function": "jax.nn:relu"},
+    "an unknown key": {"python/object/apply": "os.system"},
+    "two descriptions in one": {"object": "flax.linen:Dense", "function": "jax.nn:relu"},
     "a module of the system": {"object": "os:system", "fields": {}},
     "a class of the system": {"object": "subprocess:Popen", "fields": {"args": ["true"]}},
     "a package not imported": {"object": "antigravity:Net", "fields": {}},
@@ -42,17 +42,20 @@ HOSTILE = {
         "constructor": "flax.nnx.bridge.wrappers:ToLinen",
         "arguments": [1],
     },
-    "a private way": {"object": "flax.linen:Dense.__init__.__globals__", "fields": {}},
+    "a path to private attributes": {
+        "object": "flax.linen:Dense.__init__.__globals__",
+        "fields": {},
+    },
     "a function as a class": {"object": "flax.linen:vmap", "fields": {}},
     "no such field": {"object": "flax.linen:Dense", "fields": {"features": 1, "evil": 2}},
-    "fields that are none": {"object": "flax.linen:Dense", "fields": [1]},
-    "no text": {"object": 3, "fields": {}},
+    "a list of fields": {"object": "flax.linen:Dense", "fields": [1]},
+    "a number as a name": {"object": 3, "fields": {}},
     "a function that reads": {"function": "jax.numpy:load"},
     "a function that writes": {"function": "jax.numpy:save"},
-    "a function that calls back": {"function": "jax.lax:map"},
+    "a function that calls a function": {"function": "jax.lax:map"},
     "a transformation": {"function": "flax.linen:jit"},
     "another namespace": {"function": "builtins:eval"},
-    "a namespace below": {"function": "jax.numpy.linalg:inv"},
+    "a namespace below a listed one": {"function": "jax.numpy.linalg:inv"},
     "another factory": {"initializer": "builtins:open", "arguments": {"file": "x"}},
     "a partial of nothing": {"partial": {"tuple": []}},
     "a partial of open": {"partial": {"function": "builtins:open"}, "arguments": ["x"]},
@@ -67,7 +70,7 @@ HOSTILE = {
         "dtype": "float32",
         "of": "jax",
     },
-    "a function of a function": {"function": "jax.numpy:mask_indices"},
+    "a function that takes a function": {"function": "jax.numpy:mask_indices"},
     "a wrong number": {"float": "__import__('os')"},
     "a set of lists": {"set": [[1]]},
     "another package's class, through Flax": {
@@ -92,7 +95,7 @@ HOSTILE = {
         "fields": {"layers": [{"type": "flax.linen:Dense"}]},
     },
     "a sequence of data": {"object": "flax.linen:Sequential", "fields": {"layers": ["x"]}},
-    "a module that makes what is called": {
+    "a module as a class": {
         "object": "flax.linen:Dense",
         "fields": {
             "features": 1,
@@ -117,16 +120,18 @@ HOSTILE = {
         "keywords": {"einsum": {"function": "jax.numpy:append"}},
     },
     "a set of modules": {"set": [{"object": "flax.linen:Dense", "fields": {"features": 1}}]},
-    "a dict by modules": {"dict": [[{"object": "flax.linen:Dense", "fields": {"features": 1}}, 1]]},
+    "a dict with modules as keys": {
+        "dict": [[{"object": "flax.linen:Dense", "fields": {"features": 1}}, 1]]
+    },
     "a private function": {"function": "jax.numpy:_einsum"},
-    "a class of NumPy that is no number": {"type": "numpy:memmap"},
+    "a class of NumPy that is not a number type": {"type": "numpy:memmap"},
     "a lazy module of NumPy": {"type": "numpy:matlib"},
-    "nobody's": {"registered": "nobody>thing"},
+    "an unregistered name": {"registered": "nobody>thing"},
 }
 DEEP: Any = 1
 for _ in range(500):
     DEEP = [DEEP]
-HOSTILE["deep"] = {"tuple": DEEP}
+HOSTILE["deeply nested"] = {"tuple": DEEP}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -137,7 +142,7 @@ def test_a_hostile_description_raises_an_error_and_imports_nothing(name):
     before = set(sys.modules)
     with pytest.raises(
         (ConfigError, TypeError),
-        match=r"description|described|may not name|registered|module class",
+        match=r"description|described|may not name|registered|Flax module|module class",
     ) as caught:
         FlaxLayer.from_config(config)
     assert type(caught.value).__module__ == "kerasflax"
@@ -225,7 +230,7 @@ ATTACKS = {
     "a function of the system": lambda layer, mark: layer["config"].update(
         module={"object": "os:mkdir", "fields": {"path": str(mark)}}
     ),
-    "a partial of one": lambda layer, mark: layer["config"].update(
+    "a partial of a system function": lambda layer, mark: layer["config"].update(
         module={"partial": {"function": "os:mkdir"}, "arguments": [str(mark)]}
     ),
     "a registered function": lambda layer, mark: layer["config"].update(
@@ -234,7 +239,7 @@ ATTACKS = {
     "a registered function as a method": lambda layer, mark: layer["config"].update(
         method={"registered": "tests>make_folder", "config": {"dict": {"path": str(mark)}}}
     ),
-    "an object of Keras's": lambda layer, mark: layer["config"].update(
+    "an object in Keras's format": lambda layer, mark: layer["config"].update(
         module={
             "module": "os",
             "class_name": "mkdir",
@@ -242,7 +247,7 @@ ATTACKS = {
             "registered_name": "mkdir",
         }
     ),
-    "a lambda of Keras's": lambda layer, mark: layer["config"].update(
+    "a lambda in Keras's format": lambda layer, mark: layer["config"].update(
         method={"class_name": "__lambda__", "config": {"value": payload(mark)}}
     ),
     # With a registered name, Keras deserializes a lambda where its caller expects a regularizer.

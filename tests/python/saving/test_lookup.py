@@ -98,7 +98,7 @@ def test_choosing_between_two_transformed_classes_of_one_name_warns():
     node = to_config(old(3), "net")
     assert type(from_config(node, "net")) is old
     new = repeated(2)
-    with pytest.warns(UserWarning, match="VmapRepeated.*2 here"):
+    with pytest.warns(UserWarning, match="VmapRepeated.*created 2 classes"):
         assert type(from_config(node, "net")) is new
     with keras.saving.custom_object_scope({"VmapRepeated": old}):
         assert type(from_config(node, "net")) is old
