@@ -162,7 +162,7 @@ class FlaxLayer(keras.layers.Layer):
         module returned.
         """
         if form is not None and type(form) is not Form:
-            raise ConfigError(f"The input's form is described wrongly: {_plan.summary(form)}.")
+            raise ConfigError(f"The input's form has an invalid description: {_plan.summary(form)}.")
         is_called_by_keras = _keras.is_called_by_keras()
         if form is None:
             form, inputs = split(inputs)

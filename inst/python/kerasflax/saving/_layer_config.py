@@ -114,7 +114,8 @@ def _check_version(version: Any) -> None:
 
 def _no_module(plan: _plan.Plan) -> ConfigError:
     return ConfigError(
-        f"The layer's module is described as {_plan.summary(plan.node)}, which is not a Flax module."
+        f"The layer's module is described as {_plan.summary(plan.node)}, "
+        "which is not a Flax module."
     )
 
 
