@@ -1,4 +1,4 @@
-"""What hostile files and packages may contain: classes that act, and attempts on each allowed name.
+"""Hostile classes and descriptions: classes that act, and attempts on each allowed name.
 
 Run as a script, this file tries every object in the allowlist and prints what it found as JSON.
 """

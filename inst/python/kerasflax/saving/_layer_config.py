@@ -16,9 +16,9 @@ from . import _from_json, _plan, _to_json
 
 FORMAT_VERSION = 1
 
-# What the constructor gets from a config unchanged.
+# Arguments that the constructor gets from a config unchanged.
 _UNCHANGED = {"name", "trainable", "autocast", "seed"}
-# What it gets after a check: Keras would create whatever the config describes.
+# Arguments that it gets after a check. Keras would create any object that the config describes.
 _CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
     "dtype": _to_json.policy_from_config,
     "activity_regularizer": _to_json.regularizers_from_config,
@@ -29,7 +29,7 @@ _CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
 
 @dataclasses.dataclass
 class Recorded:
-    """What a layer remembers for its config besides the arguments of its constructor.
+    """Facts that a layer records for its config, in addition to its constructor's arguments.
 
     Attributes:
         method: The description of the method, if a config has described it.

@@ -414,7 +414,7 @@ class _TupleProbe(typing.NamedTuple):
     value: int
 
 
-# What a class holds under the name of a field: with `__slots__`, and in a named tuple.
+# Descriptors that a class holds under the name of a field: with `__slots__`, and in a named tuple.
 _SLOTS = (types.MemberDescriptorType, type(vars(_TupleProbe)["value"]))
 _GENERATED = _Probe.__init__.__code__
 _LIBRARY_FILES = {
@@ -424,7 +424,7 @@ _LIBRARY_FILES = {
 
 
 def implicitly_called_method(kind: type) -> str | None:
-    """Return the name of a user's method that Python calls implicitly, or None.
+    """Return the name of code of a user that Python would run implicitly for a class, or None.
 
     Python implicitly calls special methods such as `__hash__`, and descriptors when a field is
     assigned. Methods that a library has written do not count.
