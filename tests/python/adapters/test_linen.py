@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
 
-from kerasflax import MethodError, _rng
+from kerasflax import FieldError, FlaxLayer, MethodError, _rng
 from kerasflax.adapters._protocol import adapt
 from kerasflax.tracing._trace import until_learned
 
@@ -199,3 +199,11 @@ def test_dropout_that_is_on_at_inference_gives_a_warning():
     with pytest.warns(UserWarning, match="NotTold draws from the stream 'dropout' at inference"):
         applied(adapter, {})
     applied(adapter, {}, training=True)
+
+
+def test_an_error_of_kerasflax_names_the_path_in_the_same_sentence():
+    with pytest.raises(FieldError) as error:
+        FlaxLayer(nn.Dense(2.5))(X)
+    assert error.value.what == (
+        "`Dense.features` must be a whole number, got 2.5. (raised in Dense, of class Dense)"
+    )
