@@ -131,7 +131,7 @@ def compiled_step(layer, x, y):
     state = tuple([variable.value for variable in group] for group in variables)
     program = jax.jit(model.train_step, donate_argnums=0).lower(state, (x, y)).compile()
     operations = re.findall(
-        r"^\s*(?:ROOT )?%\SEQUENCES+ = .*?\s([\w-]+)\(", program.as_text(), re.MULTILINE
+        r"^\s*(?:ROOT )?%\S+ = .*?\s([\w-]+)\(", program.as_text(), re.MULTILINE
     )
     return collections.Counter(operations), program.cost_analysis()["flops"]
 

@@ -153,7 +153,7 @@ def train(model, callbacks=()):
 
 
 def check_owned_by_user(tree, model):
-    """Check that training changes neither the user's arrays nor shares their memory."""
+    """Check that a model neither shares the memory of the user's arrays nor changes them."""
     assert spans(tree)
     layer = model.layers[-1]
     assert not overlaps(tree, held(layer))
