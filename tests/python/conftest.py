@@ -1,8 +1,9 @@
 import os
 
-# Before anything imports Keras.
+# Set this before anything imports Keras.
 os.environ["KERAS_BACKEND"] = "jax"
-# Most programs here run once, and XLA takes longer to optimize one than to run it. Subprocesses inherit the setting.
+# Most programs here run once, and XLA takes longer to optimize a program than to run it.
+# Subprocesses inherit the setting.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
@@ -11,14 +12,14 @@ import keras
 import pytest
 import support
 
-# The same examples in each run, however slow the machine: new ones are the fuzzers' to find.
+# Use the same examples in each run, and no deadline on slow machines. Fuzzers find new examples.
 hypothesis.settings.register_profile("kerasflax", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("kerasflax")
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Names, seeds and policies of one test are none of another's."""
+    """Isolate the names, seeds and dtype policies of a test from those of other tests."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     policy = keras.config.dtype_policy()
@@ -28,7 +29,10 @@ def fresh_keras():
 
 @pytest.fixture
 def optimized(monkeypatch):
-    """Compile as users do, also in subprocesses: for tests of compiled code, of memory, and against recorded numbers."""
+    """Compile with XLA's optimizations, as users do, here and in subprocesses.
+
+    For tests of compiled code, of memory, and against recorded numbers.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     jax.config.update("jax_disable_most_optimizations", False)

@@ -7,6 +7,11 @@ import sys
 import textwrap
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
 
 def environment(**variables):
     """The environment of a new Python process with this process's path."""
@@ -42,3 +47,36 @@ def little_memory(most=2**23):
     finally:
         tracemalloc.stop()
     assert peak < most
+
+
+def cpu_devices(count):
+    """The environment variables that give a new process this number of CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+
+
+# Inputs of shape (8, 5, 5, 1), (8, 4, 3) and (8, 3), and targets of shape (8, 3), all float32.
+IMAGES = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
+SEQUENCES = np.linspace(-1, 1, 8 * 4 * 3, dtype=np.float32).reshape(8, 4, 3)
+VECTORS = np.linspace(-1, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+TARGETS = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)
+
+
+def functional_model(layer, shape, dtype=None):
+    """A functional Keras model of one layer. `shape` excludes the batch size."""
+    inputs = keras.Input(shape, dtype=dtype)
+    return keras.Model(inputs, layer(inputs))
+
+
+def key_data(leaf):
+    """The data of a typed random key, as uint32; any other array unchanged."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def assert_close(tree, expected, rtol=1e-5, atol=1e-6):
+    """Assert that two trees have the same structure and that their numbers are close."""
+    jax.tree.map(
+        lambda leaf, number: np.testing.assert_allclose(leaf, number, rtol=rtol, atol=atol),
+        tree,
+        expected,
+    )

@@ -7,44 +7,44 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from modules import MLP, ConvNet
+from support import IMAGES
 
 import kerasflax
 from kerasflax import ArgumentError, FlaxLayer, NotBuiltError, VariablesError, _models
 from kerasflax.bridge._variables import named_leaves
 
-X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
-Y = np.linspace(0, 1, 8 * 2, dtype=np.float32).reshape(8, 2)
+TARGETS = np.linspace(0, 1, 8 * 2, dtype=np.float32).reshape(8, 2)
 
 
-def model_of(*layers):
-    model = keras.Sequential([keras.Input(X.shape[1:]), *layers])
+def compiled_model(*layers):
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), *layers])
     model.compile(keras.optimizers.Adam(0.1), "mse")
     return model
 
 
-def two():
-    return model_of(
+def two_flax_layers():
+    return compiled_model(
         FlaxLayer(ConvNet(), name="net"),
         keras.layers.Dense(4, name="middle"),
         FlaxLayer(nn.Dense(2), name="head"),
     )
 
 
-def changed(model, before):
+def changed_paths(model, before):
     after = named_leaves(_models.variables(model))
     return {path for path in before if not np.array_equal(before[path], after[path])}
 
 
-def test_frozen_weights_get_no_gradient_and_no_slots_and_are_counted():
-    model = two()
+def test_frozen_weights_get_no_gradients_and_no_optimizer_slots_but_are_counted():
+    model = two_flax_layers()
     assert kerasflax.freeze(model, "net/params/**/kernel") == [
         "net/params/Conv_0/kernel",
         "net/params/Dense_0/kernel",
     ]
     before = named_leaves(_models.variables(model))
-    model.fit(X, Y, verbose=0)
+    model.fit(IMAGES, TARGETS, verbose=0)
     paths = {path for path in before if path.startswith("net/params") and path.endswith("kernel")}
-    assert changed(model, before) == before.keys() - paths
+    assert changed_paths(model, before) == before.keys() - paths
     slots = [v.path for v in model.optimizer.variables]
     assert not any("net_params" in path and "kernel" in path for path in slots)
     assert model.count_params() == sum(leaf.size for leaf in before.values()) + sum(
@@ -55,35 +55,37 @@ def test_frozen_weights_get_no_gradient_and_no_slots_and_are_counted():
 
 
 @pytest.mark.parametrize("after_training", [False, True])
-def test_freezing_works_before_and_after_training_and_says_when_to_compile_again(after_training):
-    model = two()
+def test_freezing_before_or_after_training_takes_effect_and_warns_when_to_compile_again(
+    after_training,
+):
+    model = two_flax_layers()
     if after_training:
-        model.fit(X, Y, verbose=0)
+        model.fit(IMAGES, TARGETS, verbose=0)
         with pytest.warns(UserWarning, match="Compile it again"):
             kerasflax.freeze(model, "head/params/*")
         model.compile("sgd", "mse")
     else:
         kerasflax.freeze(model, "head/params/*")
     before = named_leaves(_models.variables(model))
-    model.fit(X, Y, verbose=0)
-    assert not {path for path in changed(model, before) if path.startswith("head")}
+    model.fit(IMAGES, TARGETS, verbose=0)
+    assert not {path for path in changed_paths(model, before) if path.startswith("head")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kerasflax.freeze(model, "head/params/*") == []
 
 
-def test_a_model_in_another_one_says_when_to_compile_that_again():
+def test_freezing_a_nested_model_warns_if_the_outer_model_must_be_compiled_again():
     inner = keras.Sequential(
-        [keras.Input(X.shape[1:]), FlaxLayer(ConvNet(), name="net")], name="inner"
+        [keras.Input(IMAGES.shape[1:]), FlaxLayer(ConvNet(), name="net")], name="inner"
     )
-    outer = model_of(inner, keras.layers.Dense(2))
+    outer = compiled_model(inner, keras.layers.Dense(2))
     assert kerasflax.freeze(inner, "net/params/Conv_0/*")
-    outer.fit(X, Y, verbose=0)
+    outer.fit(IMAGES, TARGETS, verbose=0)
     with pytest.warns(UserWarning, match="Compile it again"):
         kerasflax.unfreeze(inner)
 
 
-def test_the_layers_own_setting_leaves_frozen_weights_frozen():
+def test_setting_trainable_on_the_layer_leaves_frozen_weights_frozen():
     layer = FlaxLayer(MLP())
     layer(np.ones((1, 3), np.float32))
     kerasflax.freeze(layer, ["params/Dense_0/*", "params/Dense_1/bias"])
@@ -99,11 +101,11 @@ def test_the_layers_own_setting_leaves_frozen_weights_frozen():
     assert not layer.trainable_weights
 
 
-def test_what_cannot_be_frozen_is_an_error_and_changes_nothing():
+def test_freezing_something_that_cannot_be_frozen_is_an_error_and_changes_nothing():
     layer = FlaxLayer(ConvNet())
     with pytest.raises(NotBuiltError):
         kerasflax.freeze(layer, "params/**")
-    layer(X)
+    layer(IMAGES)
     for pattern in ("batch_stats/**", ["params/Dense_0/kernel", "params/Dnse_0/kernel"]):
         with pytest.raises(ArgumentError, match="nearest of 6 are params/"):
             kerasflax.freeze(layer, pattern)
@@ -114,15 +116,15 @@ def test_what_cannot_be_frozen_is_an_error_and_changes_nothing():
         kerasflax.freeze({})
 
 
-def test_layers_of_one_name_are_an_error():
+def test_two_layers_with_the_same_name_are_an_error():
     inner = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3), name="same")])
     model = keras.Sequential([keras.Input((3,)), inner, FlaxLayer(nn.Dense(3), name="same")])
     with pytest.raises(ArgumentError, match="have the name 'same'"):
         _models.variables(model)
 
 
-def test_a_models_variables_are_set_together_or_not_at_all():
-    model = two()
+def test_the_variables_of_a_model_are_set_together_or_not_at_all():
+    model = two_flax_layers()
     before = _models.variables(model)
     assert set(before) == {"net", "head"}
     good = {"params": {"bias": np.ones(2)}}
@@ -132,7 +134,7 @@ def test_a_models_variables_are_set_together_or_not_at_all():
         )
     assert "in 2 places" in str(error.value)
     assert "\n  net/params/Dense_0/x: " in str(error.value)
-    assert not changed(model, named_leaves(before))
+    assert not changed_paths(model, named_leaves(before))
     with pytest.raises(VariablesError) as error:
         _models.set_variables(model, {"other": good, "head": {"params": {"bias": np.ones(9)}}})
     for problem in (
@@ -140,15 +142,15 @@ def test_a_models_variables_are_set_together_or_not_at_all():
         "head/params/bias: expected float32(2)",
     ):
         assert f"\n  {problem}" in str(error.value)
-    assert not changed(model, named_leaves(before))
+    assert not changed_paths(model, named_leaves(before))
     with pytest.raises(VariablesError, match=r"a dict by layer \('net', 'head'\), got list"):
         _models.set_variables(model, [good])
     _models.set_variables(model, {"head": good})
     np.testing.assert_array_equal(model.get_layer("head").flax_variables["params"]["bias"], 1)
 
 
-def test_the_table_has_a_row_for_each_weight_and_the_totals_of_the_model():
-    model = two()
+def test_the_table_has_a_row_for_each_weight_and_the_same_totals_as_the_model():
+    model = two_flax_layers()
     kerasflax.freeze(model, "net/params/Conv_0/*")
     table = kerasflax.parameters(model, stats=True)
     assert sum(table["size"]) == model.count_params()
@@ -177,7 +179,7 @@ def test_the_table_has_a_row_for_each_weight_and_the_totals_of_the_model():
     assert rows["net", "batch_stats/BatchNorm_0/mean"][7] is False
 
 
-def test_the_table_counts_what_is_not_finite_and_knows_empty_and_integer_weights():
+def test_the_table_counts_nonfinite_values_and_covers_empty_and_integer_weights():
     class Odd(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -199,7 +201,7 @@ def test_the_table_counts_what_is_not_finite_and_knows_empty_and_integer_weights
     assert table["size"] == [3, 1, 0, 2]
 
 
-def test_a_shared_layer_is_one_row_per_weight():
+def test_a_shared_layer_has_one_row_per_weight():
     shared = FlaxLayer(nn.Dense(3), name="shared")
     inputs = keras.Input((3,))
     model = keras.Model(inputs, shared(shared(inputs)))
@@ -209,7 +211,7 @@ def test_a_shared_layer_is_one_row_per_weight():
 @pytest.mark.parametrize(
     "dtype", ["float16", "float32", "float64", "int32", "uint32", "bool", "complex64"]
 )
-def test_values_for_other_languages_are_exact(dtype):
+def test_values_converted_for_r_are_exact(dtype):
     array = (
         np.array([0, 1, 250]).astype(dtype) / 3
         if dtype == "float64"
@@ -218,7 +220,7 @@ def test_values_for_other_languages_are_exact(dtype):
     np.testing.assert_array_equal(_models._for_r(array), array)
 
 
-def test_setting_weights_by_keras_and_by_flax_is_one_truth():
+def test_weights_set_through_keras_and_through_flax_are_the_same_weights():
     layer = FlaxLayer(nn.Dense(2))
     layer(np.ones((1, 3), np.float32))
     layer.set_weights([np.full(2, 5.0), np.ones((3, 2))])

@@ -1,4 +1,4 @@
-"""One layer, called from several threads."""
+"""A layer called from several threads at once."""
 
 import collections
 import gc
@@ -25,7 +25,14 @@ Pair = collections.namedtuple("Pair", ["left", "right"])
 
 
 def in_threads(function, count=THREADS):
-    """Call a function of a number in that many threads that begin at once; what each returns, or the error of one."""
+    """Call `function(number)` in `count` threads that start at once.
+
+    Returns:
+        The results in the order of the numbers.
+
+    Raises:
+        BaseException: The first error that a thread raised.
+    """
     results, errors, barrier = [None] * count, [], threading.Barrier(count)
 
     def run(number):
@@ -46,7 +53,7 @@ def in_threads(function, count=THREADS):
 
 
 def assert_same(output, expected):
-    """The same types, keys in the same order, and numbers."""
+    """Assert that two outputs have the same types, order of keys, and numbers."""
     assert type(output) is type(expected)
     if isinstance(expected, dict):
         assert list(output) == list(expected)
@@ -58,7 +65,7 @@ def assert_same(output, expected):
 
 
 def structured(x, training):
-    """Another structure in each mode and for each kind of input."""
+    """Return a different structure in each mode and for each kind of input."""
     if isinstance(x, dict):
         return Pair(x["a"] + x["b"], [x["a"]]) if training else {"z": x["b"], "a": {"b": x["a"]}}
     if isinstance(x, list):
@@ -89,7 +96,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_each_call_returns_what_it_would_return_alone(kind):
+def test_each_concurrent_call_returns_the_same_as_a_call_alone(kind):
     cases = [(x, training) for x in INPUTS for training in (False, True)]
     alone = LAYERS[kind]()
     alone(X)
@@ -98,7 +105,7 @@ def test_each_call_returns_what_it_would_return_alone(kind):
     layer(X)
 
     def calls(number):
-        # Each begins elsewhere, so that the first calls, which trace, are different ones.
+        # Each thread uses its own order, so that the first calls, which trace, differ.
         order = np.random.default_rng(number).integers(len(cases), size=250)
         for index in order:
             x, training = cases[index]
@@ -107,8 +114,8 @@ def test_each_call_returns_what_it_would_return_alone(kind):
     in_threads(calls)
 
 
-def refusal(run):
-    """What a function is refused with, if it is."""
+def error_message(run):
+    """Return the message of the ValueError that `run()` raises, or None."""
     try:
         run()
     except ValueError as error:
@@ -116,7 +123,7 @@ def refusal(run):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_several_first_calls_build_once(kind):
+def test_concurrent_first_calls_build_the_layer_once(kind):
     expected = LAYERS[kind]()
     expected(X)
     for _ in range(3):
@@ -128,18 +135,20 @@ def test_several_first_calls_build_once(kind):
         for output in outputs:
             assert_same(output, expected(X))
         layer = LAYERS[kind]()
-        refused = [
-            *filter(None, in_threads(lambda _, layer=layer: refusal(lambda: layer.build((2, 3)))))
+        messages = [
+            *filter(
+                None, in_threads(lambda _, layer=layer: error_message(lambda: layer.build((2, 3))))
+            )
         ]
-        assert len(refused) == THREADS - 1
-        assert all("cannot add new elements of state" in error for error in refused)
+        assert len(messages) == THREADS - 1
+        assert all("cannot add new elements of state" in message for message in messages)
         assert len(layer.weights) == 2
         for path, variable in layer.variables_by_path.items():
             np.testing.assert_array_equal(variable, expected.variables_by_path[path])
         assert gc.isenabled()
 
 
-def test_first_calls_with_other_inputs_are_told_theirs():
+def test_concurrent_first_calls_of_several_layers_each_see_their_own_inputs():
     class Embed(nn.Module):
         @nn.compact
         def __call__(self, inputs):
@@ -153,7 +162,7 @@ def test_first_calls_with_other_inputs_are_told_theirs():
         np.testing.assert_array_equal(output, layers[number % 2](x))
 
 
-def test_no_write_to_the_state_is_lost():
+def test_concurrent_calls_lose_no_write_to_the_state():
     layer = FlaxLayer(Counter())
     layer(X)
     outputs = in_threads(lambda _: [float(layer(np.zeros(1, np.float32))[0]) for _ in range(100)])
@@ -162,7 +171,7 @@ def test_no_write_to_the_state_is_lost():
     assert layer.flax_variables["counts"]["n"] == 1 + 100 * THREADS
 
 
-def test_no_two_calls_draw_the_same_random_numbers():
+def test_concurrent_calls_never_draw_the_same_random_numbers():
     layer, alone = FlaxLayer(TwoStreams(), seed=3), FlaxLayer(TwoStreams(), seed=3)
     layer(X), alone(X)
     outputs = in_threads(lambda _: [np.asarray(layer(X)[0]).tobytes() for _ in range(50)])
@@ -170,7 +179,7 @@ def test_no_two_calls_draw_the_same_random_numbers():
     assert sorted(draw for each in outputs for draw in each) == sorted(expected)
 
 
-def test_a_thread_finds_what_its_own_call_sowed():
+def test_a_thread_reads_the_values_that_its_own_call_sowed():
     layer = FlaxLayer(Sower())
     layer(X)
 
@@ -181,7 +190,7 @@ def test_a_thread_finds_what_its_own_call_sowed():
             np.testing.assert_allclose(layer.sown["intermediates"]["x"][0], y, rtol=1e-6)
 
     in_threads(calls)
-    # One that has called nothing finds the last call's.
+    # A thread that has not called the layer reads the values of the last call.
     found = []
     thread = threading.Thread(target=lambda: found.append(layer.sown))
     thread.start()
@@ -189,9 +198,9 @@ def test_a_thread_finds_what_its_own_call_sowed():
     assert found[0].keys() >= {"intermediates", "losses", "metrics"}
 
 
-def test_what_one_thread_learns_of_the_module_is_not_lost_to_another():
+def test_all_threads_share_what_one_thread_learned_about_the_module():
     class Streams(nn.Module):
-        """Draws from another stream for each shape, and sows under another name."""
+        """Draws from a different stream, and sows under a different name, for each shape."""
 
         @nn.compact
         def __call__(self, inputs, training=False):
@@ -219,12 +228,13 @@ def test_what_one_thread_learns_of_the_module_is_not_lost_to_another():
     assert list(layer.flax_variables) == ["params"]
 
 
-def test_models_in_several_threads_share_a_layer_in_eager_calls_and_a_module_in_predict():
+def test_models_in_several_threads_can_share_a_layer_in_eager_calls_and_a_module_in_predict():
     x = np.random.default_rng(0).normal(size=(8, 5, 5, 1)).astype(np.float32)
     module = ConvNet()
     layer = FlaxLayer(module, seed=1)
     expected = np.asarray(layer(x))
-    # `predict` takes the values out of a model's variables for as long as it runs, so that each has its own.
+    # While `predict` runs, it takes the values out of the model's variables: each thread needs a
+    # model with variables of its own.
     models = [
         keras.Sequential([keras.Input((5, 5, 1)), FlaxLayer(module, seed=1)])
         for _ in range(THREADS)
@@ -241,9 +251,9 @@ def test_models_in_several_threads_share_a_layer_in_eager_calls_and_a_module_in_
     in_threads(calls)
 
 
-def test_a_mask_is_the_calls_own():
+def test_each_concurrent_call_passes_on_its_own_mask():
     class Either(nn.Module):
-        """Keeps the masked axis, or sums over it."""
+        """Keeps the masked axis in training and sums over it at inference."""
 
         @nn.compact
         def __call__(self, inputs, mask=None, training=False):
@@ -253,7 +263,7 @@ def test_a_mask_is_the_calls_own():
     x = np.ones((2, 4, 3), np.float32)
     mask = jnp.array([[True, True, False, False]] * 2)
     layer(x)
-    # By itself, it knows the shapes of outputs in inference mode.
+    # Outside a call, the layer uses the shapes of the outputs at inference.
     assert layer.compute_mask(x, mask) == [None]
 
     def calls(number):
@@ -268,7 +278,7 @@ def test_a_mask_is_the_calls_own():
 
 
 class Equal(nn.Module):
-    """Weights and counts that are always equal to each other."""
+    """All weights are always equal to each other, and so are all counts."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -281,35 +291,36 @@ class Equal(nn.Module):
 
 
 def is_torn(tree):
+    """Whether the leaves, which should all be equal, differ."""
     return len({float(np.asarray(leaf).ravel()[0]) for leaf in jax.tree.leaves(tree)}) > 1
 
 
-def while_it_is(doing, asked, times):
-    """Ask for something that often while another thread does something again and again."""
+def read_during(write, read, times):
+    """Call `read()` this many times while another thread keeps calling `write(number)`."""
     stop = threading.Event()
 
-    def again():
+    def keep_writing():
         number = 0
         while not stop.is_set():
             number += 1
-            doing(number)
+            write(number)
 
-    thread = threading.Thread(target=again)
+    thread = threading.Thread(target=keep_writing)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     thread.start()
     try:
-        return [asked() for _ in range(times)]
+        return [read() for _ in range(times)]
     finally:
         stop.set()
         thread.join()
         sys.setswitchinterval(before)
 
 
-def test_whoever_reads_the_variables_finds_them_as_one_call_has_left_them(tmp_path):
+def test_a_reader_never_sees_the_variables_in_the_middle_of_a_call(tmp_path):
     layer = FlaxLayer(Equal())
     model = keras.Sequential([keras.Input((3,)), layer])
-    ways = {
+    readers = {
         "flax_variables": lambda: layer.flax_variables["counts"],
         "numpy_variables": lambda: _models.numpy_variables(layer)["counts"],
         "a file": lambda: (
@@ -324,11 +335,11 @@ def test_whoever_reads_the_variables_finds_them_as_one_call_has_left_them(tmp_pa
             ],
         )[1],
     }
-    for name, way in ways.items():
-        assert not any(map(is_torn, while_it_is(lambda _: layer(X), way, 30))), name
+    for name, reader in readers.items():
+        assert not any(map(is_torn, read_during(lambda _: layer(X), reader, 30))), name
 
 
-def test_a_call_finds_the_variables_as_one_assignment_has_left_them(tmp_path):
+def test_a_call_never_sees_the_variables_in_the_middle_of_an_assignment(tmp_path):
     layer = FlaxLayer(Equal(), dtype="mixed_bfloat16")
     model = keras.Sequential([keras.Input((3,)), layer])
     model.save_weights(tmp_path / "m.weights.h5")
@@ -344,24 +355,24 @@ def test_a_call_finds_the_variables_as_one_assignment_has_left_them(tmp_path):
             {layer.name: {"params": {f"w{i}": np.full(1, number, np.float32) for i in range(20)}}},
         )
 
-    for way in (
+    for write in (
         assign,
         assign_to_the_model,
         lambda _: (assign(7), model.load_weights(tmp_path / "m.weights.h5")),
     ):
-        outputs = while_it_is(way, lambda: np.asarray(layer(X).astype("float32")), 100)
+        outputs = read_during(write, lambda: np.asarray(layer(X).astype("float32")), 100)
         assert not any(len(np.unique(output)) > 1 for output in outputs)
 
 
-def test_no_call_undoes_an_assignment_to_the_state():
+def test_a_concurrent_call_does_not_undo_an_assignment_to_the_state():
     layer = FlaxLayer(Equal())
     layer(X)
 
-    def lost():
+    def is_lost():
         layer.flax_variables = {
             "counts": {f"c{i}": np.full(1, -1e6, np.float32) for i in range(20)}
         }
         time.sleep(0.002)
         return float(layer.flax_variables["counts"]["c0"][0]) > -9e5
 
-    assert not any(while_it_is(lambda _: layer(X), lost, 100))
+    assert not any(read_during(lambda _: layer(X), is_lost, 100))

@@ -1,15 +1,15 @@
-"""No array of a user's lies in the memory of a layer's variables, whichever way it came in or went out.
+"""The user's arrays never share memory with a layer's variables.
 
-The file runs in the process of the other tests on one device, and again in processes of eight (see the last test), where
-KERASFLAX_TEST_DISTRIBUTION names how Keras distributes variables.
+Keras's training step donates the memory of variables, which deletes every array that shares it.
+The tests try each way to pass arrays in and to take them out. They run on one device with the other
+tests, and on eight devices in new processes (see the last tests), where KERASFLAX_TEST_DISTRIBUTION
+names how Keras distributes variables.
 """
 
 import functools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import flax
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from support import cpu_devices, environment, key_data, run_python
 
 import kerasflax
 from kerasflax import FlaxLayer, LazyModule
@@ -50,7 +51,7 @@ def distribution():
 
 
 class Linen(nn.Module):
-    """Weights and statistics; a weight that is sown, and one that the state follows."""
+    """Sows a weight, and keeps a copy of it in the state; with batch statistics."""
 
     @nn.compact
     def __call__(self, inputs, training=False):
@@ -66,7 +67,7 @@ class Linen(nn.Module):
 
 
 class Nnx(nnx.Module):
-    """The same, with dropout, whose keys are state."""
+    """The same, with dropout, whose random keys are state."""
 
     def __init__(self, *, rngs):
         self.hidden = nnx.Linear(8, 8, rngs=rngs)
@@ -93,11 +94,15 @@ MODULES = {"linen": Linen, "nnx": lazy}
 
 
 def spans(tree):
-    """The memory of the arrays in a tree: of each shard the device, its first byte and the byte behind its last."""
+    """Return the memory of the arrays in a tree.
+
+    Returns:
+        (device, address of the first byte, address after the last byte) of each shard. The device
+        of a NumPy array is None.
+    """
     found = set()
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
+        leaf = key_data(leaf) if isinstance(leaf, jax.Array) else leaf
         if isinstance(leaf, np.ndarray) and leaf.size:
             found.add((None, leaf.ctypes.data, leaf.ctypes.data + leaf.nbytes))
         elif isinstance(leaf, jax.Array) and leaf.size:
@@ -108,7 +113,7 @@ def spans(tree):
 
 
 def overlaps(one, other):
-    """Whether two trees share memory. That of NumPy's arrays may be a CPU device's, too."""
+    """Return the pairs of spans that overlap. NumPy arrays can share the memory of a CPU device."""
     return [
         (a, b)
         for a in spans(one)
@@ -118,21 +123,14 @@ def overlaps(one, other):
 
 
 def held(layer):
-    """The arrays in which the layer's variables, and its seed, are kept."""
+    """Return the arrays that hold the layer's variables and its seed."""
     return [variable.value for variable in layer.variables]
 
 
 def numbers(tree):
-    """Copies of a tree's values, by NumPy."""
+    """Return copies of the leaves as NumPy arrays; random keys as their data."""
     leaves = jax.tree.leaves(tree)
-    keys = [
-        isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        for leaf in leaves
-    ]
-    return [
-        np.array(jax.random.key_data(leaf) if key else leaf)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
+    return [np.array(key_data(leaf) if isinstance(leaf, jax.Array) else leaf) for leaf in leaves]
 
 
 def assert_equal(tree, expected):
@@ -154,8 +152,8 @@ def train(model, callbacks=()):
     return history.history["loss"]
 
 
-def check_stays(tree, model):
-    """A user's arrays share no memory with a model's variables, and are what they were after it was trained."""
+def check_owned_by_user(tree, model):
+    """Check that a model neither shares the memory of the user's arrays nor changes them."""
     assert spans(tree)
     layer = model.layers[-1]
     assert not overlaps(tree, held(layer))
@@ -166,16 +164,16 @@ def check_stays(tree, model):
         not np.array_equal(*pair) for pair in zip(numbers(held(layer)), weights, strict=True)
     )
     assert not overlaps(tree, held(layer))
-    # And the layer's variables share none among themselves: each would be deleted with the other.
+    # The layer's variables share no memory with each other either: donating one would delete both.
     assert len(spans(held(layer))) == sum(len(spans(value)) for value in held(layer))
-    # Eager calls, too, and steps after them.
+    # The same holds for eager calls, and for training steps after them.
     layer(X)
     assert not overlaps(tree, held(layer))
     train(model)
     assert_equal(tree, before)
 
 
-# One array ---------------------------------------------------------------------------------------------------------------
+# One array ----------------------------------------------------------------------------------------
 
 
 DTYPES = [
@@ -194,7 +192,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 2)])
-def test_a_copy_lives_on_when_the_array_is_donated(shape, dtype):
+def test_a_copy_survives_the_donation_of_the_array(shape, dtype):
     array = jnp.ones(shape, dtype)
     copy = copied(array)
     assert not overlaps(array, copy)
@@ -203,44 +201,44 @@ def test_a_copy_lives_on_when_the_array_is_donated(shape, dtype):
     np.testing.assert_array_equal(np.asarray(copy, np.complex64), np.ones(shape))
 
 
-def test_numpys_memory_is_copied():
+def test_the_memory_of_a_numpy_array_is_copied():
     array = np.ones(1024, np.float32)
     copy = placed(copied(array))
     array[:] = 0
     np.testing.assert_array_equal(copy, np.ones(1024))
 
 
-def test_an_array_is_copied_at_once_inside_a_trace():
+def test_inside_a_trace_an_array_is_copied_immediately():
     array = jnp.arange(3.0)
     copies = []
     jax.jit(lambda x: copies.append(placed(copied(array))) or x)(1.0)
     np.testing.assert_array_equal(copies[0], array)
 
 
-def test_a_copy_is_committed_to_a_device_if_the_array_is():
+def test_a_copy_is_committed_to_a_device_only_if_the_array_is():
     device = jax.devices()[0]
     assert copied(jax.device_put(np.ones(3), device)).committed
     assert not copied(jnp.ones(3)).committed
     assert not placed(np.ones(3)).committed
 
 
-# Ways in -----------------------------------------------------------------------------------------------------------------
+# Ways in ------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def initial(kind):
     layer = FlaxLayer(MODULES[kind](), seed=1)
     layer.build((None, 8))
-    return jax.tree.map(lambda leaf: np.array(_data(leaf)), layer.flax_variables)
+    return jax.tree.map(lambda leaf: np.array(key_data(leaf)), layer.flax_variables)
 
 
 def user_variables(kind):
-    """Variables of the user's, as JAX arrays."""
+    """The user's variables, as JAX arrays."""
     return jax.tree.map(jnp.array, initial(kind))
 
 
 def user_arrays(kind):
-    """Variables of the user's, as NumPy's arrays."""
+    """The user's variables, as NumPy arrays."""
     return jax.tree.map(np.array, initial(kind))
 
 
@@ -257,10 +255,6 @@ def in_by_frozen_variables(kind, _):
 def in_by_numpy(kind, _):
     variables = user_arrays(kind)
     return variables, model_of(FlaxLayer(MODULES[kind](), variables=variables))
-
-
-def _data(leaf):
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def in_by_assignment(kind, _):
@@ -378,7 +372,7 @@ WAYS_IN = {
     f"a file {suffix or 'of Orbax'}": in_by_a_file(suffix)
     for suffix in (".msgpack", ".safetensors", "")
 }
-OF_NNX = {
+WAYS_FOR_NNX_ONLY = {
     "an_instance",
     "an_instance_and_variables",
     "a_method_of_an_instance",
@@ -388,16 +382,16 @@ OF_NNX = {
 
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("way", WAYS_IN)
-def test_what_came_in_stays_the_users(way, kind, tmp_path):
-    if way in OF_NNX and kind == "linen":
+def test_arrays_that_the_user_passes_in_stay_the_users(way, kind, tmp_path):
+    if way in WAYS_FOR_NNX_ONLY and kind == "linen":
         pytest.skip("a Linen module holds no values")
     if way == "a file of Orbax":
         pytest.importorskip("orbax.checkpoint")
-    check_stays(*WAYS_IN[way](kind, tmp_path))
+    check_owned_by_user(*WAYS_IN[way](kind, tmp_path))
 
 
 class Returning(nn.Module):
-    """Returns a weight, from a compiled part too."""
+    """Returns its weights, and one from a compiled submodule."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -412,7 +406,7 @@ class Part(nn.Module):
         return self.param("bias", nn.initializers.ones, (4,))
 
 
-def test_a_weight_that_a_call_returns_is_the_users():
+def test_a_weight_that_a_call_returns_belongs_to_the_user():
     layer = FlaxLayer(Returning())
     outputs = layer(X)
     assert not overlaps(outputs, held(layer))
@@ -420,7 +414,7 @@ def test_a_weight_that_a_call_returns_is_the_users():
     np.testing.assert_array_equal(outputs["kernel"], np.ones((8, 4)))
 
 
-# Ways out ----------------------------------------------------------------------------------------------------------------
+# Ways out -----------------------------------------------------------------------------------------
 
 
 def out_by_flax_variables(model, _):
@@ -469,9 +463,9 @@ def out_by_parameters(model, _):
 
 
 def out_by_freezing(model, _):
-    with pytest.warns(UserWarning, match="compile it again"):
+    with pytest.warns(UserWarning, match="Compile it again"):
         kerasflax.freeze(model, "**/bias")
-    with pytest.warns(UserWarning, match="compile it again"):
+    with pytest.warns(UserWarning, match="Compile it again"):
         kerasflax.unfreeze(model, "**/bias")
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
     return model.layers[-1].flax_variables
@@ -480,7 +474,7 @@ def out_by_freezing(model, _):
 def out_by_export(model, folder):
     pytest.importorskip("flatbuffers")
     if DISTRIBUTION:
-        # What is exported is a computation of one device.
+        # Only computations on one device can be exported.
         return model.layers[-1].flax_variables
     kerasflax.export_model(model, folder / "m.stablehlo")
     return [kerasflax.import_model(folder / "m.stablehlo")(X), model.layers[-1].flax_variables]
@@ -494,29 +488,29 @@ WAYS_OUT = {
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_what_went_out_is_the_users(kind, tmp_path):
+def test_arrays_that_the_user_takes_out_belong_to_the_user(kind, tmp_path):
     model = model_of(FlaxLayer(MODULES[kind](), seed=1))
     train(model)
     taken = {name: way(model, tmp_path) for name, way in WAYS_OUT.items()}
     for name, tree in taken.items():
         assert spans(tree), name
         assert not overlaps(tree, held(model.layers[-1])), name
-    check_stays(taken, model)
+    check_owned_by_user(taken, model)
 
 
-# Eight devices -----------------------------------------------------------------------------------------------------------
+# Eight devices ------------------------------------------------------------------------------------
 
 FILES = ("w.msgpack", "w.safetensors")
 
 
-def test_every_public_name_that_takes_or_gives_arrays_is_tried_here():
+def test_this_file_uses_every_public_name_that_takes_or_returns_arrays():
     source = pathlib.Path(__file__).read_text()
     names = {name for name in kerasflax.__all__ if not name.endswith("Error")} - {"Report"}
     assert {name for name in names if name not in source} == set()
 
 
 def results(kind, folder):
-    """What a model comes to: its losses, its predictions and its variables, and files from before it was trained."""
+    """Train a model: its losses, predictions and variables. Files hold its first variables."""
     model = model_of(FlaxLayer(MODULES[kind](), variables=user_arrays(kind), seed=5))
     for name in FILES:
         kerasflax.write_variables(model.layers[-1], folder / f"{kind}-{name}")
@@ -524,7 +518,7 @@ def results(kind, folder):
     model.save(folder / f"{kind}.keras")
     loaded = keras.saving.load_model(folder / f"{kind}.keras")
     values = jax.tree.map(
-        lambda leaf: np.asarray(_data(leaf)).tolist(), model.layers[-1].flax_variables
+        lambda leaf: np.asarray(key_data(leaf)).tolist(), model.layers[-1].flax_variables
     )
     return {
         "losses": losses,
@@ -535,7 +529,7 @@ def results(kind, folder):
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_what_is_handed_out_lies_where_the_variables_lie(kind):
+def test_arrays_taken_out_have_the_sharding_of_the_variables(kind):
     layer = model_of(FlaxLayer(MODULES[kind](), variables=user_variables(kind))).layers[-1]
     name = "Dense_0" if kind == "linen" else "hidden"
     kernel = layer.flax_variables["params"][name]["kernel"]
@@ -547,15 +541,15 @@ def test_what_is_handed_out_lies_where_the_variables_lie(kind):
     assert layer.variables_by_path[f"params/{name}/kernel"].value.sharding == kernel.sharding
 
 
-@pytest.mark.skipif(not DISTRIBUTION, reason="a part of the last test")
+@pytest.mark.skipif(not DISTRIBUTION, reason="the last test runs this in a new process")
 @pytest.mark.parametrize("kind", MODULES)
-def test_results_are_written_down(kind):
+def test_results_on_eight_devices_are_written_to_files(kind):
     folder = pathlib.Path(os.environ["KERASFLAX_TEST_RESULTS"])
     assert len(jax.devices()) == 8
     (folder / f"{kind}.json").write_text(json.dumps(results(kind, folder)))
 
 
-# What lies elsewhere -------------------------------------------------------------------------------------------------------
+# Arrays in other places ---------------------------------------------------------------------------
 
 
 def on_another_device(array):
@@ -579,10 +573,10 @@ def in_the_hosts_memory(array):
     )
 
 
-@pytest.mark.skipif("jax.device_count() < 8", reason="run on eight devices by the last tests")
+@pytest.mark.skipif("jax.device_count() < 8", reason="the last tests run this on eight devices")
 @pytest.mark.parametrize("assigned", [False, True])
 @pytest.mark.parametrize("elsewhere", [on_another_device, on_another_mesh, in_the_hosts_memory])
-def test_arrays_that_lie_elsewhere_are_moved_to_where_keras_keeps_variables(elsewhere, assigned):
+def test_arrays_in_other_places_are_moved_to_where_keras_keeps_variables(elsewhere, assigned):
     expected = held(model_of(FlaxLayer(Linen())).layers[-1])
     variables = jax.tree.map(elsewhere, user_variables("linen"))
     model = model_of(FlaxLayer(Linen(), variables=None if assigned else variables))
@@ -594,18 +588,18 @@ def test_arrays_that_lie_elsewhere_are_moved_to_where_keras_keeps_variables(else
             like.sharding,
         )
     assert_equal(model.layers[-1].flax_variables, numbers(variables))
-    check_stays(variables, model)
+    check_owned_by_user(variables, model)
 
 
-@pytest.mark.skipif("jax.device_count() < 8", reason="run on eight devices by the last tests")
+@pytest.mark.skipif("jax.device_count() < 8", reason="the last tests run this on eight devices")
 @pytest.mark.parametrize("elsewhere", [on_another_device, on_another_mesh])
-def test_an_instance_that_lies_elsewhere_is_moved(elsewhere):
+def test_an_instance_in_another_place_is_moved_to_where_keras_keeps_variables(elsewhere):
     module = instance()
     nnx.update(module, jax.tree.map(elsewhere, nnx.state(module)))
-    check_stays(nnx.state(module), model_of(FlaxLayer(module)))
+    check_owned_by_user(nnx.state(module), model_of(FlaxLayer(module)))
 
 
-def test_deleted_arrays_are_refused_by_path():
+def test_deleted_arrays_are_an_error_that_names_their_paths():
     variables, layer = user_variables("linen"), model_of(FlaxLayer(Linen())).layers[-1]
     variables["params"]["Dense_1"]["kernel"].delete()
     module = instance()
@@ -624,8 +618,8 @@ def test_deleted_arrays_are_refused_by_path():
         model_of(FlaxLayer(module))
 
 
-def test_an_array_that_cannot_be_moved_is_refused_by_path(monkeypatch):
-    # What JAX says of an array of another process's devices.
+def test_an_array_that_cannot_be_moved_is_an_error_that_names_its_path(monkeypatch):
+    # JAX's message for an array on the devices of another process.
     def device_put(*args, **kwargs):
         raise ValueError(
             "device_put's second argument must represent addressable devices\nand more"
@@ -636,7 +630,7 @@ def test_an_array_that_cannot_be_moved_is_refused_by_path(monkeypatch):
     monkeypatch.setattr(jax, "device_put", device_put)
     with pytest.raises(
         kerasflax.VariablesError,
-        match=r"params/Dense_1/bias: the array cannot be moved from .* addressable dev",
+        match=r"params/Dense_1/bias: cannot be moved from .* addressable dev",
     ):
         layer.flax_variables = {"params": {"Dense_1": {"bias": jnp.ones(4)}}}
     monkeypatch.undo()
@@ -644,37 +638,23 @@ def test_an_array_that_cannot_be_moved_is_refused_by_path(monkeypatch):
 
 
 def on_eight_devices(folder, *arguments, distribution=None):
-    """Run tests of this file in a process that has eight devices."""
-    environment = os.environ | {
-        "KERASFLAX_TEST_RESULTS": str(folder),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
-    }
+    """Run tests of this file in a new process that has eight devices."""
+    variables = {"KERASFLAX_TEST_RESULTS": str(folder), **cpu_devices(8)}
     if distribution:
-        environment["KERASFLAX_TEST_DISTRIBUTION"] = distribution
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        *arguments,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        variables["KERASFLAX_TEST_DISTRIBUTION"] = distribution
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
+    run = run_python("-m", "pytest", *options, __file__, *arguments, env=environment(**variables))
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.skipif("jax.device_count() >= 8", reason="it starts such a process")
-def test_arrays_that_lie_elsewhere_without_a_distribution(tmp_path):
-    on_eight_devices(tmp_path, "-k", "lie_elsewhere_are or lies_elsewhere_is")
+@pytest.mark.skipif("jax.device_count() >= 8", reason="this test starts such a process")
+def test_arrays_in_other_places_are_moved_without_a_distribution_too(tmp_path):
+    on_eight_devices(tmp_path, "-k", "in_other_places_are_moved_to or an_instance_in")
 
 
-@pytest.mark.skipif("jax.device_count() >= 8", reason="it starts such a process")
+@pytest.mark.skipif("jax.device_count() >= 8", reason="this test starts such a process")
 @pytest.mark.parametrize("distribution_name", ["data", "model"])
-def test_eight_devices_come_to_what_one_does(distribution_name, tmp_path):
+def test_eight_devices_give_the_same_results_as_one(distribution_name, tmp_path):
     on_eight_devices(tmp_path, distribution=distribution_name)
     for kind in MODULES:
         own = tmp_path / "own"

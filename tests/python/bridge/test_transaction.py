@@ -1,4 +1,4 @@
-"""Builds and changes that are broken off at every line of them."""
+"""Builds and changes of a layer, interrupted at every line."""
 
 import contextlib
 import functools
@@ -16,6 +16,7 @@ from flax import nnx
 from keras.src.backend.common import global_state, name_scope
 from keras.src.layers import layer as keras_layer
 from keras.src.utils import tracking
+from support import key_data
 
 import kerasflax
 from kerasflax import ArgumentError, FlaxLayer, LazyModule, _models
@@ -31,7 +32,10 @@ def is_watched(file):
 
 
 def watched(run, note):
-    """Call a function, and before each line of kerasflax, and of Keras where it builds layers, another one."""
+    """Call `run()`, and `note((file, line))` before each watched line.
+
+    The watched lines are those of kerasflax and those that build a layer in Keras.
+    """
 
     def in_function(frame, event, argument):
         if event == "line":
@@ -49,14 +53,14 @@ def watched(run, note):
 
 
 def lines_of(run):
-    """The lines that a function runs, in the order in which it comes to them first."""
+    """Return the watched lines that `run()` executes, in the order of their first execution."""
     lines = {}
     watched(run, lambda line: lines.setdefault(line))
     return list(lines)
 
 
-def broken_off(run, line, error):
-    """Call a function, and raise an error when it comes to a line; whether it did, and let the error through."""
+def raise_at(run, line, error):
+    """Call `run()` and raise `error` at a line; return whether `run()` let the error through."""
     errors = [error]
 
     def note(here):
@@ -73,12 +77,12 @@ def broken_off(run, line, error):
 
 
 def seeded(key, shape, dtype=jnp.float32):
-    """An initializer whose values are the key's, and cheap to compile."""
+    """Fill an array with a value of the key: an initializer that compiles fast."""
     return jnp.full(shape, jax.random.key_data(key)[0], dtype)
 
 
 class Linen(nn.Module):
-    """Params, batch statistics, and what is sown."""
+    """A module with params, a count as state, and a sown value."""
 
     @nn.compact
     def __call__(self, inputs, training=False):
@@ -89,7 +93,7 @@ class Linen(nn.Module):
 
 
 class Nnx(nnx.Module):
-    """Params, state, and random numbers."""
+    """A module with params, state and random numbers."""
 
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(3, 2, kernel_init=seeded, rngs=rngs)
@@ -102,7 +106,7 @@ class Nnx(nnx.Module):
 
 
 class Part(nnx.Module):
-    """A part of a Linen module."""
+    """An NNX module for use inside Linen, through `nnx.bridge.ToLinen`."""
 
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(3, 2, kernel_init=seeded, rngs=rngs)
@@ -111,7 +115,7 @@ class Part(nnx.Module):
         return self.linear(inputs)
 
 
-USERS = Nnx(rngs=nnx.Rngs(7))
+USER_MODULE = Nnx(rngs=nnx.Rngs(7))
 GIVEN = {
     "params": {
         "dense": {
@@ -124,7 +128,7 @@ GIVEN = {
 L2 = {"regularizers": {"**/kernel": keras.regularizers.L2(0.1)}}
 CASES = {
     "an NNX module": lambda: FlaxLayer(
-        USERS, constraints={"**/bias": keras.constraints.NonNeg()}, **L2
+        USER_MODULE, constraints={"**/bias": keras.constraints.NonNeg()}, **L2
     ),
     "given variables": lambda: FlaxLayer(Linen(), variables=GIVEN, trainable=False),
     "initial values": lambda: FlaxLayer(Linen(), seed=5, **L2),
@@ -148,8 +152,8 @@ def values_of(layer):
     return {path: np.asarray(variable.value) for path, variable in layer.variables_by_path.items()}
 
 
-def everything(layer):
-    """What a layer is, and what Keras notes of it: attributes, tracked objects, the thread's scopes."""
+def state_of(layer):
+    """Return all that a build can change: attributes, Keras's tracked objects, thread state."""
     tracker = layer._tracker
     held = [
         {name: id(value) for name, value in vars(each).items()}
@@ -175,13 +179,9 @@ def everything(layer):
 
 
 def content_of(module):
-    """The arrays of an NNX module, its counts of random numbers, and its attributes."""
+    """Return the attributes of an NNX module, and its arrays with the counts of random numbers."""
     graphdef, state = nnx.split(module)
-    return graphdef, [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(_data, state))]
-
-
-def _data(x):
-    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return graphdef, [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(key_data, state))]
 
 
 @functools.cache
@@ -191,44 +191,44 @@ def lines_in(case, way):
 
 
 def new_lines(case, way):
-    """The lines of a build that no build before it in the tables comes to."""
+    """Return the lines of a build that no earlier build of the tables executes."""
     builds = [(each_case, each_way) for each_case in CASES for each_way in WAYS]
     known = {line for each in builds[: builds.index((case, way))] for line in lines_in(*each)}
     return [line for line in lines_in(case, way) if line not in known]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_build_that_is_broken_off_at_any_line_leaves_the_layer_as_it_was(case):
-    make, users = CASES[case], content_of(USERS)
+def test_a_build_interrupted_at_any_line_leaves_the_layer_unchanged(case):
+    make, users = CASES[case], content_of(USER_MODULE)
     counts = {way: len(new_lines(case, way)) for way in WAYS}
     assert sum(counts.values()) > (500 if case == next(iter(CASES)) else 0)
     for way, build in WAYS.items():
         undisturbed, layer = make(), make()
         build(undisturbed)
-        expected, before = values_of(undisturbed), everything(layer)
+        expected, before = values_of(undisturbed), state_of(layer)
         for number, line in enumerate(new_lines(case, way)):
-            error = (KeyboardInterrupt, MemoryError)[number % 2]("broken off")
+            error = (KeyboardInterrupt, MemoryError)[number % 2]("interrupted")
             where = f"{way}, {os.path.basename(line[0])}:{line[1]}"
-            # A layer that has been built comes to the lines after the build.
-            hit = layer.built and broken_off(functools.partial(build, layer), line, error)
+            # A built layer executes only the lines after the build.
+            hit = layer.built and raise_at(functools.partial(build, layer), line, error)
             if layer.built and not hit:
                 layer = make()
-                before = everything(layer)
+                before = state_of(layer)
             if not hit:
-                hit = broken_off(functools.partial(build, layer), line, error)
+                hit = raise_at(functools.partial(build, layer), line, error)
             if layer.built:
-                # What comes after the build was broken off, or the error was one that the build survives.
+                # The line was after the build, or the build handles this error.
                 assert_built_as(layer, undisturbed, where)
             else:
                 assert hit, where
-                assert everything(layer) == before, where
+                assert state_of(layer) == before, where
                 assert layer.weights == [], where
         if not layer.built:
             build(layer)
         assert_built_as(layer, undisturbed, way)
         np.testing.assert_equal(values_of(layer), expected)
-    assert content_of(USERS)[0] == users[0]
-    np.testing.assert_equal(content_of(USERS)[1], users[1])
+    assert content_of(USER_MODULE)[0] == users[0]
+    np.testing.assert_equal(content_of(USER_MODULE)[1], users[1])
 
 
 def assert_built_as(layer, other, where):
@@ -241,8 +241,8 @@ def assert_built_as(layer, other, where):
     assert layer._tracker.locked, where
 
 
-class Told(keras.regularizers.Regularizer, keras.constraints.Constraint):
-    """A regularizer and initializer that fails until it is told not to."""
+class Failing(keras.regularizers.Regularizer, keras.constraints.Constraint):
+    """A regularizer, constraint and initializer that raises `error` until it is set to None."""
 
     def __init__(self, error):
         self.error = error
@@ -254,17 +254,17 @@ class Told(keras.regularizers.Regularizer, keras.constraints.Constraint):
 
 
 @pytest.mark.parametrize("argument", ["regularizers", "constraints"])
-def test_a_pattern_that_fits_nothing_can_be_corrected(argument):
+def test_a_pattern_that_matches_nothing_can_be_corrected(argument):
     value = keras.regularizers.L2(0.1) if argument == "regularizers" else keras.constraints.NonNeg()
-    layer = FlaxLayer(USERS, **{argument: {"**/bias": value, "**/nothing": value}})
-    before = everything(layer)
+    layer = FlaxLayer(USER_MODULE, **{argument: {"**/bias": value, "**/nothing": value}})
+    before = state_of(layer)
     for build in WAYS.values():
         with pytest.raises(ArgumentError, match="nothing"):
             build(layer)
-        assert everything(layer) == before
+        assert state_of(layer) == before
     setattr(layer, argument, {"**/bias": value})
     np.testing.assert_allclose(
-        layer(X), X @ USERS.linear.kernel[...] + USERS.linear.bias[...], rtol=1e-5
+        layer(X), X @ USER_MODULE.linear.kernel[...] + USER_MODULE.linear.bias[...], rtol=1e-5
     )
     assert [bool(getattr(w, argument.rstrip("s"))) for w in layer.weights] == [
         True,
@@ -277,7 +277,7 @@ def test_a_pattern_that_fits_nothing_can_be_corrected(argument):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not set up")], ids=repr)
-def test_a_setup_that_fails_fails_the_build_and_no_more(error, way):
+def test_a_failing_setup_fails_the_build_and_leaves_the_layer_unchanged(error, way):
     errors = [error]
 
     class Module(nn.Module):
@@ -290,10 +290,10 @@ def test_a_setup_that_fails_fails_the_build_and_no_more(error, way):
             return self.dense(inputs)
 
     layer = FlaxLayer(Module(), seed=1)
-    before = everything(layer)
+    before = state_of(layer)
     with pytest.raises(type(error)):
         WAYS[way](layer)
-    assert everything(layer) == before
+    assert state_of(layer) == before
     errors.clear()
     layer(X)
     assert len(layer.weights) == 2
@@ -303,45 +303,45 @@ def test_a_setup_that_fails_fails_the_build_and_no_more(error, way):
     "error", [KeyboardInterrupt(), MemoryError(), ValueError("no values")], ids=repr
 )
 @pytest.mark.parametrize("api", ["linen", "nnx"])
-def test_an_initializer_that_fails_fails_the_build_and_no_more(api, error):
-    told = Told(error)
+def test_a_failing_initializer_fails_the_build_and_leaves_the_layer_unchanged(api, error):
+    failing = Failing(error)
     module = (
-        nn.Dense(2, kernel_init=told)
+        nn.Dense(2, kernel_init=failing)
         if api == "linen"
-        else LazyModule(nnx.Linear, 3, 2, kernel_init=told)
+        else LazyModule(nnx.Linear, 3, 2, kernel_init=failing)
     )
     try:
         layer = FlaxLayer(module, seed=1)
     except type(error):
-        # A lazy module is made abstractly first.
-        told.error = None
+        # The constructor of the layer traces a lazy module.
+        failing.error = None
         layer = FlaxLayer(module, seed=1)
-        told.error = error
-    before = everything(layer)
+        failing.error = error
+    before = state_of(layer)
     with pytest.raises(type(error)):
         layer(X)
-    assert everything(layer) == before
-    told.error = None
+    assert state_of(layer) == before
+    failing.error = None
     np.testing.assert_allclose(layer(X), 2 * X.sum(1, keepdims=True) * np.ones((1, 2)), rtol=1e-5)
     assert len(layer.weights) == 2
 
 
-def test_a_second_build_is_refused_and_leaves_the_weights():
+def test_a_second_build_is_an_error_and_leaves_the_weights_unchanged():
     layer = CASES["initial values"]()
     layer(X)
-    before, values = everything(layer), values_of(layer)
+    before, values = state_of(layer), values_of(layer)
     with pytest.raises(ValueError, match="cannot add new elements of state"):
         layer.build((2, 3))
-    assert everything(layer) == before
+    assert state_of(layer) == before
     np.testing.assert_equal(values_of(layer), values)
 
 
-def test_a_fit_whose_deferred_build_was_broken_off_can_be_begun_again():
+def test_a_fit_whose_deferred_build_was_interrupted_can_be_repeated():
     y = np.ones((2, 2), np.float32)
 
     def model():
         keras.utils.clear_session(free_memory=False)
-        model = keras.Sequential([FlaxLayer(USERS, name="flax")])
+        model = keras.Sequential([FlaxLayer(USER_MODULE, name="flax")])
         model.compile(keras.optimizers.SGD(0.1), "mse")
         return model
 
@@ -352,7 +352,7 @@ def test_a_fit_whose_deferred_build_was_broken_off_can_be_begun_again():
     assert len(chosen) > 5
     other = model()
     for line in chosen:
-        assert broken_off(
+        assert raise_at(
             lambda: other.fit(X, y, shuffle=False, verbose=0), line, KeyboardInterrupt()
         )
         assert other.layers[0].weights == []
@@ -360,12 +360,12 @@ def test_a_fit_whose_deferred_build_was_broken_off_can_be_begun_again():
     np.testing.assert_equal(values_of(other.layers[0]), values_of(undisturbed.layers[0]))
 
 
-# Values and flags -------------------------------------------------------------------------------------------------------
+# Values and flags ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def either(before, after, current):
-    """What is there at the end is one of the two, whole."""
+    """Assert that after the block, `current()` is all `before` or all `after`."""
     yield
     now = current()
     try:
@@ -393,7 +393,7 @@ STORED = {}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_values_are_set_all_or_none_wherever_that_is_broken_off(change):
+def test_an_interrupted_assignment_sets_all_values_or_none(change):
     zero = built()
     zero.flax_variables = zeros(GIVEN)
     zero.save_own_variables(STORED)
@@ -402,16 +402,16 @@ def test_values_are_set_all_or_none_wherever_that_is_broken_off(change):
     lines = lines_of(lambda: set_values(layer))
     assert len(lines) > 20
     np.testing.assert_equal(values_of(layer), after)
-    # Between two variables, too.
+    # A line may run once for each variable: interrupt it between two variables too.
     moments = [(line, count) for line in lines for count in range(1, 4)]
     for line, count in moments:
         layer.flax_variables = GIVEN
         with either(before, after, lambda: values_of(layer)):
-            broken_off_at_the(count, lambda: set_values(layer), line)
+            interrupt_at(count, lambda: set_values(layer), line)
 
 
-def broken_off_at_the(count, run, line):
-    """Interrupt a function when it comes to a line for the n-th time."""
+def interrupt_at(count, run, line):
+    """Interrupt `run()` at the n-th execution of a line."""
     left = [None] * count
 
     def note(here):
@@ -425,7 +425,7 @@ def broken_off_at_the(count, run, line):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_an_assignment_that_fails_is_undone_in_every_layer_of_a_model(monkeypatch, times):
+def test_a_failed_assignment_is_undone_in_every_layer_of_a_model(monkeypatch, times):
     model = keras.Sequential(
         [keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")]
     )
@@ -453,7 +453,7 @@ def test_an_assignment_that_fails_is_undone_in_every_layer_of_a_model(monkeypatc
         assert not scope.state_mapping
 
 
-def test_what_is_trained_changes_as_a_whole_or_not_at_all():
+def test_interrupted_freezing_changes_all_weights_or_none():
     model = keras.Sequential(
         [keras.Input((3,)), FlaxLayer(nn.Dense(3), name="a"), FlaxLayer(nn.Dense(2), name="b")]
     )
@@ -476,12 +476,12 @@ def test_what_is_trained_changes_as_a_whole_or_not_at_all():
             for count in (1, 2, 3):
                 undo()
                 with either(before, after, flags):
-                    broken_off_at_the(count, change, line)
+                    interrupt_at(count, change, line)
         undo()
 
 
 class Broken(nn.Module):
-    """Raises an error that is pending, in a run after `init`."""
+    """Raises the pending error, if there is one, in the first run after `init`."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -493,8 +493,8 @@ class Broken(nn.Module):
 PENDING = []
 
 
-class Holding(keras.Model):
-    """Builds its layer in a call of its own, in which Keras makes variables without values at first."""
+class Model(keras.Model):
+    """Builds its layer inside its own call, where Keras first creates variables without values."""
 
     def __init__(self, layer):
         super().__init__()
@@ -506,14 +506,14 @@ class Holding(keras.Model):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
 @pytest.mark.parametrize("kind", ["given", "initial"])
-def test_a_call_that_fails_after_the_build_leaves_a_built_layer_in_a_model_of_ones_own(kind, error):
+def test_a_call_that_fails_after_the_build_leaves_a_built_layer_in_a_subclassed_model(kind, error):
     variables = {"params": GIVEN["params"]} if kind == "given" else None
     layer = FlaxLayer(Broken(), variables=variables, seed=5)
     undisturbed = FlaxLayer(Broken(), variables=variables, seed=5)
     undisturbed(X)
     expected = values_of(undisturbed)
-    model = Holding(layer)
-    PENDING[:] = [error("broken off")]
+    model = Model(layer)
+    PENDING[:] = [error("interrupted")]
     with contextlib.suppress(error):
         model(X)
     PENDING.clear()

@@ -46,7 +46,7 @@ class Moments:
         ({}, []),
     ],
 )
-def test_a_leaf_is_named_by_its_path(tree, paths):
+def test_each_leaf_is_named_by_its_path(tree, paths):
     assert list(named_leaves(tree)) == paths
 
 
@@ -61,13 +61,13 @@ trees = st.recursive(
 
 
 @given(st.dictionaries(names, trees, max_size=3))
-def test_a_tree_put_together_again_is_the_tree(tree):
+def test_merging_a_split_tree_gives_the_tree_back(tree):
     template, arrays = split(tree)
     assert template.merge(arrays) == tree
     assert list(arrays) == [path for path, leaf in named_leaves(tree).items() if leaf != "static"]
 
 
-def test_a_typed_key_is_kept_as_data_and_comes_out_typed():
+def test_a_typed_key_is_split_into_its_data_and_merged_into_a_typed_key():
     key = jax.random.key(3, impl="rbg")
     template, arrays = split({"state": {"key": key}})
     assert arrays["state/key"].dtype == jnp.uint32
@@ -91,7 +91,7 @@ def fit(given, **kwargs):
     )
 
 
-def test_every_misfit_is_listed_by_path_with_both_sides():
+def test_every_mismatch_is_listed_by_path_with_both_sides():
     with pytest.raises(VariablesError) as error:
         fit(
             {
@@ -108,40 +108,41 @@ def test_every_misfit_is_listed_by_path_with_both_sides():
         "  params/extra: not in the module, got float32(2)\n"
         "  params/w: expected float32(2), got shape (2, 1)\n"
         "  stats/m: not in the module, got float32(2)\n"
-        "The module's collections: params, stats. Pass what `module.init()` returns for this module and input."
+        "The module's collections: params, stats. Pass what `module.init()` returns for this "
+        "module and input."
     )
 
 
-def test_what_is_no_mapping_is_an_error():
+def test_variables_that_are_not_a_mapping_are_an_error():
     with pytest.raises(VariablesError, match=r"must be a dict of collections, got list \[1\]"):
         fit([1])
 
 
-def test_state_takes_the_given_shape_and_params_do_not():
+def test_state_takes_the_given_shape_but_params_do_not():
     arrays = fit({"params": {"w": ARRAY, "b": 1.5}, "stats": {"n": np.zeros((7, 2))}})
     assert arrays["stats/n"].shape == (7, 2)
     assert arrays["params/b"].dtype == jnp.float32
 
 
-def test_a_collection_that_the_module_does_not_create_is_taken_as_given():
+def test_a_collection_that_the_module_does_not_create_is_kept_as_given():
     arrays = fit(
         {"params": {"w": ARRAY, "b": 0.0}, "stats": {"n": ARRAY}, "constants": {"c": jnp.arange(2)}}
     )
     assert arrays["constants/c"].dtype == jnp.int32
 
 
-def test_integers_become_floats_where_floats_belong_and_the_other_way_where_nothing_is_lost():
+def test_integers_are_cast_to_floats_and_floats_to_integers_if_no_value_is_lost():
     given = {"params": {"w": np.array([1, 2]), "b": True}, "stats": {"n": ARRAY}}
     assert {array.dtype.name for array in fit(given).values()} == {"float32"}
     expected = {"s/n": np.zeros(2, np.uint32)}
-    whole = fitted(
+    from_floats = fitted(
         expected,
         {"s": {"n": np.array([3.0, 2.0**32 - 1])}},
         fixed_shape=lambda path: True,
         place=anywhere,
     )
-    assert whole["s/n"].tolist() == [3, 2**32 - 1]
-    assert whole["s/n"].dtype == jnp.uint32
+    assert from_floats["s/n"].tolist() == [3, 2**32 - 1]
+    assert from_floats["s/n"].dtype == jnp.uint32
     for lost in ([1.5, 0.0], [-1.0, 0.0], [np.nan, 0.0], [2.0**32, 0.0]):
         with pytest.raises(
             VariablesError,
@@ -155,10 +156,10 @@ def test_integers_become_floats_where_floats_belong_and_the_other_way_where_noth
             )
 
 
-def test_complex_numbers_become_real_ones_where_they_are(recwarn):
-    for values, fits in ([1 + 0j, 2], True), ([1j, 2], False):
+def test_complex_numbers_are_cast_to_real_numbers_if_they_are_real(recwarn):
+    for values, are_real in ([1 + 0j, 2], True), ([1j, 2], False):
         given = {"params": {"w": np.array(values), "b": 0.0}, "stats": {"n": ARRAY}}
-        if fits:
+        if are_real:
             assert fit(given)["params/w"].tolist() == [1, 2]
         else:
             with pytest.raises(
@@ -169,12 +170,12 @@ def test_complex_numbers_become_real_ones_where_they_are(recwarn):
     assert not recwarn.list
 
 
-def test_half_precision_given_stays_half_precision():
+def test_given_half_precision_stays_half_precision():
     given = {"params": {"w": jnp.ones(2, jnp.bfloat16), "b": 0.0}, "stats": {"n": ARRAY}}
     assert fit(given)["params/w"].dtype == jnp.bfloat16
 
 
-def test_variables_are_named_by_scopes_and_hold_the_arrays():
+def test_variables_get_their_names_from_scopes_and_their_dtypes_from_the_arrays():
     arrays = {"params/Dense_0/kernel": jnp.ones((2, 3)), "stats/key": jnp.zeros(2, jnp.uint32)}
     with keras.name_scope("layer"):
         variables = _variables.create(
