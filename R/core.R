@@ -32,7 +32,9 @@ core_words <- list(
   pattern = "`list(\"{0}\" = ...)`",
   unchecked = "`checked = FALSE`",
   "functional model" = "`keras_model(inputs, outputs)`",
-  "to write" = "`object`"
+  "to write" = "`object`",
+  register = "`keras3::register_keras_serializable()`",
+  "lazy module" = "`flax_lazy()`"
 )
 
 # Declares the core, which reticulate imports at its first use. The path stays on Python's search

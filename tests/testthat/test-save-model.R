@@ -45,8 +45,8 @@ test_that("a saved model with an R module continues training in a new session", 
 
   missing <- run_r(c("library(kerasflax)", sprintf("try(load_model('%s'))", path)))
   expect_match(missing, "'RNet'", fixed = TRUE)
-  expect_match(missing, "defined in a session or script of R", fixed = TRUE)
-  expect_match(missing, "Run the code that defines it first", fixed = TRUE)
+  expect_match(missing, "was defined in an R session or script", fixed = TRUE)
+  expect_match(missing, "Run the code that defines it, or", fixed = TRUE)
   expect_match(missing, "custom_objects = list(RNet = RNet)", fixed = TRUE)
 })
 
@@ -178,7 +178,7 @@ test_that("a module that cannot be saved leaves the existing file unchanged", {
     layer_flax_module_wrapper(nn$Sequential(list(nn$Dense(2L), \(x) x)))
   expect_error(
     save_model(model, path, overwrite = TRUE),
-    "Sequential.layers\\[1\\] cannot be saved: it is a function of R",
+    "Sequential.layers\\[1\\] cannot be saved: it is an R function",
     class = "kerasflax_error_config"
   )
   expect_identical(readLines(path), "precious")

@@ -32,6 +32,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "unchecked": "`checked=False`",
         "functional model": "`keras.Model(inputs, outputs)`",
         "to write": "`variables`",
+        "register": "`keras.saving.register_keras_serializable()`",
+        "lazy module": "`kerasflax.LazyModule`",
     }
 )
 

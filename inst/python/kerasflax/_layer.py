@@ -162,7 +162,9 @@ class FlaxLayer(keras.layers.Layer):
         module returned.
         """
         if form is not None and type(form) is not Form:
-            raise ConfigError(f"The input's form is described wrongly: {_plan.shown(form)}.")
+            raise ConfigError(
+                f"The input's form has an invalid description: {_plan.summary(form)}."
+            )
         is_called_by_keras = _keras.is_called_by_keras()
         if form is None:
             form, inputs = split(inputs)
@@ -518,7 +520,7 @@ class FlaxLayer(keras.layers.Layer):
         method = self._recorded.method or _to_json.method_to_config(self.method, self.module)
         return config | {
             "format_version": FORMAT_VERSION,
-            "module": _to_json.described(self.module),
+            "module": _to_json.module_to_config(self.module),
             "method": method,
             "seed": self.seed,
             "autocast": self.autocast,
@@ -555,8 +557,8 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for the input that `get_build_config` described."""
-        config = _to_json.checked(config, Mapping, "The input")
-        spec = _to_json.checked_spec(
+        config = _to_json.require_type(config, Mapping, "The input")
+        spec = _to_json.spec_from_config(
             config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True
         )
         with running(Call(self, input_dtypes=spec.dtype)):

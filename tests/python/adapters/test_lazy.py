@@ -124,7 +124,7 @@ def test_saving_an_unknown_constructor_call_warns_what_loading_needs(tmp_path):
     model = model_of(FlaxLayer(Forgetful(4, rngs=rngs())), (3,))
     with pytest.warns(
         UserWarning,
-        match="with which arguments the Forgetful was made is not known.*custom_objects",
+        match="arguments with which the Forgetful was created are unknown.*custom_objects",
     ):
         model.save(tmp_path / "m.keras")
     with pytest.raises(ConfigError, match=r"custom_objects=\{'Forgetful': make_forgetful\}"):
@@ -162,7 +162,7 @@ def test_a_factory_is_saved_by_its_registered_name_or_else_as_unknown(tmp_path):
     np.testing.assert_array_equal(
         loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0)
     )
-    with pytest.warns(UserWarning, match="the Linear was made is not known"):
+    with pytest.warns(UserWarning, match="the Linear was created are unknown"):
         assert to_config(LazyModule(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), "module") == {
             "custom": "flax.nnx:Linear"
         }
@@ -197,7 +197,7 @@ def test_a_description_with_foreign_code_or_wrong_parts_is_an_error(node):
 def test_a_description_with_arguments_that_the_constructor_refuses_is_an_error():
     config = FlaxLayer(nnx.Linear(3, 4, rngs=rngs())).get_config()
     config["module"]["keywords"]["in_features"] = "three"
-    with pytest.raises(ConfigError, match=r"cannot be made as it is described: .*three"):
+    with pytest.raises(ConfigError, match=r"cannot be created as described: .*three"):
         FlaxLayer.from_config(config)
 
 

@@ -1,8 +1,8 @@
 """Pytrees in a form that Keras handles.
 
-Keras nests lists, tuples, named tuples and dicts, takes anything else for a tensor, and refuses None among outputs. JAX nests
-whatever has been registered (dataclasses, Flax's structs, the outputs of Hugging Face's models) and skips None. A `Form` leads
-from one to the other and back.
+Keras nests lists, tuples, named tuples and dicts. It treats anything else as a tensor, and refuses
+None among outputs. JAX nests every registered type (dataclasses, Flax's structs, the outputs of
+Hugging Face's models) and skips None. A `Form` converts between the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jax.tree_util import GetAttrKey
 
 from .._errors import ConfigError
 from ..saving import _to_json
-from ..saving._plan import MODULE, Plan, shown
+from ..saving._from_json import invalid_description
+from ..saving._plan import MODULE, Plan
 
 PyTree = Any
 
@@ -26,11 +27,12 @@ PyTree = Any
 @keras.saving.register_keras_serializable(package="kerasflax")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Form:
-    """How a simplified tree is made what it was.
+    """How to turn a simplified tree back into the original.
 
     Attributes:
-        skeleton: The original, with the numbers from 0 instead of its leaves.
-        positions: For each leaf of the original, its position among the leaves of the simplified tree.
+        skeleton: The original tree, whose leaves are replaced by the numbers 0, 1, and so on.
+        positions: For each leaf of the original, its position among the leaves of the simplified
+            tree.
     """
 
     skeleton: PyTree
@@ -38,22 +40,22 @@ class Form:
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether the tree needs no form: simplified it is what it was, to JAX and to Keras, in the order of its dicts too."""
+        """Whether the simplified tree is the original, to JAX and to Keras, with dicts in order."""
         return _is_plain(self.skeleton)
 
     @functools.cached_property
     def _key(self) -> Hashable:
-        return jax.tree.structure(self.skeleton), self.positions, _order(self.skeleton)
+        return jax.tree.structure(self.skeleton), self.positions, _dict_order(self.skeleton)
 
     def __eq__(self, other: object) -> bool:
-        """Forms are equal if the trees that they merge have the same types, static fields and order."""
+        """Compare the types, static fields and dict order of the trees that the forms merge."""
         return isinstance(other, Form) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
     def get_config(self) -> dict[str, Any]:
-        """The form in JSON: models keep it with the call that they repeat."""
+        """Describe the form in JSON. A model saves it with each call that it repeats."""
         return {
             "model": _to_json.to_config(self.skeleton, "The input"),
             "positions": list(self.positions),
@@ -61,16 +63,16 @@ class Form:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Form:
-        """Make a form as `get_config` describes it.
+        """Create a form from the description that `get_config` returned.
 
         Raises:
-            ConfigError: It is no such description.
+            ConfigError: The description is invalid.
         """
-        config = _to_json.checked(config, Mapping, "The input's form")
-        plan = _to_json.planned(config.get("model"), "The input")
-        positions = _to_json.listed(config.get("positions"), "The input's form")
+        config = _to_json.require_type(config, Mapping, "The input's form")
+        plan = _to_json.plan_description(config.get("model"), "The input")
+        positions = _to_json.require_list(config.get("positions"), "The input's form")
         try:
-            if _holds_alone(plan) and all(type(each) is int for each in positions):
+            if _has_no_modules(plan) and all(type(each) is int for each in positions):
                 model = plan.make()
                 leaves = jax.tree.leaves(model)
                 are_numbers = all(type(each) is int for each in leaves)
@@ -78,19 +80,21 @@ class Form:
                     return cls(model, tuple(positions))
         except (TypeError, ValueError) as error:
             # JAX sorts the keys of dicts.
-            raise ConfigError(f"The input's form is described wrongly: {error!s:.200}.") from error
-        raise ConfigError(f"The input's form is described wrongly: {shown(plan.node)}.")
+            raise ConfigError(
+                f"The input's form has an invalid description: {error!s:.200}."
+            ) from error
+        raise invalid_description("The input's form", plan.node)
 
     @functools.cached_property
     def _simplified(self) -> PyTree:
         return _simplified(self.skeleton)
 
     def for_keras(self, leaves: Sequence[Any]) -> PyTree:
-        """Keras's tree with the leaves of an original, in their order there."""
+        """Return Keras's tree with the given leaves, which are in the order of the original."""
         return leaves[0] if self is _LEAF_FORM else map_leaves(leaves.__getitem__, self._simplified)
 
     def merge(self, tree: PyTree) -> PyTree:
-        """The original structure, its dicts in their order, with the leaves of Keras's tree."""
+        """Return the original tree, with its dicts in order, from the leaves of Keras's tree."""
         if self is _LEAF_FORM:
             return tree
         leaves = jax.tree.leaves(tree)
@@ -104,11 +108,11 @@ class Form:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Formed:
-    """A tree by its leaves and its form. A trace hands on both: of dicts in a tree itself it would lose the order.
+    """A tree as its leaves and its form, for a trace, which would not keep the order of dicts.
 
     Attributes:
         leaves: The leaves, in their order in the tree.
-        form: The form.
+        form: The form of the tree.
     """
 
     leaves: tuple[Any, ...]
@@ -116,34 +120,34 @@ class Formed:
 
     @classmethod
     def of(cls, tree: PyTree) -> Formed:
-        """Take a tree apart."""
+        """Split a tree into leaves and form."""
         leaves, treedef = jax.tree.flatten(tree)
         return cls(tuple(leaves), _form_of(tree, treedef))
 
     def for_keras(self) -> PyTree:
-        """The tree as Keras handles it."""
+        """Return the tree in the form that Keras handles."""
         return self.form.for_keras(self.leaves)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Form]:
-        """The leaves, and what a trace is told of them."""
+        """Return the leaves, and the form as the static part of the pytree node."""
         return self.leaves, self.form
 
     @classmethod
     def tree_unflatten(cls, form: Form, leaves: tuple[Any, ...]) -> Formed:
-        """The tree of a form with other leaves."""
+        """Return a tree of the same form with other leaves."""
         return cls(leaves, form)
 
 
-def _holds_alone(plan: Plan) -> bool:
-    """Whether a form has no modules in it."""
-    return plan.tag != MODULE and all(map(_holds_alone, plan.items))
+def _has_no_modules(plan: Plan) -> bool:
+    """Whether a form contains no modules."""
+    return plan.tag != MODULE and all(map(_has_no_modules, plan.items))
 
 
 def split(tree: PyTree) -> tuple[Form, PyTree]:
-    """Split a tree into its form and a tree that Keras handles. `Form.merge` puts them together.
+    """Split a tree into its form and a tree that Keras handles. `Form.merge` reverses it.
 
-    Nodes that Keras does not know become dicts by field (or lists, where their children have no names), and None is left
-    out, with its key.
+    Nodes that Keras does not know become dicts by field, or lists if their children have no names.
+    None is removed, together with its key.
 
     Returns:
         The form and Keras's tree.
@@ -162,17 +166,17 @@ def _form_of(tree: PyTree, treedef: Any) -> Form:
 
 
 _LEAF: Any = jax.tree.structure(0)
-# Most calls have one array, and need not be taken apart.
+# Most calls have a single array, which needs no form.
 _LEAF_FORM = Form(0, (0,))
 
 
 def map_leaves(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
-    """Apply a function to each leaf, as `jax.tree.map` does, but leave dicts in their order, which JAX sorts by key."""
+    """Apply a function to each leaf. Keeps the order of dicts, unlike `jax.tree.map`."""
     return ordered_like(jax.tree.map(function, tree), tree)
 
 
 def ordered_like(tree: PyTree, model: PyTree) -> PyTree:
-    """Put the dicts of a tree into the order of those in a tree of the same structure."""
+    """Put the dicts of a tree into the order of the dicts in `model`, a tree of the same shape."""
     if type(model) is dict:
         return {name: ordered_like(tree[name], child) for name, child in model.items()}
     treedef: Any
@@ -191,8 +195,8 @@ def _nodes(model: PyTree) -> Iterator[PyTree]:
             yield from _nodes(child)
 
 
-def _order(model: PyTree) -> Hashable:
-    """The order of dicts, of which JAX knows nothing."""
+def _dict_order(model: PyTree) -> Hashable:
+    """Return the order of all dicts in a tree, which its treedef does not hold."""
     return tuple(tuple(map(str, node)) for node in _nodes(model) if isinstance(node, dict))
 
 

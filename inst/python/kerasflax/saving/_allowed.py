@@ -1,11 +1,12 @@
-"""What a saved model may name: every class and function that is not the user's own.
+"""The allowlist: every class and function that a saved model may name, except the user's own.
 
-Nothing else of Flax, JAX, NumPy, Keras or Python is made or called for a file. An entry is a name below a namespace that is
-written here, and stands for the object that the namespace holds under it; no prefix, no attribute and no import leads further.
-Names that the installed version does not have are left out.
+Nothing else from Flax, JAX, NumPy, Keras or Python is created or called on behalf of a file. An
+entry is a name in a namespace listed here, and stands for the object in that namespace. No prefix,
+attribute or import leads further. Names that the installed version does not have are ignored.
 
-What may be here: functions that compute arrays. Not here: whatever calls a function that it is given, reads or writes a file,
-looks an attribute up by its name, or holds code. `tests/python/test_serialise.py` walks the lists and tries each entry.
+The list may hold functions that compute arrays. It must not hold a function that calls a function
+passed to it, reads or writes a file, looks up an attribute by name, or holds code.
+`tests/python/saving/test_allowed.py` walks the lists and tries each entry.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-# Functions: activations, initializers, pooling, attention, and operations on arrays -----------------------------------
+# Functions: activations, initializers, pooling, attention, and array operations -------------------
 
 FUNCTIONS = {
     "flax.linen": """
@@ -106,15 +107,17 @@ FUNCTIONS = {
     """,
 }
 
-# What makes initializers: functions that are called with arguments from a file.
+# Factories of initializers. They are called with arguments from a file.
 FACTORIES = {
-    "jax.nn.initializers": "constant delta_orthogonal normal orthogonal truncated_normal uniform variance_scaling",
+    "jax.nn.initializers": """
+        constant delta_orthogonal normal orthogonal truncated_normal uniform variance_scaling
+    """,
     "flax.linen": "with_logical_partitioning with_partitioning",
 }
 
-# Classes ----------------------------------------------------------------------------------------------------------------
+# Classes ------------------------------------------------------------------------------------------
 
-# Modules around one of the other module system, which is checked as such.
+# Modules that wrap a module of the other API (Linen or NNX). The wrapped module is checked too.
 WRAPPERS = {"flax.nnx.bridge.wrappers": "ToLinen ToNNX"}
 MODULES = {
     "flax.linen": """
@@ -125,8 +128,8 @@ MODULES = {
         SpectralNorm WeightNorm
     """,
     "flax.nnx": """
-        BatchNorm Bidirectional Conv ConvTranspose Dropout Einsum Embed GRUCell GroupNorm InstanceNorm
-        LSTMCell LayerNorm Linear LinearGeneral List LoRA LoRALinear MultiHeadAttention
+        BatchNorm Bidirectional Conv ConvTranspose Dropout Einsum Embed GRUCell GroupNorm
+        InstanceNorm LSTMCell LayerNorm Linear LinearGeneral List LoRA LoRALinear MultiHeadAttention
         OptimizedLSTMCell PReLU RMSNorm RNN Sequential SimpleCell SpectralNorm WeightNorm
     """,
     **WRAPPERS,
@@ -138,7 +141,9 @@ HOLDERS = {
     "jax.lax": "ConvDimensionNumbers DotAlgorithm GatherDimensionNumbers ScatterDimensionNumbers",
 }
 ENUMS = {
-    "jax.lax": "DotAlgorithmPreset FftType GatherScatterMode Precision RandomAlgorithm RoundingMethod",
+    "jax.lax": """
+        DotAlgorithmPreset FftType GatherScatterMode Precision RandomAlgorithm RoundingMethod
+    """,
 }
 NUMBER_TYPES = {
     "builtins": "bool int float complex",
@@ -153,28 +158,28 @@ KERAS = {
     "dtype_policies": "DTypePolicy FloatDTypePolicy",
 }
 
-# Fields -----------------------------------------------------------------------------------------------------------------
+# Fields -------------------------------------------------------------------------------------------
 
-# What a field of a module of Flax may be, where it is more than data: numbers, text, arrays, dtypes, enums, holders, and
-# lists, tuples and dicts of them. Whatever its role, a field is also checked against its declared type.
-FUNCTION = "a function"  # of the list, from a factory, or registered
-CLASS = "a class"  # of modules, or a function that makes what is called
+# The roles of fields of Flax's modules. A field that is not listed holds data: numbers, text,
+# arrays, dtypes, enums, settings, and lists, tuples and dicts of them. Every field is checked
+# against its declared type too.
+FUNCTION = "a function"  # from the list, created by a factory, or registered
+CLASS = "a class"  # of modules, or a function that returns a callable
 MODULE_CLASS = "a class of modules"
 MODULE = "a module"
 PART = "a module or a function"
 PARTS = "a list of modules and functions"
 ITEMS = "a list of modules, functions and data"
-CONTENTS = (
-    "anything"  # that may be in a file, as the arguments of a module class that is checked as such
-)
+# Anything that a file may hold. It is checked as the arguments of the wrapped module class.
+CONTENTS = "anything"
 
 _ROLES = {
     FUNCTION: """
-        a_initializer activation_bias_init activation_fn attention_fn b_initializer bias_init carry_init
-        conv_general_dilated dot_general einsum_op embedding_init forget_bias_init gate_fn kernel_init
-        ln_promote_dtype lora_promote_dtype merge_fn negative_slope_init out_bias_init out_dot_general
-        out_kernel_init out_promote_dtype promote_dtype qkv_dot_general qkv_promote_dtype
-        recurrent_kernel_init scale_init
+        a_initializer activation_bias_init activation_fn attention_fn b_initializer bias_init
+        carry_init conv_general_dilated dot_general einsum_op embedding_init forget_bias_init
+        gate_fn kernel_init ln_promote_dtype lora_promote_dtype merge_fn negative_slope_init
+        out_bias_init out_dot_general out_kernel_init out_promote_dtype promote_dtype
+        qkv_dot_general qkv_promote_dtype recurrent_kernel_init scale_init
     """,
     CLASS: """
         attn_weights_value_einsum_cls conv_general_dilated_cls dot_general_cls out_dot_general_cls
@@ -192,37 +197,37 @@ ROLES: Mapping[str, str] = MappingProxyType(
 )
 DATA = "data"
 
-# Lookup -----------------------------------------------------------------------------------------------------------------
+# Lookup -------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _found(names: str, namespace: str) -> Mapping[str, Any]:
-    """The objects of names in a namespace, of those that are there. Read as it is, a namespace imports nothing else."""
+def _objects(names: str, namespace: str) -> Mapping[str, Any]:
+    """Return the named objects that a namespace has. Reading its dict imports nothing else."""
     try:
         held = vars(importlib.import_module(namespace))
     except ImportError:
-        # Other versions have it elsewhere.
+        # Other versions define it elsewhere.
         held = {}
     return MappingProxyType({name: held[name] for name in names.split() if name in held})
 
 
-def named(table: Mapping[str, str], reference: str) -> Any:
-    """What a reference `namespace:name` stands for in one of the tables, or None."""
+def find(table: Mapping[str, str], reference: str) -> Any:
+    """Return the object that a reference `namespace:name` stands for in a table, or None."""
     namespace, _, name = reference.partition(":")
-    return _found(table[namespace], namespace).get(name) if namespace in table else None
+    return _objects(table[namespace], namespace).get(name) if namespace in table else None
 
 
 def entries(table: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """References and objects of a table."""
+    """Yield the references and objects of a table."""
     for namespace, names in table.items():
-        for name, value in _found(names, namespace).items():
+        for name, value in _objects(names, namespace).items():
             yield f"{namespace}:{name}", value
 
 
-def reference(table: Mapping[str, str], value: Any) -> str | None:
-    """The reference of an object in a table, the first where it has several; None where it is not there.
+def reference_to(table: Mapping[str, str], value: Any) -> str | None:
+    """Return the first reference of an object in a table, or None if the table does not hold it.
 
-    Namespaces that nobody has imported are left out: no object is of one of them.
+    Skips namespaces that have not been imported: no existing object can be in one of them.
     """
     return _references(tuple(item for item in table.items() if item[0] in sys.modules)).get(
         id(value)
@@ -231,17 +236,17 @@ def reference(table: Mapping[str, str], value: Any) -> str | None:
 
 @functools.cache
 def _references(table: tuple[tuple[str, str], ...]) -> Mapping[int, str]:
-    """References by the identity of objects, which `_found` keeps."""
+    """Map the identity of objects to references. `_objects` keeps the objects alive."""
     return MappingProxyType({id(value): name for name, value in reversed([*entries(dict(table))])})
 
 
 def keras_class(table: str, name: str) -> Any:
-    """A class of Keras's own regularizers, constraints or dtype policies, or None."""
-    return named({f"keras.{table}": KERAS[table]}, f"keras.{table}:{name}")
+    """Return one of Keras's own regularizers, constraints or dtype policies, or None."""
+    return find({f"keras.{table}": KERAS[table]}, f"keras.{table}:{name}")
 
 
 def keras_class_name(table: str, text: str) -> str:
-    """The name of a class of Keras's for which a text such as "l2" or "max_norm" stands; the text where there is none."""
+    """Return the Keras class name that text such as "l2" or "max_norm" stands for, or the text."""
     return next(
         (name for name in KERAS[table].split() if name.lower() == text.lower().replace("_", "")),
         text,

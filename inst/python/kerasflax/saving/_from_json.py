@@ -1,7 +1,7 @@
-"""JSON to a module, in two passes: all of a description is checked before anything of it is made.
+"""JSON to a module, in two passes: check the whole description, then create what it describes.
 
-The forms are those that `_to_json` lists. What a name may stand for is decided in `_lookup`, and where a value may stand in
-`_plan`.
+`_to_json` lists the kinds of descriptions. `_lookup` decides what a name may stand for, and `_plan`
+decides where a value may appear.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from .. import _dtypes, _host, _limits
 from .._errors import ConfigError
 from ..adapters import _lazy
 from . import _allowed, _lookup
-from ._field_types import Type, is_dataclass, is_named_tuple, mro, of_arguments, of_fields
+from ._field_types import (
+    Type,
+    is_dataclass,
+    is_named_tuple,
+    mro,
+    types_of_arguments,
+    types_of_fields,
+)
 from ._plan import (
     CLASS,
     DATA,
@@ -36,23 +43,23 @@ from ._plan import (
     TRUSTED,
     Plan,
     constant,
-    fits,
-    plays,
-    shown,
+    matches_role,
+    matches_type,
+    summary,
 )
 
 Json = Any
 
-# Nested deeper than any module; Python's own limit comes later.
+# Deeper than any real module, and well below Python's recursion limit.
 _DEPTH = 100
 _SCALARS = (bool, int, float, str)
-# More than any array has. JAX ends the process at a product of sizes that overflows.
+# More elements than any real array. JAX aborts the process if the product of the sizes overflows.
 _MOST_VALUES = 2**48
 _MOST_KEYS = 4096
 
 
 class Place:
-    """Where a description stands, for messages; it is put into words only when there is one."""
+    """Where a description appears, for messages. The text is only built for an error."""
 
     __slots__ = ("above", "text")
 
@@ -75,138 +82,141 @@ class Place:
 
 
 def from_config(node: Json, path: str) -> Any:
-    """Make what `to_config` described.
+    """Create what `to_config` described.
 
     Args:
         node: The description.
-        path: Where it stands, for messages.
+        path: Where the description appears, for messages.
 
     Raises:
-        ConfigError: It is no such description, or names what may not be taken; nothing has been made or imported then.
+        ConfigError: The description is invalid, or names something that a file may not name. In
+            that case nothing has been created or imported.
     """
-    return planned(node, path).make()
+    return plan_description(node, path).make()
 
 
-def planned(node: Json, path: str) -> Plan:
-    """Check a description; the plan makes what it describes.
+def plan_description(node: Json, path: str) -> Plan:
+    """Check a description, and return the plan that creates what it describes.
 
     Raises:
-        ConfigError: It is no such description, or names what may not be taken.
+        ConfigError: The description is invalid, or names something that a file may not name.
     """
     return _Reader().plan(node, Place(path), 0)
 
 
-# Checks -----------------------------------------------------------------------------------------------------------------
+# Checks -------------------------------------------------------------------------------------------
 
 
-def wrong(place: Any, node: Json, why: str = "") -> ConfigError:
-    """The error of a description that is none."""
-    return ConfigError(f"{place} is described wrongly: {shown(node)}{why}.")
+def invalid_description(place: Any, node: Json, reason: str = "") -> ConfigError:
+    """Return the error for an invalid description."""
+    return ConfigError(f"{place} has an invalid description: {summary(node)}{reason}.")
 
 
-def checked(value: Any, kind: type | tuple[type, ...], place: Any) -> Any:
-    """A value of a kind of JSON's, which it is refused not to be."""
+def require_type(value: Any, kind: type | tuple[type, ...], place: Any) -> Any:
+    """Return a JSON value of a given type, or raise ConfigError. A bool is not a number here."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise wrong(place, value)
+        raise invalid_description(place, value)
     return value
 
 
-def listed(nodes: Any, place: Any) -> list[Any]:
-    """A list; one of one scalar may have been that scalar in between, in R."""
-    return [nodes] if isinstance(nodes, _SCALARS) else checked(nodes, list, place)
+def require_list(nodes: Any, place: Any) -> list[Any]:
+    """Return a list. R turns a list of one scalar into that scalar, so wrap a scalar."""
+    return [nodes] if isinstance(nodes, _SCALARS) else require_type(nodes, list, place)
 
 
-def checked_dtype(name: Any, place: Any) -> np.dtype[Any]:
-    """The dtype of a name."""
+def require_dtype(name: Any, place: Any) -> np.dtype[Any]:
+    """Return the dtype with a name."""
     try:
         return _dtypes.named(name)
     except ValueError:
-        raise wrong(place, name, " is no dtype of numbers") from None
+        raise invalid_description(place, name, " is not a numeric dtype") from None
 
 
-def is_of_numbers(dtype: Any) -> bool:
-    """Whether a dtype is one of numbers or truth values."""
+def is_numeric(dtype: Any) -> bool:
+    """Whether a dtype is numeric or boolean."""
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
 
 
-def python_kind(dtype: np.dtype[Any]) -> Any:
-    """The dtype whose numbers are Python's, where the own one's may not be."""
+def python_dtype(dtype: np.dtype[Any]) -> Any:
+    """Return the dtype through which a dtype's values become Python numbers, and back."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return np.complex128
     return np.float64 if jnp.issubdtype(dtype, jnp.floating) else np.dtype(dtype)
 
 
-def checked_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any, ...]:
-    """Sizes, where `unknown` may be also None."""
+def require_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any, ...]:
+    """Return a shape. With `unknown`, sizes may be None."""
     sizes = [
-        size if unknown and size is None else checked(size, int, place)
-        for size in listed(shape, place)
+        size if unknown and size is None else require_type(size, int, place)
+        for size in require_list(shape, place)
     ]
     total = 1
     for size in sizes:
-        # Each product is checked, so that none gets long.
+        # Check each product, so that the integers stay short.
         total *= max(1 if size is None else size, 1)
         if (size is not None and size < 0) or total > _MOST_VALUES:
             raise ConfigError(
-                f"{place} is described wrongly: no array has the shape {shown(shape)}."
+                f"{place} has an invalid description: no array has the shape {summary(shape)}."
             )
     return tuple(sizes)
 
 
-def custom_objects(name: str) -> str:
-    """What to type, to give a function that makes a module."""
+def custom_object_argument(name: str) -> str:
+    """Return the `custom_objects` argument that passes a function that creates a module."""
     shown_name = name[:80] if name.isidentifier() else "module"
     return _host.word("custom object", shown_name, f"make_{shown_name.lower()}")
 
 
-# Functions of the session, and registered ones --------------------------------------------------------------------------
+# Functions of the R session, and registered functions ---------------------------------------------
 
 
 def registered(name: Any, place: Any) -> Any:
-    """What is registered with Keras under a name, or given as a custom object; kerasflax's own classes are no part of a module.
+    """Return the object that is registered with Keras, or passed as a custom object, under a name.
+
+    kerasflax's own classes are registered too, but cannot be parts of a module.
 
     Raises:
-        ConfigError: Nothing is.
+        ConfigError: No object has the name.
     """
-    found = keras.saving.get_registered_object(checked(name, str, place))
+    found = keras.saving.get_registered_object(require_type(name, str, place))
     if found is None or name.startswith("kerasflax>"):
         raise ConfigError(
-            f"{place} is {shown(name)}, which nobody has registered.\n"
-            "Run the code that registers it, or give it in `custom_objects`."
+            f"{place} is {summary(name)}, which is not registered.",
+            advice="Run the code that registers it, or pass it in `custom_objects`.",
         )
     return found
 
 
-def named_function(node: Mapping[str, Any], place: Any) -> Any:
-    """A function by the name under which it has been registered, or is found in a session of R.
+def function_from_config(node: Mapping[str, Any], place: Any) -> Any:
+    """Return a function that is registered, or defined in the R session, under a name.
 
     Raises:
-        ConfigError: It is not there, or is no function.
+        ConfigError: No function has the name.
     """
     if node.keys() == {"registered"}:
         found = registered(node["registered"], place)
         if isinstance(found, type) or not callable(found):
-            raise wrong(place, node, " is no function")
+            raise invalid_description(place, node, " is not a function")
         return found
     if node.keys() != {"session"}:
-        raise wrong(place, node)
-    name = checked(node["session"], str, place)
+        raise invalid_description(place, node)
+    name = require_type(node["session"], str, place)
     found = keras.saving.get_registered_object(name) or _host.named(name)
     if found is None:
         raise ConfigError(
-            f"{place} is the function {shown(name)} of the session, which is not there.\n"
-            "Run the code that defines it first, or give it in `custom_objects`."
+            f"{place} is the function {summary(name)} of the session, which does not exist.",
+            advice="Run the code that defines it, or pass it in `custom_objects`.",
         )
     if isinstance(found, type) or not callable(found):
-        raise wrong(place, node, " is no function")
+        raise invalid_description(place, node, " is not a function")
     return found
 
 
-# The first pass -----------------------------------------------------------------------------------------------------------
+# The first pass -----------------------------------------------------------------------------------
 
 
 class _Reader:
-    """Reads one description."""
+    """Checks one description."""
 
     def __init__(self) -> None:
         self._names = _lookup.Names()
@@ -214,31 +224,29 @@ class _Reader:
 
     def plan(self, node: Json, place: Place, depth: int) -> Plan:
         if depth > _DEPTH:
-            raise ConfigError(f"The description is nested too deep at {place}.")
+            raise ConfigError(f"The description is nested too deeply at {place}.")
         if node is None or isinstance(node, _SCALARS):
             return constant(node, node)
         if isinstance(node, list):
-            return _held(node, list, self._items(node, place, depth))
+            return _collection_plan(node, list, self._items(node, place, depth))
         if isinstance(node, Mapping):
-            for key, (others, read) in _KINDS.items():
+            for key, (others, read) in _READERS.items():
                 if key in node and node.keys() <= {key, *others}:
                     return read(self, node, place, depth)
-            keys = ", ".join(shown(key) for key in list(node)[:5]) or "nothing"
-            raise ConfigError(f"{place} is described in a way that is not known here: by {keys}.")
-        raise ConfigError(
-            f"{place} is described by {type(node).__name__}, which JSON does not have."
-        )
+            keys = ", ".join(summary(key) for key in list(node)[:5]) or "none"
+            raise ConfigError(f"{place} has an unknown kind of description, with the keys: {keys}.")
+        raise ConfigError(f"{place} has an invalid description: JSON has no {type(node).__name__}.")
 
     def _items(self, nodes: Any, place: Place, depth: int) -> list[Plan]:
         return [
             self.plan(node, place + f"[{i}]", depth + 1)
-            for i, node in enumerate(listed(nodes, place))
+            for i, node in enumerate(require_list(nodes, place))
         ]
 
     def _fields(self, nodes: Any, place: Place, depth: int) -> dict[str, Plan]:
-        fields = checked(nodes, Mapping, place).items()
+        fields = require_type(nodes, Mapping, place).items()
         return {
-            checked(name, str, place): self.plan(node, place + _part(name), depth + 1)
+            require_type(name, str, place): self.plan(node, place + _path_part(name), depth + 1)
             for name, node in fields
         }
 
@@ -246,26 +254,28 @@ class _Reader:
 
     def read_float(self, node: Any, place: Place, depth: int) -> Plan:
         if node["float"] not in ("nan", "inf", "-inf"):
-            raise wrong(place, node["float"])
+            raise invalid_description(place, node["float"])
         return Plan(node, float, DATA, lambda: float(node["float"]))
 
     def read_complex(self, node: Any, place: Place, depth: int) -> Plan:
         parts = self._items(node["complex"], place, depth)
         if len(parts) != 2 or not all(part.kind is float for part in parts):
-            raise ConfigError(f"{place} is described wrongly: a complex number is a list of two.")
+            raise ConfigError(
+                f"{place} has an invalid description: a complex number is a list of two numbers."
+            )
         return constant(node, complex(*(part.make() for part in parts)))
 
     def read_list(self, node: Any, place: Place, depth: int) -> Plan:
-        return _held(node, list, self._items(node["list"], place, depth))
+        return _collection_plan(node, list, self._items(node["list"], place, depth))
 
     def read_tuple(self, node: Any, place: Place, depth: int) -> Plan:
-        return _held(node, tuple, self._items(node["tuple"], place, depth))
+        return _collection_plan(node, tuple, self._items(node["tuple"], place, depth))
 
     def read_set(self, node: Any, place: Place, depth: int) -> Plan:
         ((name, nodes),) = node.items()
         items = self._items(nodes, place, depth)
         _check_keys(items, place)
-        return _held(node, set if name == "set" else frozenset, items)
+        return _collection_plan(node, set if name == "set" else frozenset, items)
 
     def read_dict(self, node: Any, place: Place, depth: int) -> Plan:
         ((name, nodes),) = node.items()
@@ -273,9 +283,9 @@ class _Reader:
             fields = self._fields(nodes, place, depth)
             keys, items = [constant(key, key) for key in fields], [*fields.values()]
         else:
-            pairs = [self._items(pair, place, depth) for pair in listed(nodes, place)]
+            pairs = [self._items(pair, place, depth) for pair in require_list(nodes, place)]
             if not all(len(pair) == 2 for pair in pairs):
-                raise ConfigError(f"{place} is described wrongly: a dict is a list of pairs.")
+                raise ConfigError(f"{place} has an invalid description: a dict is a list of pairs.")
             keys, items = [key for key, _ in pairs], [item for _, item in pairs]
             _check_keys(keys, place)
 
@@ -293,11 +303,11 @@ class _Reader:
             item.kind in (types.NoneType, str) or (item.kind is tuple and item.is_key)
             for item in items
         ):
-            raise wrong(place, node)
-        return Plan(node, kind, DATA, _call(kind, items, {}, place), items)
+            raise invalid_description(place, node)
+        return Plan(node, kind, DATA, _deferred_call(kind, items, {}, place), items)
 
     def read_dtype(self, node: Any, place: Place, depth: int) -> Plan:
-        return constant(node, checked_dtype(node["dtype"], place), DTYPE)
+        return constant(node, require_dtype(node["dtype"], place), DTYPE)
 
     def read_number(self, node: Any, place: Place, depth: int) -> Plan:
         return constant(
@@ -313,33 +323,35 @@ class _Reader:
     def _array(
         self, numbers: Any, shape: Any, dtype: Any, place: Place, depth: int
     ) -> np.ndarray[Any, Any]:
-        shape = checked_shape(shape, place)
+        shape = require_shape(shape, place)
         items = self._items(numbers, place, depth)
         if len(items) != math.prod(shape) or not all(
             item.kind in _lookup.NUMBER_TYPES for item in items
         ):
             raise ConfigError(
-                f"{place} is described wrongly: {len(items)} values do not make an array of shape {shown(shape)}."
+                f"{place} has an invalid description: "
+                f"{len(items)} values do not fill an array of shape {summary(shape)}."
             )
-        dtype = checked_dtype(dtype, place)
+        dtype = require_dtype(dtype, place)
         try:
             return (
-                np.array([item.make() for item in items], python_kind(dtype))
+                np.array([item.make() for item in items], python_dtype(dtype))
                 .astype(dtype)
                 .reshape(shape)
             )
         except (OverflowError, TypeError, ValueError) as error:
-            raise ConfigError(f"{place} is described wrongly: {error!s:.200}.") from error
+            raise ConfigError(f"{place} has an invalid description: {error!s:.200}.") from error
 
     # Names
 
     def read_function(self, node: Any, place: Place, depth: int) -> Plan:
-        name = checked(node["function"], str, place)
-        function = _lookup.function_named(name)
+        name = require_type(node["function"], str, place)
+        function = _lookup.find_function(name)
         if function is None:
             raise ConfigError(
-                f"{place} is the function {shown(name)}, which is not taken from a file.\n"
-                f"Functions of {', '.join(_allowed.FUNCTIONS)} are, if they only compute arrays, and those that you register."
+                f"{place} is the function {summary(name)}, which a file may not name.",
+                advice="Register it, or use a function that only computes arrays, from one of "
+                f"{', '.join(_allowed.FUNCTIONS)}.",
             )
         is_dtype = isinstance(getattr(function, "dtype", None), np.dtype)
         return Plan(
@@ -351,21 +363,25 @@ class _Reader:
         )
 
     def read_type(self, node: Any, place: Place, depth: int) -> Plan:
-        number_type = _lookup.number_type_named(checked(node["type"], str, place))
+        number_type = _lookup.find_number_type(require_type(node["type"], str, place))
         if number_type is not None:
             return constant(node, number_type, DTYPE)
         found = self._class(node["type"], _lookup.is_module_class, place)
         if found.is_wrapper:
-            raise wrong(place, node["type"], " makes a module of what it is called with")
+            raise invalid_description(
+                place, node["type"], " creates a module from whatever it is called with"
+            )
         return constant(node, found.kind, CLASS)
 
     def read_enum(self, node: Any, place: Place, depth: int) -> Plan:
         kind: Any = self._class(node["enum"], _lookup.is_enum, place).kind
-        name = checked(node.get("member"), str, place)
+        name = require_type(node.get("member"), str, place)
         members = type.__getattribute__(kind, "_member_map_")
         if name not in members:
-            raise ConfigError(f"{place} is {shown(name)}, which {kind.__name__:.80} does not have.")
-        # Not `constant`: a member may be of a class with a metaclass of its own.
+            raise ConfigError(
+                f"{place} is {summary(name)}, which is not a member of {kind.__name__:.80}."
+            )
+        # Not `constant`: the class of a member can have its own metaclass.
         return Plan(node, kind, DATA, lambda: members[name], value=members[name])
 
     def read_registered(self, node: Any, place: Place, depth: int) -> Plan:
@@ -373,61 +389,65 @@ class _Reader:
         found = registered(name, place)
         if "config" not in node:
             return constant(node, found, TRUSTED)
-        if not (isinstance(found, type) and _has(found, "get_config")):
+        if not (isinstance(found, type) and _has_attribute(found, "get_config")):
             raise ConfigError(
-                f"{place} is described wrongly: {shown(name)} is no class of objects that have a config."
+                f"{place} has an invalid description: "
+                f"{summary(name)} is not a class whose objects have a config."
             )
         config = self.plan(node["config"], place, depth + 1)
-        if _has(found, "from_config"):
+        if _has_attribute(found, "from_config"):
             make: Any = found.from_config  # type: ignore[attr-defined]
             return Plan(node, found, TRUSTED, lambda: make(config.make()), [config])
         if config.kind is not dict or not isinstance(config.node["dict"], Mapping):
-            raise wrong(place, config.node)
+            raise invalid_description(place, config.node)
         return Plan(
             node,
             found,
             TRUSTED,
-            _call(found, [], {"config": config}, place, is_spread=True),
+            _deferred_call(found, [], {"config": config}, place, is_spread=True),
             [config],
         )
 
     def _class(
         self, reference: Any, is_right: Callable[[Any], bool], place: Place
     ) -> _lookup.Found:
-        return self._names.class_named(checked(reference, str, place), is_right, place)
+        return self._names.find_class(require_type(reference, str, place), is_right, place)
 
     # Calls
 
     def read_initializer(self, node: Any, place: Place, depth: int) -> Plan:
-        name = checked(node["initializer"], str, place)
-        factory = _allowed.named(_allowed.FACTORIES, name)
+        name = require_type(node["initializer"], str, place)
+        factory = _allowed.find(_allowed.FACTORIES, name)
         if factory is None:
             raise ConfigError(
-                f"{place} is made by {shown(name)}, which is no factory of initializers."
+                f"{place} is created by {summary(name)}, which is not an initializer factory."
             )
         arguments = self._fields(node.get("arguments", {}), place, depth)
         parameters = inspect.signature(factory).parameters
         for key, plan in arguments.items():
             if key not in parameters:
                 raise ConfigError(
-                    f"{place} cannot be made as it is described: {name} has no argument {shown(key)}."
+                    f"{place} cannot be created as described: "
+                    f"{name} has no argument {summary(key)}."
                 )
-            if not (plays(plan, _allowed.FUNCTION) if key == "fn" else plan.is_data):
-                raise wrong(place + _part(key), plan.node)
-        return Plan(node, types.FunctionType, FUNCTION, _call(factory, [], arguments, place))
+            if not (matches_role(plan, _allowed.FUNCTION) if key == "fn" else plan.is_data):
+                raise invalid_description(place + _path_part(key), plan.node)
+        return Plan(
+            node, types.FunctionType, FUNCTION, _deferred_call(factory, [], arguments, place)
+        )
 
     def read_partial(self, node: Any, place: Place, depth: int) -> Plan:
         function = self.plan(node["partial"], place, depth + 1)
         arguments = self._items(node.get("arguments", []), place, depth)
         keywords = self._fields(node.get("keywords", {}), place, depth)
         if function.tag in (FUNCTION, DTYPE) and function.kind is types.FunctionType:
-            # Data alone, for what calls functions that it is given.
+            # A listed function may call a function passed to it, so accept only data.
             for plan in (*arguments, *keywords.values()):
                 if not plan.is_data:
-                    raise wrong(
+                    raise invalid_description(
                         place,
                         plan.node,
-                        " is no data, and a function of the list takes nothing else from a file",
+                        " is not data, and a file may pass only data to a listed function",
                     )
         elif function.tag == CLASS and "type" in function.node:
             kind = function.make()
@@ -440,7 +460,7 @@ class _Reader:
                 ]
                 if len(arguments) > len(names):
                     raise ConfigError(
-                        f"{place} cannot be made as it is described: {kind.__name__} has fewer fields."
+                        f"{place} cannot be created as described: {kind.__name__} has fewer fields."
                     )
                 self._check_fields(
                     found,
@@ -451,13 +471,15 @@ class _Reader:
             else:
                 self._check_arguments(kind, arguments, keywords, place)
         elif function.tag != TRUSTED or "config" in function.node or not callable(function.value):
-            raise wrong(place, function.node, " is no function of which a part may be given")
+            raise invalid_description(
+                place, function.node, " is not a function that a partial may call"
+            )
         tag = {CLASS: CLASS, TRUSTED: TRUSTED}.get(function.tag, FUNCTION)
         return Plan(
             node,
             functools.partial,
             tag,
-            _call(functools.partial, [function, *arguments], keywords, place),
+            _deferred_call(functools.partial, [function, *arguments], keywords, place),
             arguments,
         )
 
@@ -465,8 +487,10 @@ class _Reader:
         found = self._class(node["object"], is_dataclass, place)
         fields = self._fields(node.get("fields", {}), place, depth)
         self._check_fields(found, fields, place)
-        tag = MODULE if found.is_module else TRUSTED if found.is_given else HOLDER
-        return Plan(node, found.kind, tag, _call(found.kind, [], fields, place), [*fields.values()])
+        tag = MODULE if found.is_module else TRUSTED if found.is_registered else HOLDER
+        return Plan(
+            node, found.kind, tag, _deferred_call(found.kind, [], fields, place), [*fields.values()]
+        )
 
     def read_named_tuple(self, node: Any, place: Place, depth: int) -> Plan:
         kind = self._class(node["named_tuple"], is_named_tuple, place).kind
@@ -474,7 +498,7 @@ class _Reader:
         declared = self._types_of(kind)
         for name, plan in zip(kind._fields, items, strict=False):  # type: ignore[attr-defined]
             _check_type(plan, declared.get(name, ()), place + f".{name}")
-        return Plan(node, kind, HOLDER, _call(kind, items, {}, place), items)
+        return Plan(node, kind, HOLDER, _deferred_call(kind, items, {}, place), items)
 
     def read_constructor(self, node: Any, place: Place, depth: int) -> Plan:
         constructor = node["constructor"]
@@ -482,31 +506,35 @@ class _Reader:
             factory: Any = self._class(constructor, _lookup.is_module_class, place).kind
             nnx = sys.modules.get("flax.nnx")
             if nnx is None or not issubclass(factory, nnx.Module):
-                raise wrong(place, constructor, " is no class of NNX modules")
+                raise invalid_description(place, constructor, " is not an NNX module class")
         else:
-            factory = named_function(checked(constructor, Mapping, place), place)
+            factory = function_from_config(require_type(constructor, Mapping, place), place)
             if not _lazy.takes_rngs(factory):
-                # What makes modules takes them; anything else is not to be called with what stands in a file.
-                raise wrong(place, constructor, " is no function of `rngs` that makes a module")
+                # Functions that create modules take `rngs`. Never call others with a file's values.
+                raise invalid_description(
+                    place, constructor, " is not a function of `rngs` that creates a module"
+                )
         arguments = self._items(node.get("arguments", []), place, depth)
         keywords = self._fields(node.get("keywords", {}), place, depth)
         self._check_arguments(factory, arguments, keywords, place)
         kind = factory if isinstance(factory, type) else _lazy.LazyModule
-        make = _call(
+        make = _deferred_call(
             _lazy.LazyModule, [constant(constructor, factory), *arguments], keywords, place
         )
         return Plan(node, kind, MODULE, make, [*arguments, *keywords.values()])
 
     def read_custom(self, node: Any, place: Place, depth: int) -> Plan:
-        reference = checked(node["custom"], str, place)
+        reference = require_type(node["custom"], str, place)
         name = reference.partition(":")[2].rpartition(".")[2]
         found = keras.saving.get_registered_object(reference) or keras.saving.get_registered_object(
             name
         )
         if not (callable(found) and _lazy.takes_rngs(found)):
             raise ConfigError(
-                f"{place} is of the class {shown(name)}, and with which arguments it was made is not known.\n"
-                f"Give a function of `rngs` that makes it: {custom_objects(name)}."
+                f"{place} is of the class {summary(name)}, and its constructor arguments are "
+                "unknown.",
+                advice="Pass a function of `rngs` that creates it: "
+                f"{custom_object_argument(name)}.",
             )
         return Plan(node, _lazy.LazyModule, MODULE, lambda: _lazy.LazyModule(found))
 
@@ -514,7 +542,7 @@ class _Reader:
 
     def _types_of(self, kind: type) -> dict[str, Type]:
         if kind not in self._types:
-            self._types[kind] = of_fields(kind)
+            self._types[kind] = types_of_fields(kind)
         return self._types[kind]
 
     def _check_fields(
@@ -525,37 +553,38 @@ class _Reader:
         *,
         is_partial: bool = False,
     ) -> None:
-        """Check the fields of a dataclass by their names, roles and declared types."""
+        """Check a dataclass's fields by their names, roles and declared types."""
         kind, is_module = found.kind, found.is_module
         known: Mapping[str, dataclasses.Field[Any]] = kind.__dataclass_fields__  # type: ignore[attr-defined]
         declared = self._types_of(kind)
         parts: frozenset[str] = (
             frozenset() if found.owner is None else frozenset(_fields_of(found.owner))
         )
-        has_own_constructor = not _lookup.is_written_constructor(kind)
+        has_own_constructor = not _lookup.has_generated_constructor(kind)
         for name, plan in fields.items():
-            here = place + _part(name)
+            here = place + _path_part(name)
             if name not in known or not known[name].init or name.startswith("__"):
                 if has_own_constructor and name not in known and not name.startswith("_"):
                     continue
                 raise ConfigError(
-                    f"{here} cannot be made as it is described: {kind.__name__:.80} has no such field."
+                    f"{here} cannot be created as described: {kind.__name__:.80} has no such field."
                 )
             if is_module and name == "parent" and plan.node is not None:
-                raise wrong(here, plan.node)
+                raise invalid_description(here, plan.node)
             if name in parts:
                 _check_role(plan, _allowed.ROLES.get(name, _allowed.DATA), here)
-            if not _is_default(plan, known[name]):
+            if not _is_field_default(plan, known[name]):
                 _check_type(plan, declared[name], here)
         if "nnx_class" in parts:
             self._check_wrapped(fields, place)
-        if is_module or found.is_given or is_partial:
+        if is_module or found.is_registered or is_partial:
             return
         for name, field in known.items():
             if name not in fields and not _lookup.is_harmless_default(field):
                 raise ConfigError(
-                    f"{place} leaves out the field {name!r:.80} of {kind.__name__:.80}, whose default a function makes.\n"
-                    + _lookup.trusting(kind)
+                    f"{place} omits the field {name!r:.80} of {kind.__name__:.80}, and a function "
+                    "creates its default.",
+                    advice=_lookup.advice_to_trust(kind),
                 )
 
     def _check_wrapped(self, fields: Mapping[str, Plan], place: Place) -> None:
@@ -564,15 +593,15 @@ class _Reader:
         if wrapped is None or wrapped.tag != CLASS or "type" not in wrapped.node:
             if wrapped is None and args is None and kwargs is None:
                 return
-            raise wrong(
+            raise invalid_description(
                 place,
                 None if wrapped is None else wrapped.node,
-                " is no class of modules that is wrapped",
+                " is not a module class that can be wrapped",
             )
         for plan, kinds in ((args, (list, tuple)), (kwargs, (dict, flax.core.FrozenDict))):
             if plan is not None and plan.kind not in kinds:
-                raise wrong(place, plan.node)
-        names = [] if kwargs is None else _keys(kwargs, place)
+                raise invalid_description(place, plan.node)
+        names = [] if kwargs is None else _argument_names(kwargs, place)
         self._check_arguments(
             wrapped.make(),
             list(args.items) if args else [],
@@ -583,11 +612,11 @@ class _Reader:
     def _check_arguments(
         self, factory: Any, arguments: Sequence[Plan], keywords: Mapping[str, Plan], place: Place
     ) -> None:
-        """Check the arguments of what makes modules by their names, roles and declared types."""
+        """Check the arguments of a module factory by their names, roles and declared types."""
         parameters = _lazy.parameters(factory)
         if not parameters:
             return
-        declared = of_arguments(factory, parameters)
+        declared = types_of_arguments(factory, parameters)
         owner = self._names.of(factory).owner if isinstance(factory, type) else None
         has_roles = owner is not None and factory.__init__ is owner.__init__  # type: ignore[misc]
         by_kind = {parameter.kind: name for name, parameter in parameters.items()}
@@ -609,13 +638,13 @@ class _Reader:
         ]
         for name, plan in given:
             if name is None:
-                maker = f"{getattr(factory, '__name__', 'what makes it')!s:.80}"
+                maker = f"{getattr(factory, '__name__', 'its constructor')!s:.80}"
                 raise ConfigError(
-                    f"{place} cannot be made as it is described: {maker} has no such argument."
+                    f"{place} cannot be created as described: {maker} has no such argument."
                 )
-            here = place + _part(name)
+            here = place + _path_part(name)
             if name == _lazy.RNGS and plan.node is not None:
-                raise wrong(here, plan.node)
+                raise invalid_description(here, plan.node)
             if has_roles:
                 _check_role(plan, _allowed.ROLES.get(name, _allowed.DATA), here)
             default = parameters[name].default
@@ -623,9 +652,9 @@ class _Reader:
                 _check_type(plan, declared.get(name, ()), here)
 
 
-def _part(name: Any) -> str:
-    """A field in a place; what could not be one is quoted."""
-    return f".{name:.60}" if isinstance(name, str) and name.isidentifier() else f"[{shown(name)}]"
+def _path_part(name: Any) -> str:
+    """Format a field as a part of a place. Quote a name that cannot be a field."""
+    return f".{name:.60}" if isinstance(name, str) and name.isidentifier() else f"[{summary(name)}]"
 
 
 def _fields_of(owner: type) -> Sequence[str]:
@@ -633,63 +662,67 @@ def _fields_of(owner: type) -> Sequence[str]:
 
 
 def _check_role(plan: Plan, role: str, place: Place) -> None:
-    if not plays(plan, role):
+    if not matches_role(plan, role):
         raise ConfigError(
-            f"{place} cannot be made as it is described: {shown(plan.node)} is not {role}."
+            f"{place} cannot be created as described: {summary(plan.node)} is not {role}."
         )
 
 
 def _check_type(plan: Plan, declared: Type, place: Place) -> None:
-    if not fits(plan, declared):
+    if not matches_type(plan, declared):
         names = ", ".join(
             f"{getattr(each.origin, '__name__', each.origin)!s:.60}" for each in declared[:5]
         )
         raise ConfigError(
-            f"{place} cannot be made as it is described: {shown(plan.node)} is not of its declared type, {names}."
+            f"{place} cannot be created as described: "
+            f"{summary(plan.node)} is not of its declared type, {names}."
         )
 
 
-def _is_default(plan: Plan, field: dataclasses.Field[Any]) -> bool:
-    """Whether a value is the default of its field, whatever type that declares."""
+def _is_field_default(plan: Plan, field: dataclasses.Field[Any]) -> bool:
+    """Whether a value is the default of its field, which may contradict the declared type."""
     if plan.kind is types.NoneType or plan.tag == FUNCTION:
         return plan.value is field.default
     is_scalar = plan.kind in (bool, int, float, str) and plan.items == ()
     return is_scalar and type(field.default) is plan.kind and plan.make() == field.default
 
 
-def _held(node: Json, kind: type, items: Sequence[Plan]) -> Plan:
+def _collection_plan(node: Json, kind: type, items: Sequence[Plan]) -> Plan:
     return Plan(node, kind, DATA, lambda: kind(item.make() for item in items), items)
 
 
 def _check_keys(keys: Sequence[Plan], place: Place) -> None:
-    """Refuse what Python cannot look up, or not without calling a user's code."""
+    """Refuse keys that cannot be hashed, or only by calling a user's code."""
     if len(keys) > _MOST_KEYS:
         raise ConfigError(
-            f"{place} is described wrongly: it has {len(keys)} keys, and {_MOST_KEYS} are read."
+            f"{place} has an invalid description: "
+            f"it has {len(keys)} keys, and the limit is {_MOST_KEYS}."
         )
     numbers = sum(not isinstance(key.node, str) for key in keys)
     if numbers > _limits.MOST_CONFIG_KEYS_NOT_TEXT:
         raise ConfigError(
-            f"{place} is described wrongly: {numbers} of its keys are no texts, and {_limits.MOST_CONFIG_KEYS_NOT_TEXT} are read."
+            f"{place} has an invalid description: "
+            f"{numbers} of its keys are not text, "
+            f"and the limit is {_limits.MOST_CONFIG_KEYS_NOT_TEXT}."
         )
     for key in keys:
         if not key.is_key:
-            raise wrong(place, key.node, " is no key")
+            raise invalid_description(place, key.node, " cannot be a key")
 
 
-def _keys(plan: Plan, place: Place) -> list[str]:
-    """The keys of a dict of arguments by name."""
+def _argument_names(plan: Plan, place: Place) -> list[str]:
+    """Return the keys of a dict of keyword arguments."""
     ((_, nodes),) = plan.node.items()
     if not isinstance(nodes, Mapping):
-        raise wrong(place, plan.node)
+        raise invalid_description(place, plan.node)
     return list(nodes)
 
 
-def _has(kind: type, name: str) -> bool:
+def _has_attribute(kind: type, name: str) -> bool:
     return any(name in vars(base) for base in mro(kind))
 
 
-def _call(
+def _deferred_call(
     function: Any,
     arguments: Sequence[Plan],
     keywords: Mapping[str, Plan],
@@ -697,7 +730,10 @@ def _call(
     *,
     is_spread: bool = False,
 ) -> Callable[[], Any]:
-    """What calls a function with planned arguments; `is_spread` has all those by name in one dict."""
+    """Return a function that calls a function with planned arguments.
+
+    With `is_spread`, the planned dict `config` holds all keyword arguments.
+    """
 
     def make() -> Any:
         values, named = (
@@ -707,14 +743,12 @@ def _call(
         try:
             return function(*values, **(named["config"] if is_spread else named))
         except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(
-                f"{place} cannot be made as it is described: {error!s:.500}."
-            ) from error
+            raise ConfigError(f"{place} cannot be created as described: {error!s:.500}.") from error
 
     return make
 
 
-_KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[_Reader, Any, Place, int], Plan]]] = {
+_READERS: Mapping[str, tuple[tuple[str, ...], Callable[[_Reader, Any, Place, int], Plan]]] = {
     "object": (("fields",), _Reader.read_object),
     "constructor": (("arguments", "keywords"), _Reader.read_constructor),
     "custom": ((), _Reader.read_custom),

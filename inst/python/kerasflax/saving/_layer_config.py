@@ -12,13 +12,13 @@ from .. import _keras
 from .._errors import BackendError, ConfigError
 from ..adapters._protocol import is_module
 from ..tracing._trace import Spec
-from . import _plan, _to_json
+from . import _from_json, _plan, _to_json
 
 FORMAT_VERSION = 1
 
-# What the constructor gets from a config unchanged.
+# Arguments that the constructor gets from a config unchanged.
 _UNCHANGED = {"name", "trainable", "autocast", "seed"}
-# What it gets after a check: Keras would create whatever the config describes.
+# Arguments that it gets after a check. Keras would create any object that the config describes.
 _CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
     "dtype": _to_json.policy_from_config,
     "activity_regularizer": _to_json.regularizers_from_config,
@@ -29,7 +29,7 @@ _CHECKED: Mapping[str, Callable[[Any, str], Callable[[], Any]]] = {
 
 @dataclasses.dataclass
 class Recorded:
-    """What a layer remembers for its config besides the arguments of its constructor.
+    """Facts that a layer records for its config, in addition to its constructor's arguments.
 
     Attributes:
         method: The description of the method, if a config has described it.
@@ -69,18 +69,18 @@ class LayerPlan:
         Raises:
             ConfigError: The config is wrong, of another version, or names what a file may not name.
         """
-        config = dict(_to_json.checked(config, Mapping, "The layer"))
+        config = dict(_to_json.require_type(config, Mapping, "The layer"))
         _check_version(config.pop("format_version", None))
-        module = _to_json.planned(config.pop("module", None), "The module")
+        module = _to_json.plan_description(config.pop("module", None), "The module")
         if module.tag not in (_plan.MODULE, _plan.TRUSTED):
             raise _no_module(module)
         method_config = config.pop("method", None)
         method = _to_json.method_from_config(method_config)
         for name, kind in (("autocast", bool), ("trainable", bool), ("name", str | None)):
             if name in config and not isinstance(config[name], kind):
-                raise ConfigError(f"`{name}` is described wrongly: {_plan.shown(config[name])}.")
-        frozen = tuple(_to_json.checked_names(config.pop("frozen", []), "frozen"))
-        given = _to_json.checked_specs(config.pop("given", {}), "given")
+                raise _from_json.invalid_description(f"`{name}`", config[name])
+        frozen = tuple(_to_json.require_texts(config.pop("frozen", []), "frozen"))
+        given = _to_json.specs_from_config(config.pop("given", {}), "given")
         checks = {name: check for name, check in _CHECKED.items() if name in config}
         makers = {name: check(config.pop(name), name) for name, check in checks.items()}
         seed = config.get("seed")
@@ -89,7 +89,7 @@ class LayerPlan:
             config["seed"] = seed + 2**32
         unknown = config.keys() - _UNCHANGED
         if unknown:
-            names = ", ".join(map(_plan.shown, list(unknown)[:5]))
+            names = ", ".join(map(_plan.summary, list(unknown)[:5]))
             raise ConfigError(f"The layer is described with {names}, which no layer has.")
         return cls(module, method, config, makers, frozen, Recorded(method_config, given))
 
@@ -98,7 +98,7 @@ class LayerPlan:
         module = self.module.make()
         if not is_module(module):
             raise _no_module(self.module)
-        _to_json.checked_method(self.method, module)
+        _to_json.check_method_name(self.method, module)
         made = {name: make() for name, make in self.makers.items()}
         return layer_class(module, self.method, **self.keywords, **made)
 
@@ -106,7 +106,7 @@ class LayerPlan:
 def _check_version(version: Any) -> None:
     if type(version) is not int or version != FORMAT_VERSION:
         raise ConfigError(
-            f"The layer is described in version {_plan.shown(version)} of the format; this "
+            f"The layer is described in version {_plan.summary(version)} of the format; this "
             f"kerasflax reads version {FORMAT_VERSION}.",
             advice="A newer kerasflax may read it.",
         )
@@ -114,7 +114,8 @@ def _check_version(version: Any) -> None:
 
 def _no_module(plan: _plan.Plan) -> ConfigError:
     return ConfigError(
-        f"The layer's module is described as {_plan.shown(plan.node)}, which is not a Flax module."
+        f"The layer's module is described as {_plan.summary(plan.node)}, "
+        "which is not a Flax module."
     )
 
 

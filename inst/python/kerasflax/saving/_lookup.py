@@ -1,9 +1,15 @@
-"""The names of classes and functions in a saved model: under which a thing is written down, and what may be had by a name.
+"""The names of classes and functions in a saved model: how to write them, and what they can load.
 
-A file may name whatever it likes. A name stands for what one of these holds, and for nothing else: the lists in `_allowed`;
-Keras's custom objects and registry; the module classes that this process has defined; and the data classes, named tuples and
-enums in the declared types of their fields, unless Python would call a method of theirs by itself. A name is compared with
-those of classes that are there. It is never looked up in a package, and nothing is imported for it.
+A file may name anything. A name can only stand for one of these:
+
+- an entry of the lists in `_allowed`,
+- an object in Keras's registry, or a custom object,
+- a module class that this process has defined,
+- a dataclass, named tuple or enum in the declared type of a field of such a class, unless Python
+  would implicitly call a method of it.
+
+Names are compared with those of existing classes. They are never looked up in a package, and
+nothing is imported for them.
 """
 
 from __future__ import annotations
@@ -31,55 +37,71 @@ from .._errors import ConfigError
 from ..adapters import _lazy
 from ..adapters._protocol import is_base, module_classes
 from . import _allowed
-from ._field_types import classes, is_dataclass, is_named_tuple, mro, of_arguments, of_fields
+from ._field_types import (
+    classes,
+    is_dataclass,
+    is_named_tuple,
+    mro,
+    types_of_arguments,
+    types_of_fields,
+)
 
-# Functions ------------------------------------------------------------------------------------------------------------
+# Functions ----------------------------------------------------------------------------------------
 
 
 def function_name(value: Any) -> str | None:
-    """The name under which a function may be taken from a file, if there is one."""
-    return _allowed.reference(_allowed.FUNCTIONS, value)
+    """Return the name by which a file may refer to a function, or None."""
+    return _allowed.reference_to(_allowed.FUNCTIONS, value)
 
 
-def function_named(reference: str) -> Any:
-    """The function of a name, or None where there is none that may be taken."""
-    return _allowed.named(_allowed.FUNCTIONS, reference)
+def find_function(reference: str) -> Any:
+    """Return the function with a name, or None if a file may not name it."""
+    return _allowed.find(_allowed.FUNCTIONS, reference)
 
 
 def factories() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """What makes initializers, by name."""
+    """Yield the factories of initializers, with their names."""
     return _allowed.entries(_allowed.FACTORIES)
 
 
 def is_number_type(value: Any) -> bool:
-    """Whether it is a class of numbers, Python's or NumPy's, that may be taken from a file."""
-    return isinstance(value, type) and _allowed.reference(_allowed.NUMBER_TYPES, value) is not None
+    """Whether a value is a number type, of Python or NumPy, that a file may name."""
+    return (
+        isinstance(value, type) and _allowed.reference_to(_allowed.NUMBER_TYPES, value) is not None
+    )
 
 
-def number_type_named(reference: str) -> type | None:
-    """The class of numbers of a name, or None where there is none."""
-    found: type | None = _allowed.named(_allowed.NUMBER_TYPES, reference)
+def find_number_type(reference: str) -> type | None:
+    """Return the number type with a name, or None."""
+    found: type | None = _allowed.find(_allowed.NUMBER_TYPES, reference)
     return found
 
 
-# Classes --------------------------------------------------------------------------------------------------------------
+# Classes ------------------------------------------------------------------------------------------
 
 NUMBER_TYPES = (bool, int, float, complex)
-_CLASSES = (_allowed.MODULES, _allowed.HOLDERS, _allowed.ENUMS, _allowed.NUMBER_TYPES)
-# Of these the lists hold what may be taken, so that no import helps.
+_CLASS_TABLES = (_allowed.MODULES, _allowed.HOLDERS, _allowed.ENUMS, _allowed.NUMBER_TYPES)
+# For these packages, only the lists count. Importing a submodule would not help.
 _LIBRARIES = ("flax", "jax", "keras", "kerasflax", "numpy")
-# Where scripts and R sessions define their classes: each stands for the other.
-_SESSIONS = {"__main__": "in a script of Python", "<r-globalenv>": "in a session or script of R"}
+# Where scripts and R sessions define their classes. Each namespace also matches the other.
+_SESSIONS = {"__main__": "in a Python script", "<r-globalenv>": "in an R session or script"}
 
 
 def class_name(kind: type, path: str) -> str:
-    """A class by its module and its name in it; what the lists hold, as they name it."""
-    listed = next(filter(None, (_allowed.reference(table, kind) for table in _CLASSES)), None)
+    """Return the name of a class: the name in the lists, or its module and qualified name.
+
+    Raises:
+        ConfigError: The class is local to a function, and not a module class.
+    """
+    listed = next(
+        filter(None, (_allowed.reference_to(table, kind) for table in _CLASS_TABLES)), None
+    )
     if listed is not None:
         return listed
     if "<locals>" in kind.__qualname__ and not is_module_class(kind):
         raise ConfigError(
-            f"{path} cannot be saved: the class {kind.__qualname__} is made in a function.\nDefine it outside."
+            f"{path} cannot be saved: the class {kind.__qualname__} is local to a function.",
+            advice="Define it outside of the function.",
         )
     return f"{kind.__module__}:{kind.__qualname__}"
 
@@ -90,53 +112,61 @@ class Found:
 
     Attributes:
         kind: The class.
-        is_given: Whether the user has registered it, or given it as a custom object.
-        is_module: Whether it is a class of modules.
-        owner: The module class of Flax's own list that it is, or derives from, if any.
-        is_wrapper: Whether it makes a module of another module system, or of whatever it is given instead.
+        is_registered: Whether the user has registered it, or passed it as a custom object.
+        is_module: Whether it is a module class.
+        owner: The module class in Flax's list that it is or inherits from, if any.
+        is_wrapper: Whether it wraps a module of the other Flax API, or any other callable.
     """
 
     kind: type
-    is_given: bool
+    is_registered: bool
     is_module: bool
     owner: type | None
     is_wrapper: bool
 
     @classmethod
-    def of(cls, kind: type, *, is_given: bool = False) -> Found:
-        """Find out about a class."""
+    def of(cls, kind: type, *, is_registered: bool = False) -> Found:
+        """Collect the facts about a class."""
         owner = next(
-            (base for base in mro(kind) if _allowed.reference(_allowed.MODULES, base)), None
+            (base for base in mro(kind) if _allowed.reference_to(_allowed.MODULES, base)), None
         )
-        is_wrapper = owner is not None and _allowed.reference(_allowed.WRAPPERS, owner) is not None
-        return cls(kind, is_given, is_module_class(kind), owner, is_wrapper)
+        is_wrapper = (
+            owner is not None and _allowed.reference_to(_allowed.WRAPPERS, owner) is not None
+        )
+        return cls(kind, is_registered, is_module_class(kind), owner, is_wrapper)
 
 
 class Names:
-    """What names stand for, while one description is read."""
+    """Resolves the names of classes while one description is read."""
 
     def __init__(self) -> None:
         self._declared: list[type] | None = None
         self._found: dict[Any, Found] = {}
 
     def of(self, kind: type) -> Found:
-        """What there is to know about a class."""
+        """Return the facts about a class."""
         if kind not in self._found:
             self._found[kind] = Found.of(kind)
         return self._found[kind]
 
-    def class_named(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
-        """The class of a name.
+    def find_class(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
+        """Find the class with a name.
+
+        Args:
+            reference: The name, as `namespace:name`.
+            is_right: Whether a class is of the expected kind.
+            path: Where the name appears, for messages.
 
         Raises:
-            ConfigError: There is none that may be taken, or it is of another kind, or would run code of its own.
+            ConfigError: A file may not name such a class, the class is of another kind, or it would
+                run its own code.
         """
-        # A file may name one class many times.
+        # A file can name one class many times.
         if (reference, is_right) not in self._found:
-            self._found[reference, is_right] = self._class_named(reference, is_right, path)
+            self._found[reference, is_right] = self._find_class(reference, is_right, path)
         return self._found[reference, is_right]
 
-    def _class_named(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
+    def _find_class(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> Found:
         namespace, _, name = reference.partition(":")
         given = [
             keras.saving.get_registered_object(key)
@@ -144,54 +174,55 @@ class Names:
         ]
         for found in given:
             if isinstance(found, type) and is_right(found):
-                return Found.of(found, is_given=True)
-        listed = next(filter(None, (_allowed.named(table, reference) for table in _CLASSES)), None)
+                return Found.of(found, is_registered=True)
+        listed = next(
+            filter(None, (_allowed.find(table, reference) for table in _CLASS_TABLES)), None
+        )
         if listed is None:
-            listed = self._defined(reference, path) or self._held(reference, is_right, path)
+            listed = self._find_defined(reference, path) or self._find_declared(
+                reference, is_right, path
+            )
         if listed is None:
-            found = next(filter(None, given), None) or _there(namespace, name)
+            found = next(filter(None, given), None) or _imported_object(namespace, name)
             if found is None and namespace.partition(".")[0] not in _LIBRARIES:
-                raise ConfigError(
-                    f"{path} is of the class {name!r:.80}, {_where_it_was(namespace, name)}"
-                )
+                raise _not_found(path, namespace, name)
             if found is None:
                 raise ConfigError(
-                    f"{path} is of the class {reference!r:.80}, which is not taken from a file."
+                    f"{path} is of the class {reference!r:.80}, which a file may not name."
                 )
             if not isinstance(found, type) or not is_right(found):
-                raise ConfigError(
-                    f"{path} is described wrongly: {reference!r:.80} is another kind of thing."
-                )
+                raise _wrong_kind(path, reference)
             raise ConfigError(
-                f"{path} is of the class {reference!r:.80}, which is not taken from a file: it is no module, and no field of a "
-                "module is declared to hold it.\n" + trusting(found)
+                f"{path} is of the class {reference!r:.80}, which a file may not name: it is not a "
+                "module, and no field of a module is declared to hold it.",
+                advice=advice_to_trust(found),
             )
         if not is_right(listed):
-            raise ConfigError(
-                f"{path} is described wrongly: {reference!r:.80} is another kind of thing."
-            )
+            raise _wrong_kind(path, reference)
         return Found.of(listed)
 
-    def _defined(self, reference: str, path: Any) -> type | None:
-        """The module class of a name, of those that this process has defined."""
+    def _find_defined(self, reference: str, path: Any) -> type | None:
+        """Return the module class with a name that this process has defined."""
         namespace, _, name = reference.partition(":")
         defined = [
             kind
-            for kind in _classes()
+            for kind in _loadable_module_classes()
             if kind.__qualname__ == name and _same_module(kind.__module__, namespace)
         ]
         if len(defined) > 1 and namespace.startswith("flax."):
             # `nn.vmap(nn.Dense, ...)` has one name, whatever the axes.
             warnings.warn(
-                f"{path} is of the class {name!r:.80}, of which Flax's transformations have made {len(defined)} here: the "
-                "newest is taken.\n"
-                f"Give another one by {_host.word('custom object', name[:80], name[:80])}.",
+                f"{path} is of the class {name!r:.80}. Flax's transformations have created "
+                f"{len(defined)} classes with this name here, and the newest is used.\n"
+                f"To use another, pass it: {_host.word('custom object', name[:80], name[:80])}.",
                 stacklevel=2,
             )
         return _newest(defined) if defined else None
 
-    def _held(self, reference: str, is_right: Callable[[Any], bool], path: Any) -> type | None:
-        """The class of a name, of those that fields of module classes are declared to hold."""
+    def _find_declared(
+        self, reference: str, is_right: Callable[[Any], bool], path: Any
+    ) -> type | None:
+        """Return the class with a name that a field of a module class is declared to hold."""
         namespace, _, name = reference.partition(":")
         found = [
             kind
@@ -201,32 +232,40 @@ class Names:
         if not found:
             return None
         kind = _newest(found)
-        method = called_by_itself(kind)
+        method = implicitly_called_method(kind)
         if method is not None and is_right(kind):
             raise ConfigError(
-                f"{path} is of the class {reference!r:.80}, which runs code of its own: Python calls `{method:.80}`.\n"
-                + trusting(kind)
+                f"{path} is of the class {reference!r:.80}, which runs its own code: "
+                f"Python calls `{method:.80}`.",
+                advice=advice_to_trust(kind),
             )
         return kind
 
     def declared(self) -> list[type]:
-        """Data classes, named tuples and enums in the declared types of fields of modules, and of each other's fields."""
+        """Return the dataclasses, named tuples and enums that fields are declared to hold.
+
+        The fields are those of module classes, registered dataclasses, and these classes' own.
+        """
         if self._declared is None:
             found: dict[type, None] = {}
-            given = [kind for kind in _given() if is_dataclass(kind) or is_module_class(kind)]
+            given = [
+                kind
+                for kind in _registered_classes()
+                if is_dataclass(kind) or is_module_class(kind)
+            ]
             waiting = [
                 *given,
                 *(
                     kind
-                    for kind in _classes()
-                    if _allowed.reference(_allowed.MODULES, kind) is None
+                    for kind in _loadable_module_classes()
+                    if _allowed.reference_to(_allowed.MODULES, kind) is None
                 ),
             ]
             while waiting:
                 kind = waiting.pop()
-                types_ = [*(of_fields(kind) if _has_fields(kind) else {}).values()]
+                types_ = [*(types_of_fields(kind) if _has_fields(kind) else {}).values()]
                 if not is_dataclass(kind) and is_module_class(kind):
-                    types_ += of_arguments(kind, _lazy.parameters(kind)).values()
+                    types_ += types_of_arguments(kind, _lazy.parameters(kind)).values()
                 for held in (each for declared in types_ for each in classes(declared)):
                     if (
                         held not in found
@@ -244,44 +283,45 @@ def _has_fields(kind: type) -> bool:
 
 
 def is_enum(kind: type) -> bool:
-    """Whether it is a class of enums."""
+    """Whether a class is an enum."""
     return enum.Enum in mro(kind)
 
 
-def _given() -> Iterator[type]:
-    """The classes that the user has registered with Keras, or given as custom objects."""
+def _registered_classes() -> Iterator[type]:
+    """Return the classes that the user has registered with Keras or passed as custom objects."""
     objects = keras.saving.get_custom_objects()
     scope = get_global_attribute("custom_objects_scope_dict", {})
     return (value for value in (*objects.values(), *scope.values()) if isinstance(value, type))
 
 
-def trusting(kind: type) -> str:
-    """What to type, to let a file name a class that it could not."""
+def advice_to_trust(kind: type) -> str:
+    """Return the advice to pass a class that a file may not name otherwise."""
     name = f"{kind.__name__:.80}"
-    return f"If it is to be trusted, give it: {_host.word('custom object', name, name)}."
+    return f"If you trust the class, pass it: {_host.word('custom object', name, name)}."
 
 
-def _classes() -> Iterator[type]:
-    """Flax's module classes that may be taken: the listed ones, what Flax's transformations have made, and those of users.
+def _loadable_module_classes() -> Iterator[type]:
+    """Return the Flax module classes that a file may name.
 
-    Keras's layers are modules too in its NNX mode, and some of them run code.
+    They are the listed classes, those that Flax's transformations have created, and the user's.
+    Keras's layers are excluded: in its NNX mode they are modules too, and some of them run code.
     """
-    return filter(_may_be_taken, module_classes())
+    return filter(_is_loadable, module_classes())
 
 
-def _may_be_taken(kind: type) -> bool:
+def _is_loadable(kind: type) -> bool:
     is_flaxs = (
         kind.__module__.partition(".")[0] == "flax"
-        and _there(kind.__module__, kind.__qualname__) is kind
+        and _imported_object(kind.__module__, kind.__qualname__) is kind
     )
     return keras.layers.Layer not in mro(kind) and (
-        not is_flaxs or _allowed.reference(_allowed.MODULES, kind) is not None
+        not is_flaxs or _allowed.reference_to(_allowed.MODULES, kind) is not None
     )
 
 
 def is_module_class(value: type) -> bool:
-    """Whether it is a class of Flax modules that may be taken from a file."""
-    return any(is_base(kind) for kind in mro(value)) and _may_be_taken(value)
+    """Whether a value is a Flax module class that a file may name."""
+    return any(is_base(kind) for kind in mro(value)) and _is_loadable(value)
 
 
 def _same_module(name: str, other: str) -> bool:
@@ -289,16 +329,19 @@ def _same_module(name: str, other: str) -> bool:
 
 
 def _newest(kinds: list[type]) -> type:
-    """Of classes with one name the one that has it now, or else the one that was defined last."""
+    """Return the class that its name refers to now, or else the one that was defined last."""
     for kind in reversed(kinds):
         name = kind.__name__
-        if _there(kind.__module__, name) is kind or _host.named(name) is kind:
+        if _imported_object(kind.__module__, name) is kind or _host.named(name) is kind:
             return kind
     return kinds[-1]
 
 
-def _there(namespace: str, name: str) -> Any:
-    """What lies under a dotted name in a module that has been imported; nothing that a module or class would make up."""
+def _imported_object(namespace: str, name: str) -> Any:
+    """Return the object with a dotted name in an imported module, or None.
+
+    Reads only the dicts of modules and classes, never attributes that they could compute.
+    """
     found = sys.modules.get(namespace)
     for part in name.split("."):
         if isinstance(found, types.ModuleType) and found is sys.modules.get(namespace):
@@ -310,36 +353,41 @@ def _there(namespace: str, name: str) -> Any:
     return None if isinstance(found, types.ModuleType) else found
 
 
-def _where_it_was(namespace: str, name: str) -> str:
-    """Of a class that is not found, where it was defined, and the line to type."""
+def _wrong_kind(path: Any, reference: str) -> ConfigError:
+    return ConfigError(f"{path} has an invalid description: {reference!r:.80} is of another kind.")
+
+
+def _not_found(path: Any, namespace: str, name: str) -> ConfigError:
+    """Return the error for a class that does not exist: where it was defined, and what to run."""
     short = name.rpartition(".")[2][:80]
     short = short if short.isidentifier() else "Name"
-    give = f"give the class: {_host.word('custom object', short, short)}."
+    code = "the code that defines it"
     if namespace in _SESSIONS:
-        return f"defined {_SESSIONS[namespace]}, which is not there.\nRun the code that defines it first, or {give}"
-    if namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
-        return (
-            f"which {namespace!r:.80} does not have.\nRun the code that defines it first, or {give}"
-        )
-    is_package = all(
-        part.isidentifier() and not part.startswith("__") for part in namespace.split(".")
+        where = f"which was defined {_SESSIONS[namespace]} and does not exist here"
+    elif namespace in sys.modules or namespace.partition(".")[0] in sys.stdlib_module_names:
+        where = f"which {namespace!r:.80} does not have"
+    else:
+        where = f"which was defined in {namespace!r:.80}, a module that is not imported"
+        if all(part.isidentifier() and not part.startswith("__") for part in namespace.split(".")):
+            code = _host.word("import", namespace[:80])
+    return ConfigError(
+        f"{path} is of the class {name!r:.80}, {where}.",
+        advice=f"Run {code}, or pass the class: {_host.word('custom object', short, short)}.",
     )
-    line = _host.word("import", namespace[:80]) if is_package else "the code that defines it"
-    return f"defined in {namespace!r:.80}, which is not there.\nRun {line} first, or {give}"
 
 
-# Classes that do nothing but hold -----------------------------------------------------------------------------------------
+# Classes that only hold values --------------------------------------------------------------------
 
-# The bases whose methods are Python's and Flax's own.
+# Base classes whose methods are written by Python or Flax.
 _BASES = (
     *(object, tuple, int, str, float, complex, abc.ABC, typing.Generic, typing.Protocol),
     *(enum.Enum, enum.IntEnum, enum.StrEnum, enum.Flag, enum.IntFlag, enum.ReprEnum),
     flax.struct.PyTreeNode,
 )
 _METACLASSES = (type, abc.ABCMeta, enum.EnumMeta, type(typing.Protocol))
-# What Python keeps in every class, where it is a function.
+# Functions that Python itself stores in every class.
 _ANNOTATIONS = ("__annotate__", "__annotate_func__")
-# Defaults that may be made when a file leaves a field out.
+# Default factories that may run if a file omits a field.
 _FACTORIES = (
     list,
     dict,
@@ -357,7 +405,7 @@ _FACTORIES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """Shows how functions look that `dataclasses` writes, in any version of Python."""
+    """Shows what functions generated by `dataclasses` look like, in any version of Python."""
 
     value: int
 
@@ -366,29 +414,30 @@ class _TupleProbe(typing.NamedTuple):
     value: int
 
 
-# What lies under the name of a field with `__slots__`, and in a named tuple.
+# Descriptors that a class holds under the name of a field: with `__slots__`, and in a named tuple.
 _SLOTS = (types.MemberDescriptorType, type(vars(_TupleProbe)["value"]))
-_WRITTEN = _Probe.__init__.__code__
-_LIBRARY = {
+_GENERATED = _Probe.__init__.__code__
+_LIBRARY_FILES = {
     code.__code__.co_filename
     for code in (dataclasses.field, collections.namedtuple, enum.unique, reprlib.recursive_repr)
 }
 
 
-def called_by_itself(kind: type) -> str | None:
-    """The name of a method of a class that Python calls without being asked, and that no library has written; None without one.
+def implicitly_called_method(kind: type) -> str | None:
+    """Return the name of code of a user that Python would run implicitly for a class, or None.
 
-    Python calls the methods that have names such as `__hash__`, and what lies behind an assignment to a field.
+    Python implicitly calls special methods such as `__hash__`, and descriptors when a field is
+    assigned. Methods that a library has written do not count.
     """
     if type(kind) not in _METACLASSES:
         return type(kind).__name__
-    fields = of_fields(kind) if _has_fields(kind) else {}
+    fields = types_of_fields(kind) if _has_fields(kind) else {}
     for base in mro(kind):
         if base in _BASES or _is_listed(base):
             continue
         for name, value in vars(base).items():
             is_special = name.startswith("__") and name.endswith("__") and name not in _ANNOTATIONS
-            if is_special and not _is_written(name, value):
+            if is_special and not _is_generated(name, value):
                 return name
             if name in fields and not isinstance(value, _SLOTS) and _takes_assignments(value):
                 return name
@@ -399,55 +448,55 @@ def called_by_itself(kind: type) -> str | None:
 
 
 def is_harmless_default(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field gets its default without running a function of a user's."""
+    """Whether a field gets its default without a call of a user's function."""
     factory = field.default_factory
     if factory is dataclasses.MISSING or any(factory is known for known in _FACTORIES):
         return True
     return (
         isinstance(factory, type)
         and is_dataclass(factory)
-        and called_by_itself(factory) is None
+        and implicitly_called_method(factory) is None
         and all(map(is_harmless_default, dataclasses.fields(factory)))  # type: ignore[arg-type]
     )
 
 
-def is_written_constructor(kind: type) -> bool:
-    """Whether `dataclasses` has written a class's constructor."""
+def has_generated_constructor(kind: type) -> bool:
+    """Whether `dataclasses` has generated a class's constructor."""
     found = next(vars(base)["__init__"] for base in mro(kind) if "__init__" in vars(base))
-    return isinstance(found, FunctionType) and _is_written_function(found)
+    return isinstance(found, FunctionType) and _is_generated_function(found)
 
 
 def _is_listed(kind: type) -> bool:
-    return any(_allowed.reference(table, kind) for table in (_allowed.HOLDERS, _allowed.ENUMS))
+    return any(_allowed.reference_to(table, kind) for table in (_allowed.HOLDERS, _allowed.ENUMS))
 
 
 def _takes_assignments(value: Any) -> bool:
     return any("__set__" in vars(base) or "__delete__" in vars(base) for base in mro(type(value)))
 
 
-def _is_written(name: str, value: Any) -> bool:
-    """Whether what lies under a special name is no method, or is one that a library has written."""
+def _is_generated(name: str, value: Any) -> bool:
+    """Whether a special name holds no method, or a method that a library has written."""
     if any(vars(base).get(name) is value for base in _BASES):
         return True
     function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
     if isinstance(function, FunctionType):
-        return _is_written_function(function)
+        return _is_generated_function(function)
     if isinstance(function, (types.GetSetDescriptorType, types.MemberDescriptorType)):
         return True
     bases = mro(type(function))
     return not any("__call__" in vars(base) or "__get__" in vars(base) for base in bases)
 
 
-def _is_written_function(function: FunctionType) -> bool:
+def _is_generated_function(function: FunctionType) -> bool:
     code = function.__code__
     if code.co_names == ("_tuple_new",):
         return function.__globals__.get("_tuple_new") is tuple.__new__
-    if code.co_filename in _LIBRARY:
-        # What they wrap has to be written as well.
+    if code.co_filename in _LIBRARY_FILES:
+        # Functions that they wrap must be generated too.
         kept = [cell.cell_contents for cell in function.__closure__ or ()]
-        return all(_is_written_function(each) for each in kept if isinstance(each, FunctionType))
-    return code.co_filename == _WRITTEN.co_filename and _home(code) == _home(_WRITTEN)
+        return all(_is_generated_function(each) for each in kept if isinstance(each, FunctionType))
+    return code.co_filename == _GENERATED.co_filename and _qualifier(code) == _qualifier(_GENERATED)
 
 
-def _home(code: types.CodeType) -> str:
+def _qualifier(code: types.CodeType) -> str:
     return code.co_qualname.rpartition(".")[0]

@@ -1,7 +1,8 @@
-"""What a description will make, known before anything of it has been made.
+"""Plans: what a description will create, known before anything is created.
 
-A description is read in two passes. The first finds every class and function and checks every value, and leads to a `Plan`;
-the second makes what has been planned. Code that belongs to a user's classes can run in the second alone.
+A description is read in two passes. The first pass resolves every class and function, checks every
+value, and returns a `Plan`. The second pass creates what was planned. Code of a user's classes can
+run only in the second pass.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from ..adapters._lazy import LazyModule
 from . import _allowed
 from ._field_types import Alternative, Type, mro
 
-# What a plan makes, as far as it matters where it may stand.
+# The tags of plans. A tag decides where a value may appear.
 DATA, DTYPE, HOLDER = "data", "dtype", "holder"
 FUNCTION, CLASS, MODULE = "function", "class", "module"
-# What the user has registered, or given as a custom object: may stand anywhere.
+# Registered by the user, or passed as a custom object: may appear anywhere.
 TRUSTED = "trusted"
 
 _UNKNOWN = object()
@@ -34,15 +35,15 @@ _UNKNOWN = object()
 
 @dataclasses.dataclass(slots=True, eq=False, repr=False)
 class Plan:
-    """How to make a value.
+    """How to create a value.
 
     Attributes:
-        node: Its description.
+        node: The description of the value.
         kind: The class of the value.
-        tag: What it is, of the words above.
-        make: What makes it.
-        items: Plans of what it holds.
-        value: The value itself, of what is there already.
+        tag: One of the tags above.
+        make: Creates the value.
+        items: The plans of the values inside it.
+        value: The value itself, if it already exists.
     """
 
     node: Any
@@ -54,7 +55,7 @@ class Plan:
 
     @property
     def is_key(self) -> bool:
-        """Whether it can be hashed and compared without running code of a user."""
+        """Whether the value can be hashed and compared without running a user's code."""
         if self.kind is tuple:
             return all(item.is_key for item in self.items)
         is_plain = self.kind in (types.NoneType, bool, int, float, complex, str)
@@ -64,19 +65,19 @@ class Plan:
 
     @property
     def is_data(self) -> bool:
-        """Whether there is nothing in it that could be called, but what the user has registered."""
+        """Whether nothing in the value can be called, except what the user has registered."""
         return self.tag in (DTYPE, TRUSTED) or (
             self.tag in (DATA, HOLDER) and all(item.is_data for item in self.items)
         )
 
 
 def constant(node: Any, value: Any, tag: str = DATA) -> Plan:
-    """The plan of a value that is there already."""
+    """Return the plan of a value that already exists."""
     return Plan(node, type(value), tag, lambda: value, value=value)
 
 
-def shown(node: Any) -> str:
-    """A description in a few words, whatever its size."""
+def summary(node: Any) -> str:
+    """Summarize a description of any size in a few words."""
     if isinstance(node, str):
         return repr(node[:60]) + "..." * (len(node) > 60)
     if isinstance(node, int) and abs(node) >= 2**64:
@@ -85,7 +86,7 @@ def shown(node: Any) -> str:
         return repr(node)
     if isinstance(node, Mapping):
         pairs = [
-            f"{shown(key)}: {shown(node[key]) if isinstance(node[key], str) else '...'}"
+            f"{summary(key)}: {summary(node[key]) if isinstance(node[key], str) else '...'}"
             for key in list(node)[:3]
         ]
         return "{" + ", ".join(pairs) + ", ..." * (len(node) > 3) + "}"
@@ -96,19 +97,21 @@ def shown(node: Any) -> str:
     )
 
 
-# Roles: what fields of Flax's own modules may be ------------------------------------------------------------------------
+# Roles: what fields of Flax's own modules may hold ------------------------------------------------
 
 
-def plays(plan: Plan, role: str) -> bool:
-    """Whether a value may be what a field of a module of Flax is for; None is left to the declared type."""
+def matches_role(plan: Plan, role: str) -> bool:
+    """Whether a value suits the role of a Flax module's field. The declared type handles None."""
     if plan.tag == TRUSTED or plan.kind is types.NoneType:
         return True
     if role == _allowed.PARTS:
-        # Of a list, which could be in anything that holds.
-        return plan.kind in (list, tuple) and all(plays(item, _allowed.PART) for item in plan.items)
+        # Only lists and tuples: any other container could hold these too.
+        return plan.kind in (list, tuple) and all(
+            matches_role(item, _allowed.PART) for item in plan.items
+        )
     if role == _allowed.ITEMS:
         return plan.kind in (list, tuple) and all(
-            plays(item, _allowed.PART) or item.is_data for item in plan.items
+            matches_role(item, _allowed.PART) or item.is_data for item in plan.items
         )
     if role == _allowed.CONTENTS:
         return True
@@ -122,7 +125,7 @@ def plays(plan: Plan, role: str) -> bool:
     return plan.tag in tags[role] if role in tags else plan.is_data
 
 
-# Declared types ---------------------------------------------------------------------------------------------------------
+# Declared types -----------------------------------------------------------------------------------
 
 _NUMBERS = {
     bool: (bool, int),
@@ -146,22 +149,22 @@ _ITERABLES = (
     ),
 )
 _MAPPINGS = (dict, flax.core.FrozenDict, collections.abc.Mapping, collections.abc.MutableMapping)
-_HELD = (list, tuple, set, frozenset)
+_COLLECTIONS = (list, tuple, set, frozenset)
 _METACLASSES = (type, abc.ABCMeta, enum.EnumMeta)
 
 
-def fits(plan: Plan, declared: Type) -> bool:
-    """Whether a value is of a declared type, as leniently as Flax takes numbers and lists."""
-    # None is of every type, as it is in R.
+def matches_type(plan: Plan, declared: Type) -> bool:
+    """Whether a value has a declared type. Numbers and lists match as leniently as in Flax."""
+    # None matches every type, as in R.
     return (
         not declared
         or plan.tag == TRUSTED
         or plan.kind is types.NoneType
-        or any(_fits(plan, alternative) for alternative in declared)
+        or any(_matches_alternative(plan, alternative) for alternative in declared)
     )
 
 
-def _fits(plan: Plan, declared: Alternative) -> bool:
+def _matches_alternative(plan: Plan, declared: Alternative) -> bool:
     origin, arguments = declared.origin, declared.arguments
     if origin is typing.Literal:
         return any(type(value) is plan.kind and value == plan.value for value in arguments)
@@ -170,60 +173,60 @@ def _fits(plan: Plan, declared: Alternative) -> bool:
     if origin is type:
         return plan.tag in (CLASS, DTYPE)
     if (origin in _NUMBERS or origin is str) and plan.kind is tuple:
-        # A field of R that is declared by a vector.
-        return bool(plan.items) and all(_fits(item, declared) for item in plan.items)
+        # A field of an R module whose default is a vector.
+        return bool(plan.items) and all(_matches_alternative(item, declared) for item in plan.items)
     if origin in _NUMBERS:
         return _is_number(plan, origin)
     if origin in _MAPPINGS:
         return plan.kind in (dict, flax.core.FrozenDict) and all(
-            fits(item, arguments[-1] if arguments else ()) for item in plan.items
+            matches_type(item, arguments[-1] if arguments else ()) for item in plan.items
         )
     if origin in _SEQUENCES or origin in _ITERABLES:
         return _is_sequence(plan, origin, arguments)
-    if _is_of_arrays(origin):
+    if _is_array_type(origin):
         return (
             plan.kind in (bool, int, float, complex)
-            or _is_of_arrays(plan.kind)
+            or _is_array_type(plan.kind)
             or plan.tag == DTYPE
-            or _is_text(plan, origin)
+            or _is_dtype_name(plan, origin)
         )
     if origin is str:
         return str in mro(plan.kind)
-    # What a function of the user's makes is known when it has been made.
+    # The class that a user's function returns is not known until it has been called.
     is_open = plan.tag == MODULE and plan.kind is LazyModule
-    return is_open or origin in mro(plan.kind) or _may_be_more(origin)
+    return is_open or origin in mro(plan.kind) or _has_open_instances(origin)
 
 
 def _is_number(plan: Plan, kind: type) -> bool:
     if kind is int and plan.kind is float and plan.value is not _UNKNOWN:
         # R writes 64 for 64L.
         return bool(plan.value.is_integer())
-    is_number = plan.kind in _NUMBERS[kind] or _is_of_arrays(plan.kind)
+    is_number = plan.kind in _NUMBERS[kind] or _is_array_type(plan.kind)
     return is_number or any(base in _NUMBERS[kind] for base in mro(plan.kind))
 
 
 def _is_sequence(plan: Plan, origin: type, arguments: Sequence[Type]) -> bool:
     if plan.kind is str:
-        return origin in _ITERABLES and fits(plan, arguments[0] if arguments else ())
-    if _is_of_arrays(plan.kind):
+        return origin in _ITERABLES and matches_type(plan, arguments[0] if arguments else ())
+    if _is_array_type(plan.kind):
         return origin in _ITERABLES
     if plan.kind in _MAPPINGS:
         return origin in _ITERABLES[3:] or origin is collections.abc.Collection
     if (
-        not any(base in _HELD for base in mro(plan.kind))
+        not any(base in _COLLECTIONS for base in mro(plan.kind))
         and plan.kind is not jax.sharding.PartitionSpec
     ):
         return False
     if origin is tuple and len(arguments) == len(plan.items) > 1:
-        return all(map(fits, plan.items, arguments))
+        return all(map(matches_type, plan.items, arguments))
     every: Type = (
         () if () in arguments else tuple(each for argument in arguments for each in argument)
     )
-    return all(fits(item, every) for item in plan.items)
+    return all(matches_type(item, every) for item in plan.items)
 
 
-def _is_of_arrays(kind: Any) -> bool:
-    """Whether it is a class of arrays, of NumPy's or JAX's numbers, or of their dtypes."""
+def _is_array_type(kind: Any) -> bool:
+    """Whether a class is an array class, a NumPy or JAX number type, or one of their dtypes."""
     known = (np.ndarray, np.generic, np.dtype, jax.Array)
     return isinstance(kind, type) and (
         any(base in known for base in mro(kind))
@@ -231,12 +234,16 @@ def _is_of_arrays(kind: Any) -> bool:
     )
 
 
-def _is_text(plan: Plan, origin: type) -> bool:
+def _is_dtype_name(plan: Plan, origin: type) -> bool:
     return plan.kind is str and np.dtype in mro(origin)
 
 
-def _may_be_more(origin: type) -> bool:
-    """Whether a class has instances that do not derive from it: a protocol, or one that decides for itself."""
+def _has_open_instances(origin: type) -> bool:
+    """Whether objects that do not inherit from a class can be its instances.
+
+    True of protocols, the standard library's abstract classes, and classes whose metaclass defines
+    `__instancecheck__`.
+    """
     is_abstract = origin.__module__ in ("collections.abc", "typing", "numbers", "os")
     own = [
         base

@@ -1,28 +1,39 @@
-"""A module as JSON that a person can read, and back. Nothing in it is run, and no pickle is in it.
+"""Modules to JSON that a person can read, and back. The JSON holds no code and no pickle.
 
-Numbers, text, truth values, None and lists stand for themselves. Everything else is an object with one of these keys:
+Numbers, text, booleans, None and lists stand for themselves. Everything else is an object with one
+of these keys:
 
-    {"object": "flax.linen:Dense", "fields": {"features": 10}}     a Flax module, or another dataclass, with its fields; of
-                                                                   Flax's own those that are not its defaults
+    {"object": "flax.linen:Dense", "fields": {"features": 10}}
+        A Flax module or another dataclass, with its fields. Flax's own classes omit fields that
+        have their defaults.
     {"constructor": "flax.nnx:Linear", "arguments": [3], "keywords": {"out_features": 4}}
-                                                                   a module that its class, or a function, makes
-    {"custom": "package.module:Name"}                              one of which it is not known how; `custom_objects` has a
-                                                                   function that makes it
-    {"type": "flax.linen:BatchNorm"}                               a class: of a module, or of numbers
-    {"function": "jax.nn:relu"}                                    a function of one of the namespaces below
+        A module that its class, or a function, creates.
+    {"custom": "package.module:Name"}
+        A module whose constructor arguments are unknown. `custom_objects` must hold a function that
+        creates it.
+    {"type": "flax.linen:BatchNorm"}
+        A module class or a number type.
+    {"function": "jax.nn:relu"}
+        A function of one of the namespaces in `_allowed`.
     {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.02}}
     {"partial": <function or type>, "arguments": [...], "keywords": {...}}
-    {"registered": "package>name"}                                 what `keras.saving.register_keras_serializable` knows;
-                                                                   of an instance with its "config"
+    {"registered": "package>name"}
+        A class or function known to `keras.saving.register_keras_serializable`. An instance also
+        has its "config".
+    {"session": "name"}
+        As a method or constructor only: a function of the R session.
     {"tuple": [...]}, {"dict": {...}}, {"frozen_dict": {...}}, {"set": [...]}, {"frozenset": [...]}
-    {"list": [3]}                                                  a list of one number or text, which in R is that itself
-    {"named_tuple": "package.module:Name", "fields": [...]}, {"enum": "jax.lax:Precision", "member": "HIGHEST"}
+    {"list": [3]}
+        A list of one number or text. R cannot tell such a list from the scalar.
+    {"named_tuple": "package.module:Name", "fields": [...]}
+    {"enum": "jax.lax:Precision", "member": "HIGHEST"}
     {"dtype": "bfloat16"}, {"partition_spec": ["data", null]}
-    {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}, {"number": 2.0, "dtype": "float16"}
+    {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}
+    {"number": 2.0, "dtype": "float16"}
     {"float": "nan"}, {"complex": [1.0, 2.0]}
 
-A dict with other keys than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. What a name stands for is decided in
-`_lookup`, and `_from_json` reads.
+A dict with keys other than text is a list of pairs: {"dict": [[1, "a"], [2, "b"]]}. `_lookup`
+decides what a name stands for, and `_from_json` reads the descriptions.
 """
 
 from __future__ import annotations
@@ -50,63 +61,63 @@ from ..tracing._trace import Spec
 from . import _allowed, _lookup
 from ._field_types import mro
 from ._from_json import (
-    checked,
-    checked_dtype,
-    checked_shape,
-    custom_objects,
+    custom_object_argument,
     from_config,
-    is_of_numbers,
-    listed,
-    named_function,
-    planned,
-    python_kind,
-    wrong,
+    function_from_config,
+    invalid_description,
+    is_numeric,
+    plan_description,
+    python_dtype,
+    require_dtype,
+    require_list,
+    require_shape,
+    require_type,
 )
-from ._plan import shown
+from ._plan import summary
 
-__all__ = ["checked", "from_config", "listed", "planned"]
+__all__ = ["from_config", "plan_description", "require_list", "require_type"]
 
 Json = Any
 
 _SCALARS = (bool, int, float, str)
 
 
-# To JSON ----------------------------------------------------------------------------------------------------------------
+# To JSON ------------------------------------------------------------------------------------------
 
 
 def to_config(value: Any, path: str) -> Json:
     """Describe a value.
 
     Args:
-        value: A module, or what its fields may hold.
-        path: Where it stands, for messages.
+        value: A module, or a value of a module's field.
+        path: Where the value appears, for messages.
 
     Raises:
-        ConfigError: Something in it cannot be described; the message has its path.
+        ConfigError: A part of the value cannot be described. The message has the part's path.
     """
     if value is None or type(value) in (bool, int, str):
         return value
-    for describe in _DESCRIPTIONS:
+    for describe in _DESCRIBERS:
         node = describe(value, path)
         if node is not None:
             return node
-    raise ConfigError(f"{path} cannot be saved: {_shown(value)}.\n{_advice(value)}")
+    raise ConfigError(f"{path} cannot be saved: {_value_summary(value)}.", advice=_advice(value))
 
 
-def described(module: Any) -> Json:
-    """Describe a module; see `to_config`."""
+def module_to_config(module: Any) -> Json:
+    """Describe a module. See `to_config`."""
     name = type(module).__name__
     try:
         return to_config(module, name)
     except RecursionError as error:
         raise ConfigError(
-            f"{name} cannot be saved: a field of it is nested too deep, or holds itself."
+            f"{name} cannot be saved: a field is nested too deeply, or contains itself."
         ) from error
 
 
-def _shown(value: Any) -> str:
+def _value_summary(value: Any) -> str:
     if callable(value) and _host.formals(value) is not None:
-        return "it is a function of R"
+        return "it is an R function"
     name = getattr(value, "__qualname__", None)
     return (
         f"the {type(value).__name__} {name}"
@@ -117,16 +128,19 @@ def _shown(value: Any) -> str:
 
 def _advice(value: Any) -> str:
     if callable(value) and _host.formals(value) is not None:
-        return "Call it in a method, or take a function of `jax.nn`, `jax.numpy` or `flax.linen`."
+        return "Call it in a method, or use a function of `jax.nn`, `jax.numpy` or `flax.linen`."
     if callable(value):
         return (
-            "Take a function of `jax.nn`, `jax.numpy` or `flax.linen` by name, or register this one with "
-            "`keras.saving.register_keras_serializable()`."
+            "Use a named function of `jax.nn`, `jax.numpy` or `flax.linen`, or register this one "
+            f"with {_host.word('register')}."
         )
-    return "A field may hold numbers, text, arrays, modules, dataclasses, enums, and lists, tuples and dicts of them."
+    return (
+        "A field can hold numbers, text, arrays, modules, dataclasses, enums, and lists, tuples "
+        "and dicts of them."
+    )
 
 
-def _of_number(value: Any, path: str) -> Json:
+def _describe_number(value: Any, path: str) -> Json:
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
     if type(value) is complex:
@@ -137,14 +151,15 @@ def _of_number(value: Any, path: str) -> Json:
     return None
 
 
-def _of_array(value: Any, path: str) -> Json:
+def _describe_array(value: Any, path: str) -> Json:
     if not isinstance(value, (np.ndarray, jax.Array)):
         return None
     if isinstance(value, jax.core.Tracer):
         raise ConfigError(
-            f"{path} cannot be saved: it is a value inside a trace.\nMake the module outside of it."
+            f"{path} cannot be saved: it is a value inside a trace.",
+            advice="Create the module outside of the traced function.",
         )
-    if not is_of_numbers(value.dtype):
+    if not is_numeric(value.dtype):
         return None
     array = np.asarray(value)
     of = "jax" if isinstance(value, jax.Array) else "numpy"
@@ -159,18 +174,18 @@ def _of_array(value: Any, path: str) -> Json:
 def _numbers(array: np.ndarray[Any, Any], path: str) -> list[Json]:
     return [
         to_config(number, path)
-        for number in array.ravel().astype(python_kind(array.dtype)).tolist()
+        for number in array.ravel().astype(python_dtype(array.dtype)).tolist()
     ]
 
 
-def _of_container(value: Any, path: str) -> Json:
+def _describe_container(value: Any, path: str) -> Json:
     if type(value) is list:
-        items = _items(value, path)
+        items = _describe_items(value, path)
         return {"list": items} if len(items) == 1 and isinstance(items[0], _SCALARS) else items
     if type(value) is tuple:
-        return {"tuple": _items(value, path)}
+        return {"tuple": _describe_items(value, path)}
     if type(value) in (set, frozenset):
-        return {type(value).__name__: _items(sorted(value, key=repr), path)}
+        return {type(value).__name__: _describe_items(sorted(value, key=repr), path)}
     if type(value) in (dict, flax.core.FrozenDict):
         kind = "dict" if type(value) is dict else "frozen_dict"
         if all(type(key) is str for key in value):
@@ -181,17 +196,20 @@ def _of_container(value: Any, path: str) -> Json:
         ]
         return {kind: pairs}
     if isinstance(value, jax.sharding.PartitionSpec):
-        return {"partition_spec": _items(value, path)}
+        return {"partition_spec": _describe_items(value, path)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"named_tuple": _lookup.class_name(type(value), path), "fields": _items(value, path)}
+        return {
+            "named_tuple": _lookup.class_name(type(value), path),
+            "fields": _describe_items(value, path),
+        }
     return None
 
 
-def _items(values: Any, path: str) -> list[Json]:
+def _describe_items(values: Any, path: str) -> list[Json]:
     return [to_config(item, f"{path}[{i}]") for i, item in enumerate(values)]
 
 
-def _of_named(value: Any, path: str) -> Json:
+def _describe_named(value: Any, path: str) -> Json:
     if isinstance(value, enum.Enum):
         return {"enum": _lookup.class_name(type(value), path), "member": value.name}
     if isinstance(value, np.dtype):
@@ -204,7 +222,7 @@ def _of_named(value: Any, path: str) -> Json:
     return name and {"function": name}
 
 
-def _of_registered(value: Any, path: str) -> Json:
+def _describe_registered(value: Any, path: str) -> Json:
     kind = value if isinstance(value, (type, FunctionType)) else type(value)
     name = keras.saving.get_registered_name(kind)
     if keras.saving.get_registered_object(name) is not kind:
@@ -218,25 +236,25 @@ def _of_registered(value: Any, path: str) -> Json:
     )
 
 
-def _of_call(value: Any, path: str) -> Json:
+def _describe_call(value: Any, path: str) -> Json:
     if isinstance(value, functools.partial):
         return {
             "partial": to_config(value.func, f"{path}: the function"),
-            "arguments": _items(value.args, path),
+            "arguments": _describe_items(value.args, path),
             "keywords": {
                 name: to_config(item, f"{path}: {name}") for name, item in value.keywords.items()
             },
         }
     if isinstance(value, FunctionType):
         for name, factory in _lookup.factories():
-            arguments = _arguments(value, factory)
+            arguments = _factory_arguments(value, factory)
             if arguments is not None:
                 given = {key: to_config(item, f"{path}: {key}") for key, item in arguments.items()}
                 return {"initializer": name, "arguments": given}
     return None
 
 
-def _of_object(value: Any, path: str) -> Json:
+def _describe_object(value: Any, path: str) -> Json:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return None
     fields = {}
@@ -250,16 +268,16 @@ def _of_object(value: Any, path: str) -> Json:
         try:
             node = to_config(getattr(value, field.name), f"{path}.{field.name}")
         except ConfigError:
-            if not _is_default(field, value):
+            if not _is_field_default(field, value):
                 raise
             continue
-        # Flax's defaults stay what they are; those of a user's class may be others when the file is read.
-        if not (type(value).__module__.startswith("flax.") and _is_default(field, value)):
+        # Flax's defaults are stable. Those of a user's class can change before the file is read.
+        if not (type(value).__module__.startswith("flax.") and _is_field_default(field, value)):
             fields[field.name] = node
     return {"object": _lookup.class_name(type(value), path), "fields": fields}
 
 
-def _is_default(field: dataclasses.Field[Any], owner: Any) -> bool:
+def _is_field_default(field: dataclasses.Field[Any], owner: Any) -> bool:
     value = getattr(owner, field.name)
     if field.default_factory is not dataclasses.MISSING:
         return _is_same(value, field.default_factory())
@@ -278,16 +296,16 @@ def _is_same(value: Any, other: Any) -> bool:
             _is_same(item, other[key]) for key, item in value.items()
         )
     if isinstance(value, float):
-        # Not as numbers: zeros of two signs are equal there, and NaN is not.
+        # Compare the text: as numbers, 0.0 equals -0.0, and NaN does not equal itself.
         return repr(value) == repr(other)
     try:
         return bool(value == other)
     except Exception:
-        # Whatever a foreign class's comparison may raise, the value is written down.
+        # A foreign class's comparison can raise anything. Then write the value.
         return False
 
 
-def _of_made(value: Any, path: str) -> Json:
+def _describe_constructed(value: Any, path: str) -> Json:
     if not _lazy.is_nnx_module(value):
         return None
     from ..adapters._constructor import find_constructor_call
@@ -296,13 +314,15 @@ def _of_made(value: Any, path: str) -> Json:
     constructor = lazy and (
         _lookup.class_name(lazy.factory, path)
         if isinstance(lazy.factory, type)
-        else _of_named_function(lazy.factory)
+        else _describe_named_function(lazy.factory)
     )
     if lazy is None or constructor is None:
         kind = _lazy.class_of(value)
         warnings.warn(
-            f"{path}: with which arguments the {kind.__name__} was made is not known. Loading it takes a function of `rngs` "
-            f"that makes it, {custom_objects(kind.__name__)}; or make it by `kerasflax.LazyModule`.",
+            f"{path}: the arguments with which the {kind.__name__} was created are unknown. To "
+            f"load it, pass a function of `rngs` that creates it: "
+            f"{custom_object_argument(kind.__name__)}. To avoid this, create the module with "
+            f"{_host.word('lazy module')}.",
             stacklevel=2,
         )
         return {"custom": _lookup.class_name(kind, path)}
@@ -317,24 +337,30 @@ def _of_made(value: Any, path: str) -> Json:
     }
 
 
-_DESCRIPTIONS = (
-    _of_made,
-    _of_number,
-    _of_registered,
-    _of_named,
-    _of_container,
-    _of_array,
-    _of_call,
-    _of_object,
+_DESCRIBERS = (
+    _describe_constructed,
+    _describe_number,
+    _describe_registered,
+    _describe_named,
+    _describe_container,
+    _describe_array,
+    _describe_call,
+    _describe_object,
 )
 
 
-def _arguments(function: FunctionType, factory: Callable[..., Any]) -> dict[str, Any] | None:
-    """The arguments with which a factory has made a function, less the factory's defaults; None where it has not made it."""
+def _factory_arguments(
+    function: FunctionType, factory: Callable[..., Any]
+) -> dict[str, Any] | None:
+    """Return the arguments, other than defaults, with which a factory created a function.
+
+    Returns:
+        The arguments by name, or None if the factory did not create the function.
+    """
     made = inspect.unwrap(factory).__code__.co_consts
     if not any(isinstance(const, CodeType) and const is function.__code__ for const in made):
         return None
-    kept = _kept(function)
+    kept = _captured_values(function)
     parameters = inspect.signature(factory).parameters.values()
     arguments = {
         p.name: kept[p.name]
@@ -342,7 +368,7 @@ def _arguments(function: FunctionType, factory: Callable[..., Any]) -> dict[str,
         if p.name in kept and not _is_same(kept[p.name], p.default)
     }
     try:
-        again = _kept(factory(**arguments))
+        again = _captured_values(factory(**arguments))
     except TypeError:
         return None
     same = again.keys() == kept.keys() and all(
@@ -351,8 +377,8 @@ def _arguments(function: FunctionType, factory: Callable[..., Any]) -> dict[str,
     return arguments if same else None
 
 
-def _kept(function: Any) -> dict[str, Any]:
-    """What a function keeps from where it was made: in its closure, or as defaults."""
+def _captured_values(function: Any) -> dict[str, Any]:
+    """Return the values that a function captured when it was created: its closure and defaults."""
     defaults = inspect.signature(function, follow_wrapped=False).parameters.values()
     closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {p.name: p.default for p in defaults if p.default is not p.empty} | {
@@ -364,14 +390,16 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array))
 
 
-# A layer's other parts --------------------------------------------------------------------------------------------------
+# The other parts of a layer -----------------------------------------------------------------------
 
 
 def method_to_config(method: Any, module: Any) -> Json:
-    """Describe the method of a module: None, a name, a registered function, or one of R's by its name in the session.
+    """Describe the method of a module: None, a method name, or a named function.
+
+    A function has a name if it is registered with Keras, or is defined in the R session.
 
     Raises:
-        ConfigError: It is another function.
+        ConfigError: The method is any other function.
     """
     if method is None or isinstance(method, str):
         return method
@@ -379,23 +407,24 @@ def method_to_config(method: Any, module: Any) -> Json:
     kind = _lazy.class_of(module) if _lazy.is_nnx_module(module) else type(module)
     if inspect.getattr_static(kind, name, None) is getattr(method, "__func__", method):
         return name
-    node = _of_named_function(method)
+    node = _describe_named_function(method)
     if node is None and _host.formals(method) is not None:
         raise ConfigError(
-            f"`method` cannot be saved: the session has no such function of the name {name!r}.\n"
-            "Define it under a name of its own in the global environment, and give it by that name."
+            f"`method` cannot be saved: the session has no such function named {name!r}.",
+            advice="Define it in the global environment under a unique name, and pass that name.",
         )
     if node is None:
         raise ConfigError(
-            f"`method` cannot be saved: {_shown(method)} is no method of {kind.__name__}.\n"
-            "Make it one, or register it with `keras.saving.register_keras_serializable()`."
+            f"`method` cannot be saved: {_value_summary(method)} is not a method of "
+            f"{kind.__name__}.",
+            advice=f"Make it a method, or register it with {_host.word('register')}.",
         )
     return node
 
 
-def _of_named_function(function: Any) -> Json:
-    """A function by the name under which it has been registered, or is found in a session of R; None where it has none."""
-    node = _of_registered(function, "")
+def _describe_named_function(function: Any) -> Json:
+    """Describe a function by its name: registered, or in the R session. None if it has no name."""
+    node = _describe_registered(function, "")
     if node is None and _host.formals(function) is not None:
         name = _host.name(function)
         node = name and {"session": name}
@@ -403,17 +432,22 @@ def _of_named_function(function: Any) -> Json:
 
 
 def method_from_config(node: Json) -> Any:
-    """Find what `method_to_config` described. A name is that of a method; `checked_method` says whether a module has it."""
+    """Find the method that `method_to_config` described.
+
+    The name of a method is returned as is. `check_method_name` checks it against the module.
+    """
     if node is None or isinstance(node, str):
         return node
-    return named_function(checked(node, Mapping, "method"), "`method`")
+    return function_from_config(require_type(node, Mapping, "method"), "`method`")
 
 
-def checked_method(method: Any, module: Any) -> None:
-    """Refuse the name of a method that no class below Flax's own base class has written for callers.
+def check_method_name(method: Any, module: Any) -> None:
+    """Refuse the name of a method that the module's own class does not define for callers.
+
+    Flax's base classes, and Python's special methods other than `__call__`, do not count.
 
     Raises:
-        ConfigError: It is another name.
+        ConfigError: The module has no such method.
     """
     if not isinstance(method, str) or method == "__call__":
         return
@@ -422,67 +456,79 @@ def checked_method(method: Any, module: Any) -> None:
     owner = next((base for base in mro(kind) if method in vars(base)), None)
     if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):
         raise ConfigError(
-            f"`method` is described wrongly: {kind.__name__:.80} has no method {shown(method)} of its own."
+            "`method` has an invalid description: "
+            f"{kind.__name__:.80} has no method {summary(method)} of its own."
         )
 
 
-def checked_names(names: Any, path: str) -> list[str]:
-    """A list of texts, which it is refused not to be."""
-    return [checked(name, str, path) for name in listed(names, path)]
+def require_texts(names: Any, path: str) -> list[str]:
+    """Return a list of text, or raise ConfigError."""
+    return [require_type(name, str, path) for name in require_list(names, path)]
 
 
-def checked_specs(specs: Any, path: str) -> dict[str, Spec]:
-    """Specs by path, of pairs of a shape and a dtype."""
+def specs_from_config(specs: Any, path: str) -> dict[str, Spec]:
+    """Return specs by path, from pairs of a shape and a dtype.
+
+    Raises:
+        ConfigError: A pair is invalid, Keras has no variables of its dtype, or there are too many
+            paths, or too long ones.
+    """
     result = {}
-    for name, pair in checked(specs, Mapping, path).items():
-        if len(checked(pair, list, path)) != 2:
+    for name, pair in require_type(specs, Mapping, path).items():
+        if len(require_type(pair, list, path)) != 2:
             raise ConfigError(
-                f"{path} is described wrongly: {shown(pair)} is no pair of a shape and a dtype."
+                f"{path} has an invalid description: "
+                f"{summary(pair)} is not a pair of a shape and a dtype."
             )
         shape, dtype = pair
-        spec = result[checked(name, str, path)] = checked_spec(
-            shape, dtype, f"{path}: {shown(name)}"
+        spec = result[require_type(name, str, path)] = spec_from_config(
+            shape, dtype, f"{path}: {summary(name)}"
         )
         try:
             keras.backend.standardize_dtype(spec.dtype)
         except ValueError:
             raise ConfigError(
-                f"{path}: {shown(name)} has the dtype {shown(dtype)}, which no Keras variable has."
+                f"{path}: {summary(name)} has the dtype {summary(dtype)}, "
+                "which no Keras variable can have."
             ) from None
     problem = _limits.problem_of_paths(result)
     if problem:
-        raise ConfigError(f"{path} is described wrongly: {problem}.")
+        raise ConfigError(f"{path} has an invalid description: {problem}.")
     return result
 
 
-def checked_spec(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
-    """A spec of a shape, in which sizes may be `unknown` (None), and a dtype."""
-    return Spec(checked_shape(shape, path, unknown=unknown), str(checked_dtype(dtype, path)))
+def spec_from_config(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
+    """Return a spec of a shape and a dtype. With `unknown`, sizes may be None."""
+    return Spec(require_shape(shape, path, unknown=unknown), str(require_dtype(dtype, path)))
 
 
-# Keras's own objects --------------------------------------------------------------------------------------------------
+# Keras's own objects ------------------------------------------------------------------------------
 
 _KERAS_KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
 
 
 def regularizers_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a regularizer; what is returned makes it."""
+    """Check the description of a regularizer. The returned function creates it."""
     return _keras_object(node, "regularizers", keras.regularizers.Regularizer, path)
 
 
 def constraints_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a constraint; what is returned makes it."""
+    """Check the description of a constraint. The returned function creates it."""
     return _keras_object(node, "constraints", keras.constraints.Constraint, path)
 
 
 def policy_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a dtype policy, in which `variable_dtype` and `compute_dtype` lie; what is returned makes it."""
+    """Check the description of a dtype policy. The returned function creates it.
+
+    The policy sets `variable_dtype` and `compute_dtype`.
+    """
     if isinstance(node, str):
         try:
             _dtypes.named(node.removeprefix("mixed_"))
         except ValueError:
             raise ConfigError(
-                f"{path} is described as {shown(node)}, which is no dtype policy of a Flax layer."
+                f"{path} is described as {summary(node)}, "
+                "which is not a dtype policy of a Flax layer."
             ) from None
         return lambda: node
     return _keras_object(
@@ -496,12 +542,12 @@ def policy_from_config(node: Json, path: str) -> Callable[[], Any]:
 def by_pattern(
     nodes: Json, path: str, check: Callable[[Json, str], Callable[[], Any]]
 ) -> Callable[[], Any]:
-    """Check descriptions by pattern; what is returned makes a dict of them."""
+    """Check descriptions by pattern. The returned function creates a dict of what they describe."""
     if nodes is None or nodes == []:
-        # R has one empty list.
+        # R has only one kind of empty list.
         return lambda: None
-    nodes = checked(nodes, Mapping, path)
-    patterns = [checked(pattern, str, path) for pattern in nodes]
+    nodes = require_type(nodes, Mapping, path)
+    patterns = [require_type(pattern, str, path) for pattern in nodes]
     lengths, sets = map(len, patterns), (pattern.count("[") for pattern in patterns)
     are_many = sum(map(_paths.is_pattern, patterns)) > _paths.MOST_PATTERNS
     if (
@@ -510,28 +556,31 @@ def by_pattern(
         or max(sets, default=0) > _paths.MOST_SETS
     ):
         raise ConfigError(
-            f"{path} is described wrongly: it has too many patterns, or too long ones."
+            f"{path} has an invalid description: it has too many patterns, or too long ones."
         )
-    makers = {pattern: check(node, f"{path}: {shown(pattern)}") for pattern, node in nodes.items()}
+    makers = {
+        pattern: check(node, f"{path}: {summary(pattern)}") for pattern, node in nodes.items()
+    }
     return lambda: {pattern: make() for pattern, make in makers.items()}
 
 
 def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[], Any]:
-    """One of Keras's own objects, as `keras.saving` describes it, or one that the user has registered.
+    """Check one of Keras's own objects, in the format of `keras.saving`, or a registered object.
 
-    It is not left to Keras, which makes whatever is described: a layer, or a function of its own.
+    Keras's deserializer is not used: it creates whatever is described, such as a layer or a
+    function.
     """
     if node is None:
         return lambda: None
     if isinstance(node, str):
         node = {"class_name": _allowed.keras_class_name(table, node), "config": {}}
-    name = checked(checked(node, Mapping, path).get("class_name"), str, path)
+    name = require_type(require_type(node, Mapping, path).get("class_name"), str, path)
     config, registered_name = node.get("config"), node.get("registered_name")
     if not node.keys() <= _KERAS_KEYS:
-        raise wrong(path, node)
+        raise invalid_description(path, node)
     if name == "function":
         return _keras_function(registered_name, config, path)
-    config = {} if config == [] else checked({} if config is None else config, Mapping, path)
+    config = {} if config == [] else require_type({} if config is None else config, Mapping, path)
     keys = [key for key in (registered_name, name) if isinstance(key, str)]
     found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
     if found is not None:
@@ -543,17 +592,17 @@ def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[],
             or keras.layers.Layer in mro(found)
             or found.__module__.partition(".")[0] == "kerasflax"
         ):
-            raise wrong(path, node, f" is no {base.__name__}")
+            raise invalid_description(path, node, f" is not a {base.__name__}")
         return lambda: found.from_config(dict(config))
     kind = _allowed.keras_class(table, name)
     if kind is None or not isinstance(node.get("module", "keras"), str | None):
         given = name[:80] if name.isidentifier() else "Name"
         raise ConfigError(
-            f"{path} is of the class {shown(name)}, which is neither one of Keras's nor registered.\n"
-            f"Register it, or give it: {_host.word('custom object', given, given)}."
+            f"{path} is of the class {summary(name)}, which is neither Keras's own nor registered.",
+            advice=f"Register it, or pass it: {_host.word('custom object', given, given)}.",
         )
     if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
-        raise wrong(path, node, " has a config of other things than numbers and texts")
+        raise invalid_description(path, node, " has a config that is not only numbers and text")
     return lambda: kind(**config)
 
 
@@ -562,13 +611,14 @@ def _keras_function(registered_name: Json, name: Json, path: str) -> Callable[[]
     found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
     if found is None or isinstance(found, type) or not callable(found):
         raise ConfigError(
-            f"{path} is the function {shown(name)}, which nobody has registered.\nRegister it first."
+            f"{path} is the function {summary(name)}, which is not registered.",
+            advice="Register it before you load the model.",
         )
     return lambda: found
 
 
 def _is_plain(value: Json) -> bool:
-    """Whether it is a number, a text or None, or a short list of such."""
+    """Whether a value is a number, text or None, or a short list of them."""
     if isinstance(value, list):
         return len(value) <= 32 and all(
             item is None or isinstance(item, _SCALARS) for item in value

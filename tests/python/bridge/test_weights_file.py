@@ -37,7 +37,7 @@ def model_of(module, seed, shape=X.shape[1:], **arguments):
     return model
 
 
-def test_the_next_training_step_after_loading_is_the_one_that_would_have_come(tmp_path):
+def test_the_next_training_step_after_loading_is_the_same(tmp_path):
     model = model_of(ConvNet(), 1)
     model.fit(X, Y, epochs=2, verbose=0)
     model.save_weights(tmp_path / "m.weights.h5")
@@ -45,7 +45,7 @@ def test_the_next_training_step_after_loading_is_the_one_that_would_have_come(tm
     other.optimizer.build(other.trainable_variables)
     other.load_weights(tmp_path / "m.weights.h5")
     np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
-    # Older versions of Keras go on with the mean of the last epoch.
+    # Older versions of Keras continue the mean of the last epoch.
     model.reset_metrics()
     losses = [m.train_on_batch(X, Y) for m in (model, other)]
     assert losses[0] == losses[1]
@@ -54,7 +54,7 @@ def test_the_next_training_step_after_loading_is_the_one_that_would_have_come(tm
 
 
 class Holder(keras.Model):
-    """A model that is nothing but a layer, whatever the layer takes."""
+    """A model that only holds a layer, which may take any inputs."""
 
     def __init__(self, layer):
         super().__init__()
@@ -92,7 +92,7 @@ def test_every_variable_is_in_the_file_under_its_path(name, tmp_path):
 
 @settings(deadline=None, max_examples=50)
 @given(any_tree.trees)
-def test_any_tree_comes_back_to_the_bit(tree):
+def test_any_tree_is_loaded_with_the_same_bits(tree):
     layer, other = any_tree.layer_of(tree), any_tree.layer_of(jax.tree.map(np.zeros_like, tree))
     with tempfile.TemporaryDirectory() as folder:
         Holder(layer).save_weights(Path(folder, "m.weights.h5"))
@@ -117,7 +117,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_of_any_dtype_come_back_to_the_bit(dtype, tmp_path):
+def test_values_of_any_dtype_are_loaded_with_the_same_bits(dtype, tmp_path):
     values = jnp.arange(-3, 4).astype(dtype)
 
     class Values(nn.Module):
@@ -138,7 +138,7 @@ def test_values_of_any_dtype_come_back_to_the_bit(dtype, tmp_path):
     np.testing.assert_array_equal(restored, values)
 
 
-def test_weights_in_several_files_come_back(tmp_path):
+def test_weights_in_several_files_are_loaded(tmp_path):
     layers = [
         FlaxLayer(nn.Sequential([nn.Dense(256), nn.Dense(256)]), name="net", seed=seed)
         for seed in (1, 2)
@@ -154,7 +154,7 @@ def test_weights_in_several_files_come_back(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_a_file_that_does_not_fit_is_an_error_that_lists_the_places_and_sets_nothing(tmp_path):
+def test_loading_a_file_that_does_not_fit_lists_every_place_and_sets_nothing(tmp_path):
     model_of(nn.Sequential([nn.Dense(3), nn.Dense(2)]), 1, (4,)).save_weights(
         tmp_path / "m.weights.h5"
     )
@@ -163,19 +163,19 @@ def test_a_file_that_does_not_fit_is_an_error_that_lists_the_places_and_sets_not
     with pytest.raises(ValueError, match="could not be loaded") as error:
         other.load_weights(tmp_path / "m.weights.h5")
     assert (
-        "What the file holds for the layer 'net' does not fit the module in 4 places:\n"
+        "The saved state of the layer 'net' does not fit the module in 4 places:\n"
         "  params/layers_0/bias: expected float32(5), got shape (3)\n"
         "  params/layers_0/kernel: expected float32(4, 5), got shape (4, 3)\n"
         "  params/layers_1/bias: not in the module, got float32(2)\n"
         "  params/layers_1/kernel: not in the module, got float32(3, 2)\n"
-        "Load it into a model made of the same layers."
+        "Load it into a model of the same layers."
     ) in str(error.value)
     for path, leaf in named_leaves(other.get_layer("net").flax_variables).items():
         np.testing.assert_array_equal(leaf, before[path])
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_a_mismatch_can_be_skipped_as_keras_skips_it(tmp_path):
+def test_skip_mismatch_skips_a_layer_that_does_not_fit(tmp_path):
     model_of(nn.Dense(3), 1, (4,)).save_weights(tmp_path / "m.weights.h5")
     other = model_of(nn.Dense(5), 2, (4,))
     before = other.get_layer("net").flax_variables
@@ -192,19 +192,19 @@ def index(**changes):
 @pytest.mark.parametrize(
     ("store", "message"),
     [
-        ({}, "it names nothing"),
-        ({"0": np.ones(3)}, "it names 0"),
+        ({}, "it holds nothing"),
+        ({"0": np.ones(3)}, "it holds 0"),
         ({"index.json": np.frombuffer(b"\xff{", np.uint8)}, "cannot be read"),
         ({"index.json": np.frombuffer(b"[" * 100_000, np.uint8)}, "cannot be read"),
         ({"index.json": np.frombuffer(b"[1]", np.uint8)}, "cannot be read"),
-        (index(format_version=2), "the format's version is 2"),
+        (index(format_version=2), "the format version is 2"),
         (index(dtypes=["params/kernel"]), "cannot be read"),
         (index(dtypes={"params/kernel": 3}), "cannot be read"),
-        (index(), "lists params/kernel, which is not there"),
+        (index(), "lists params/kernel, which is missing"),
         (index(dtypes={}), "params/kernel: missing"),
     ],
 )
-def test_a_foreign_or_damaged_file_says_what_it_is(store, message):
+def test_an_error_says_why_a_file_is_foreign_or_damaged(store, message):
     layer = FlaxLayer(nn.Dense(3, use_bias=False))
     layer(np.ones((1, 2), np.float32))
     with pytest.raises(VariablesError) as error:
@@ -212,16 +212,16 @@ def test_a_foreign_or_damaged_file_says_what_it_is(store, message):
     assert message in str(error.value)
 
 
-def test_a_layer_without_variables_says_so():
+def test_loading_into_a_layer_without_variables_raises_an_error():
     with pytest.raises(NotBuiltError):
         FlaxLayer(nn.Dense(3)).load_own_variables({})
 
 
-# Names, damage and costs --------------------------------------------------------------------------------------------------
+# Names, damage and costs --------------------------------------------------------------------------
 
 
 class Value:
-    """What a store knows of a Keras variable."""
+    """The parts of a Keras variable that a store uses."""
 
     def __init__(self, value):
         self.value = np.asarray(value)
@@ -274,7 +274,7 @@ def loaded(variables, path):
 
 @settings(deadline=None, max_examples=200)
 @given(st.dictionaries(PATHS, st.integers(0, 255), min_size=1, max_size=8))
-def test_weights_of_any_names_come_back(values):
+def test_weights_with_any_names_are_loaded(values):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.weights.h5")
         saved({name: Value(np.full(2, value, np.uint8)) for name, value in values.items()}, path)
@@ -285,7 +285,7 @@ def test_weights_of_any_names_come_back(values):
     }
 
 
-def test_names_that_hdf5_has_are_what_version_1_makes_of_them(tmp_path):
+def test_the_names_in_hdf5_are_those_of_format_version_1(tmp_path):
     saved({"a": Value([1.0]), "a/b": Value([2.0]), "c/.": Value([3.0])}, tmp_path / "m.h5")
     with h5py.File(tmp_path / "m.h5") as file:
         names = []
@@ -297,13 +297,13 @@ def test_names_that_hdf5_has_are_what_version_1_makes_of_them(tmp_path):
     assert index.keys() == {"format_version", "dtypes"}
 
 
-def test_a_tree_that_is_too_deep_is_not_saved(tmp_path):
+def test_a_tree_that_is_nested_too_deeply_is_not_saved(tmp_path):
     with pytest.raises(VariablesError, match="nests deeper than 256 levels"):
         saved({"a/" * 300: Value([1.0])}, tmp_path / "m.h5")
 
 
 def tampered(tmp_path, change, shape=(3,)):
-    """A file of two weights, of which one has been changed, loaded."""
+    """Save two weights, change one in the file, and load both."""
     saved(
         {"w": Value(np.ones(shape, np.float32)), "v": Value(np.ones(3, np.float32))},
         tmp_path / "m.h5",
@@ -331,7 +331,7 @@ def fifo(group):
 
 
 def bomb(group):
-    """A dataset of 12 bytes in a chunk that unpacks to 600 MB: HDF5 unpacks all of it, whatever the chunk's size."""
+    """Write 12 bytes in a chunk that expands to 600 MB. HDF5 expands all of it."""
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_chunk((3,))
     for _ in range(2):
@@ -344,7 +344,7 @@ def bomb(group):
 
 
 def peak():
-    """The most memory that the process has had, in bytes; the system counts in kilobytes, and macOS in bytes."""
+    """Return the peak memory of the process in bytes. Linux reports kilobytes, and macOS bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
@@ -381,7 +381,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_no_array_of_numbers_is_an_error_that_names_the_weight(case, tmp_path):
+def test_an_error_names_a_weight_that_is_not_a_numeric_array(case, tmp_path):
     before = peak()
     with pytest.raises(
         FileError, match=r"The file is damaged: the layer 'net' (has|lists) w, which"
@@ -429,7 +429,7 @@ def an_index(paths):
         [f"w{i}" for i in range(50_000)],
     ],
 )
-def test_an_index_costs_what_its_size_is(paths, tmp_path):
+def test_the_time_and_memory_to_read_an_index_are_bounded(paths, tmp_path):
     tracemalloc.start()
     start = time.process_time()
     try:
@@ -441,18 +441,18 @@ def test_an_index_costs_what_its_size_is(paths, tmp_path):
     assert time.process_time() - start < 8
 
 
-def test_an_index_that_unpacks_to_more_than_it_is_is_not_read(tmp_path):
-    with pytest.raises(FileError, match="is compressed, which what Keras saves is not"):
+def test_an_index_that_expands_beyond_its_stored_size_is_not_read(tmp_path):
+    with pytest.raises(FileError, match="is compressed, and Keras saves without compression"):
         with_index(tmp_path, b" " * 2**28, compression="gzip")
     saved({"w": Value([1.0])}, tmp_path / "n.h5")
     with h5py.File(tmp_path / "n.h5", "a") as file:
         del file["layers/net/vars/index.json"]
         file["layers/net/vars"].create_dataset("index.json", (2**28,), "u1")
-    with pytest.raises(FileError, match="0 bytes do not hold a text of 268435456 bytes"):
+    with pytest.raises(FileError, match="0 bytes cannot hold a text of 268435456 bytes"):
         loaded({"w": Value([0.0])}, tmp_path / "n.h5")
 
 
-def test_a_version_of_any_length_is_quoted_in_a_few_words():
+def test_an_error_shortens_a_long_format_version():
     with pytest.raises(FileError) as error:
         _weights_file.load(
             {},
@@ -469,7 +469,7 @@ def test_a_version_of_any_length_is_quoted_in_a_few_words():
 @pytest.mark.parametrize(
     "dtype", ["(1,", "f4,", "object", "str", "(2,)f4", 3, None, ["f4"], "datetime64[s]"]
 )
-def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
+def test_an_invalid_dtype_in_the_index_raises_a_file_error(dtype):
     with pytest.raises(FileError, match="is not a numeric dtype"):
         _weights_file.load(
             {"params/kernel": Value([1.0])}, index(dtypes={"params/kernel": dtype}), "net"
@@ -480,6 +480,6 @@ def test_a_dtype_that_is_none_is_an_error_of_the_file(dtype):
     "names",
     [{"params/kernel": "/etc"}, {"other": "%0"}, {"params/kernel": "%1"}, 3, {"params/kernel": 0}],
 )
-def test_a_name_that_the_index_makes_up_is_refused(names):
+def test_an_invented_name_in_the_index_is_refused(names):
     with pytest.raises(FileError, match="cannot be read"):
         _weights_file.load({"params/kernel": Value([1.0])}, index(names=names), "net")

@@ -19,7 +19,7 @@ class Output:
     tag: str = struct.field(pytree_node=False, default="t")
 
 
-def test_what_keras_does_not_know_becomes_a_dict_by_field_without_none():
+def test_a_node_that_keras_does_not_know_becomes_a_dict_of_its_fields_other_than_none():
     tree = {
         "o": Output(1, hidden=(2, None)),
         "p": Pair(3, None),
@@ -68,7 +68,7 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_a_simplified_tree_is_restored(tree):
+def test_merging_a_simplified_tree_restores_the_original(tree):
     form, simple = split(tree)
     assert form.merge(simple) == tree
     assert repr(form.merge(simple)) == repr(tree)

@@ -1,4 +1,7 @@
-"""What foreign files and packages may bring, for tests: classes that act, and a walk over all that a file may name."""
+"""Hostile classes and descriptions: classes that act, and attempts on each allowed name.
+
+Run as a script, this file tries every object in the allowlist and prints what it found as JSON.
+"""
 
 import dataclasses
 import enum
@@ -10,10 +13,10 @@ import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-# In every value of a hostile file: what the process does with it can be told by it.
+# Part of every value in a hostile file. An audit hook recognizes the value by it.
 TOKEN = "hostile_token"
 
-# Methods that Python, JAX or NumPy call by themselves. Each makes a folder.
+# Methods that Python, JAX or NumPy call implicitly. Each creates a folder.
 METHODS = (
     *(
         "__post_init__",
@@ -52,7 +55,10 @@ METHODS = (
 
 
 def package_of(mark):
-    """The source of a package whose data classes act: each is declared as a field of a module of the package."""
+    """Return the source of a package whose dataclasses act.
+
+    A module of the package declares each of them as the type of a field.
+    """
     lines = [
         "import dataclasses, enum, os, typing",
         "from flax import linen as nn",
@@ -121,7 +127,8 @@ def package_of(mark):
         "class Data_node(flax.struct.PyTreeNode):",
         "    value: typing.Any = None",
         "    def __hash__(self): return act()",
-        "KINDS = [k for n, k in list(globals().items()) if n.startswith(('Data_', 'Tuple_', 'Enum_'))]",
+        "PREFIXES = ('Data_', 'Tuple_', 'Enum_')",
+        "KINDS = [kind for name, kind in list(globals().items()) if name.startswith(PREFIXES)]",
         "class Declares(nn.Module):",
         "    held: typing.Any = None",
         "    def __call__(self, inputs): return inputs",
@@ -131,7 +138,7 @@ def package_of(mark):
 
 
 def described(kind, value=TOKEN):
-    """A description of an instance."""
+    """Describe an instance of a class."""
     name = f"{kind.__module__}:{kind.__qualname__}"
     if issubclass(kind, enum.Enum):
         return {"enum": name, "member": "ONE"}
@@ -140,13 +147,13 @@ def described(kind, value=TOKEN):
     return {"object": name, "fields": {"value": value}}
 
 
-# The walk over everything that a file may name ---------------------------------------------------------------------------
+# A walk over every name that a file may use -------------------------------------------------------
 
 FOUND = []
 
 
 def watch(event, arguments):
-    """Record whatever the process does with a value of the file."""
+    """Record each audit event that involves a value of the file."""
     if event.startswith(("object.__", "sys._getframe", "code.__new__")):
         return
     if any(
@@ -158,7 +165,7 @@ def watch(event, arguments):
 
 
 class Spy:
-    """A callable that records that it has been called, and by which names it was asked for attributes."""
+    """A callable that records its calls, and lookups of attributes with names from the file."""
 
     def __call__(self, *args, **kwargs):
         FOUND.append(("call", [str(args)[:80]]))
@@ -170,14 +177,15 @@ class Spy:
 
 
 def attempt(call, *args, **kwargs):
-    """Call something, whatever comes of it."""
+    """Call something, and ignore any exception."""
     try:
         return call(*args, **kwargs)
     except Exception:
         return None
 
 
-# What attention is made of: functions that are arguments of functions. A file gives such functions data alone.
+# Arguments by which attention takes the functions that it calls. A file may pass only data to a
+# listed function.
 CALLS_BACK = {
     "einsum",
     "module",
@@ -188,7 +196,7 @@ CALLS_BACK = {
 
 
 def walk_functions():
-    """Call each listed function with texts, containers of them, and callables, in each of its places."""
+    """Call each listed function with text, containers of text, and callables as each argument."""
     import jax.numpy as jnp
 
     from kerasflax.saving import _allowed
@@ -230,10 +238,24 @@ DENSE = {"object": "flax.linen:Dense", "fields": {"features": 2}}
 CELL = {"object": "flax.linen:GRUCell", "fields": {"features": 2}}
 NNX_CELL = {"constructor": "flax.nnx:GRUCell", "arguments": [2, 2]}
 REQUIRED = {
-    "features": 2, "num_heads": 2, "kernel_size": [2], "shape": [2, 2], "num_embeddings": 3, "in_features": 2,
-    "out_features": 2, "num_features": 2, "hidden_features": 2, "einsum_str": "...ab,bc->...ac", "kernel_shape": [2, 2],
-    "rate": 0.5, "num_groups": 1, "lora_rank": 1, "use_running_average": False, "deterministic": True, "decode": False,
-}  # fmt: skip
+    "features": 2,
+    "num_heads": 2,
+    "kernel_size": [2],
+    "shape": [2, 2],
+    "num_embeddings": 3,
+    "in_features": 2,
+    "out_features": 2,
+    "num_features": 2,
+    "hidden_features": 2,
+    "einsum_str": "...ab,bc->...ac",
+    "kernel_shape": [2, 2],
+    "rate": 0.5,
+    "num_groups": 1,
+    "lora_rank": 1,
+    "use_running_average": False,
+    "deterministic": True,
+    "decode": False,
+}
 PARTS = {
     "linen": {
         "layer_instance": DENSE,
@@ -255,7 +277,7 @@ PARTS = {
 
 
 def calls(x):
-    """Arguments with which one module or another can be called."""
+    """Yield arguments with which at least one of the modules can be called."""
     import jax.numpy as jnp
 
     state = jnp.ones((2, 2))
@@ -270,7 +292,7 @@ def calls(x):
 
 
 def values_of_files():
-    """Descriptions that a file may try in each field: what they may hold is a text, and what they are is anything listed."""
+    """Return descriptions to try in each field: any kind of listed object, holding hostile text."""
     get = {"object": "flax.nnx.proxy_caller:GetAttr", "fields": {"name": TOKEN}}
     return [
         TOKEN,
@@ -303,7 +325,7 @@ def values_of_files():
 
 
 def runs_abstractly(module, args, kwargs):
-    """Run a module with the given arguments; say whether it could be."""
+    """Run a module abstractly with the given arguments, and return whether that succeeded."""
     import jax
     from flax import linen as nn
     from flax import nnx
@@ -324,7 +346,7 @@ def runs_abstractly(module, args, kwargs):
 
 
 def walk_classes():
-    """Describe each listed module class with each hostile value in each field, and run what is accepted."""
+    """Describe each listed module class with each hostile value in each field. Run the accepted."""
     import jax.numpy as jnp
     from flax import linen as nn
 
@@ -389,7 +411,7 @@ if __name__ == "__main__":
     sys.addaudithook(watch)
     counts = {"functions": walk_functions()} if "functions" in sys.argv else walk_classes()
     print(json.dumps({"counts": counts, "found": FOUND}))
-    # What has found nothing can find something.
+    # Show that the hook and the spy do find something.
     FOUND.clear()
     attempt(open, TOKEN)
     attempt(getattr, Spy(), TOKEN)
