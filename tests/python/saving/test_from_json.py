@@ -142,7 +142,8 @@ def test_a_hostile_description_raises_an_error_and_imports_nothing(name):
     before = set(sys.modules)
     with pytest.raises(
         (ConfigError, TypeError),
-        match=r"description|described|may not name|registered|Flax module|module class",
+        match=r"description|described|may not name|registered|not imported|does not have"
+        r"|Flax module|module class|initializer factory",
     ) as caught:
         FlaxLayer.from_config(config)
     assert type(caught.value).__module__ == "kerasflax"

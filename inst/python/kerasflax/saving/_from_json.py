@@ -702,8 +702,8 @@ def _check_keys(keys: Sequence[Plan], place: Place) -> None:
     if numbers > _limits.MOST_CONFIG_KEYS_NOT_TEXT:
         raise ConfigError(
             f"{place} has an invalid description: "
-            f"{numbers} of its keys are not text, and the limit is"
-            f" {_limits.MOST_CONFIG_KEYS_NOT_TEXT}."
+            f"{numbers} of its keys are not text, "
+            f"and the limit is {_limits.MOST_CONFIG_KEYS_NOT_TEXT}."
         )
     for key in keys:
         if not key.is_key:
