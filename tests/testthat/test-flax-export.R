@@ -65,7 +65,7 @@ test_that("wrong arguments and files are errors", {
   expect_error(flax_import(path), "`checked = FALSE`", fixed = TRUE)
   expect_error(
     flax_import(path, checked = FALSE),
-    "`jax.export` has written",
+    "`jax.export` did not write it",
     class = "kerasflax_error_file"
   )
   expect_error(flax_import(path, checked = NA), class = "kerasflax_error_argument")

@@ -164,7 +164,7 @@ test_that("no array that R passes or gets shares memory with the weights or chan
   flax_write(model, path)
   from_file <- flax_read(path, like = model)
   flax_variables(model) <- from_file
-  expect_warning(flax_freeze(model, "**/bias"), "compile it again")
+  expect_warning(flax_freeze(model, "**/bias"), "Compile it again")
   compile(model, optimizer_sgd(0.1), "mse")
   check(layer$flax_variables, model)
 
