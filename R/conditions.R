@@ -61,6 +61,10 @@ python_parent <- function(exception) {
   )
 }
 
+# reticulate does not document how a Python exception carries the R condition that caused it. With
+# reticulate 1.47.0 (tests/versions.csv), the class of the condition is the attribute `r_class`, and
+# its fields are attributes of their own. No upstream issue was found.
+
 # The exception that carries an R condition: `exception` itself, or one of its causes.
 find_r_condition <- function(exception) {
   while (!is.null(exception)) {
@@ -83,6 +87,7 @@ as_r_condition <- function(exception) {
 r_condition_of <- function(exception) {
   fields <- reticulate::py_to_r(reticulate::py_get_attr(exception, "__dict__"))
   fields <- lapply(fields, reticulate::py_to_r)
+  # The last name is Keras's mark on the exception: see `raised_as_is()` in `_keras.py`.
   own <- setdiff(names(fields), c("r_class", "__notes__", "_keras_call_info_injected"))
   structure(fields[own], class = fields$r_class)
 }

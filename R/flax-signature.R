@@ -16,6 +16,9 @@ r_formals <- function(python_function) {
   reticulate::py_dict(as.list(names(arguments)), unname(as.list(has_default)))
 }
 
+# reticulate does not document where it keeps the R function. This was seen with reticulate 1.47.0
+# (tests/versions.csv). `reticulate::py_func()` would give an R function its own signature in Python
+# (https://github.com/rstudio/reticulate/issues/141), but users do not call it.
 r_function_of <- function(python_function) {
   module <- reticulate::py_get_attr(python_function, "__module__", silent = TRUE)
   if (!identical(reticulate::py_to_r(module), "rpytools.call")) {
