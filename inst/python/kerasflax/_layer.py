@@ -21,7 +21,7 @@ from . import _keras, _paths
 from ._errors import ArgumentError, ConfigError, StateError, VariablesError
 from .adapters._protocol import Method, adapt
 from .bridge import _arguments, _build_values, _variables, _weights_file
-from .bridge._by_path import SEED_PATH, VariablesByPath
+from .bridge._by_path import SEED_PATH, Held, VariablesByPath
 from .bridge._call import Call, LastSown, call_of, running
 from .bridge._forms import Form, Formed, map_leaves, split
 from .bridge._memory import copied
@@ -141,7 +141,7 @@ class FlaxLayer(keras.layers.Layer):
             kwargs.get("dtype") is not None or self.dtype_policy.name != "float32"
         )
         self._ordered_variables: tuple[keras.Variable, ...] = ()
-        self.by_path = VariablesByPath(self, self._adapter)
+        self._held = Held()
         self._recorded = Recorded()
         self._given = _Given(_variables.overlaid(self._adapter.values_of(module), variables))
         self._known_outputs = _KnownOutputs()
@@ -194,8 +194,8 @@ class FlaxLayer(keras.layers.Layer):
     @contextlib.contextmanager
     def _transaction(self, is_done: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Let one thread at a time change the layer, completely or not at all."""
-        parts = (self.by_path, self._recorded, self._given, self._known_outputs, self._adapter)
-        with self.by_path.lock, all_or_nothing(self, *parts, is_done=is_done):
+        parts = (self._held, self._recorded, self._given, self._known_outputs, self._adapter)
+        with self._held.lock, all_or_nothing(self, *parts, is_done=is_done):
             yield
 
     def _in_transaction(self, build: Callable[..., None]) -> Callable[..., None]:
@@ -232,7 +232,7 @@ class FlaxLayer(keras.layers.Layer):
         if not self._follows_policy:
             # Under a policy, `init` does not get the params that calls get, cast.
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
-        self.by_path.template, self.by_path.paths = template, tuple(variables)
+        self._held.template, self._held.paths = template, tuple(variables)
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
         # exchange the variables of Keras layers.
         self._ordered_variables = tuple(variables.values())
@@ -271,7 +271,7 @@ class FlaxLayer(keras.layers.Layer):
                 advice="Rename the variable.",
             )
         weights = {path for path in variables if self.by_path.is_trainable(path)}
-        unknown = sorted(set(self.by_path.frozen) - weights)
+        unknown = sorted(set(self._held.frozen) - weights)
         if unknown:
             names = ", ".join(f"{path:.200}" for path in unknown[:5])
             raise ConfigError(f"{self._adapter.name} has no weights {names} to freeze.")
@@ -311,7 +311,7 @@ class FlaxLayer(keras.layers.Layer):
             mask: Keras's mask of the inputs, or None.
             form: The form of the tree that the module gets, if it differs from Keras's.
         """
-        self.by_path.has_been_trained |= bool(training) and _keras.in_stateless_scope()
+        self._held.has_been_trained |= bool(training) and _keras.in_stateless_scope()
         training = bool(training) and self.trainable
         mask = _mask_if_any(mask)
         with self.by_path.alone():
@@ -351,9 +351,9 @@ class FlaxLayer(keras.layers.Layer):
             The outputs, the new state by path, what was sown, and the new state of the seed if the
             call drew random numbers.
         """
-        held = dict(zip(self.by_path.paths, arrays, strict=True))
+        held = dict(zip(self._held.paths, arrays, strict=True))
         outputs, state, sown = self._adapter.apply(
-            self.by_path.template.merge(held),
+            self._held.template.merge(held),
             form.merge(inputs) if form else inputs,
             training=training,
             mask=mask,
@@ -473,6 +473,11 @@ class FlaxLayer(keras.layers.Layer):
         self.by_path.assign(self.by_path.fitted(value))
 
     @property
+    def by_path(self) -> VariablesByPath:
+        """The variables by path, to read, assign and freeze them."""
+        return VariablesByPath(self)
+
+    @property
     def variables_by_path(self) -> dict[str, keras.Variable]:
         """The Keras variables of every collection by path; empty before the layer is built."""
         return self.by_path.variables
@@ -480,7 +485,7 @@ class FlaxLayer(keras.layers.Layer):
     @property
     def frozen(self) -> list[str]:
         """The paths of the weights that are excluded from training one by one."""
-        return list(self.by_path.frozen)
+        return list(self._held.frozen)
 
     @property
     def trainable(self) -> bool:
@@ -542,7 +547,7 @@ class FlaxLayer(keras.layers.Layer):
         with blamed_on_the_config():
             plan = LayerPlan.of(config)
             layer = plan.make(cls)
-            layer.by_path.frozen, layer._recorded = plan.frozen, plan.recorded
+            layer._held.frozen, layer._recorded = plan.frozen, plan.recorded
             return layer
 
     def get_build_config(self) -> dict[str, Any] | None:

@@ -232,7 +232,7 @@ def _is_trained(target: FlaxLayer | keras.Model, named: Mapping[str, FlaxLayer])
     if optimizer is not None:
         return bool(optimizer.built)
     # A layer does not know which model trains it.
-    return any(layer.by_path.has_been_trained for layer in named.values())
+    return any(layer._held.has_been_trained for layer in named.values())
 
 
 def _warned(changed: list[str], warning: str | None) -> list[str]:

@@ -158,7 +158,7 @@ def state_of(layer):
     held = [
         {name: id(value) for name, value in vars(each).items()}
         for each in (
-            *(layer, layer._adapter, layer.by_path),
+            *(layer, layer._adapter, layer._held),
             *(layer._recorded, layer._given, layer._known_outputs),
         )
     ]

@@ -100,7 +100,7 @@ def test_a_config_survives_a_round_trip_through_r():
         Pair([0], ()),
     ]
     layer = FlaxLayer(Holder(value, part=nn.Conv(3, (2,))), seed=2**32 - 1)
-    layer.by_path.frozen = ("params/part/bias",)
+    layer._held.frozen = ("params/part/bias",)
     config = json.loads(json.dumps(layer.get_config()))
     again = FlaxLayer.from_config(through_r(config))
     assert again.module.value == value

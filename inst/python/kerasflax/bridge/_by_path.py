@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,11 +23,12 @@ PyTree = Any
 SEED_PATH = "seed_generator/seed_generator_state"
 
 
-class VariablesByPath:
-    """The variables of a layer.
+@dataclasses.dataclass
+class Held:
+    """What a layer knows of its variables.
 
-    The Keras variables themselves are an attribute of the layer (see `FlaxLayer.build`). This
-    object is not: Keras searches and replaces the containers among a layer's attributes.
+    It is an object of its own, because Keras searches and replaces the containers among a layer's
+    attributes.
 
     Attributes:
         paths: The path of each variable, in the order of the layer's variables.
@@ -37,19 +39,31 @@ class VariablesByPath:
         lock: Held by the thread that builds the layer, and by whoever reads or sets variables.
     """
 
-    def __init__(self, layer: keras.layers.Layer, adapter: Adapter) -> None:
+    paths: tuple[str, ...] = ()
+    template: _variables.Template = dataclasses.field(
+        default_factory=lambda: _variables.split({})[0]
+    )
+    frozen: tuple[str, ...] = ()
+    has_been_trained: bool = False
+    lock: Any = dataclasses.field(default_factory=threading.RLock)
+
+
+class VariablesByPath:
+    """A view of the variables of a layer.
+
+    Create it anew for each use: NNX's transformations copy Keras layers in Keras's NNX mode, and a
+    copy has variables of its own.
+    """
+
+    def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._adapter = adapter
-        self.paths: tuple[str, ...] = ()
-        self.template = _variables.split({})[0]
-        self.frozen: tuple[str, ...] = ()
-        self.has_been_trained = False
-        self.lock = threading.RLock()
+        self._adapter: Adapter = layer._adapter
+        self._held: Held = layer._held
 
     @property
     def variables(self) -> dict[str, keras.Variable]:
         """The Keras variables by path; empty before the layer is built."""
-        return dict(zip(self.paths, self._layer._ordered_variables, strict=True))
+        return dict(zip(self._held.paths, self._layer._ordered_variables, strict=True))
 
     @property
     def with_seed(self) -> dict[str, keras.Variable]:
@@ -62,7 +76,7 @@ class VariablesByPath:
         # not wait for a thread that waits for the module.
         if _keras.in_stateless_scope() or module_is_running():
             return contextlib.nullcontext()
-        return self.lock
+        return self._held.lock
 
     # Values
 
@@ -80,7 +94,7 @@ class VariablesByPath:
     def tree(self, change: Callable[[jax.Array], Any] = lambda value: value) -> dict[str, PyTree]:
         """The tree of variables with the layer's own arrays, or with `change` of each."""
         values = self.values()
-        return self.template.merge({path: change(value) for path, value in values.items()})
+        return self._held.template.merge({path: change(value) for path, value in values.items()})
 
     def fitted(self, given: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         """The arrays by path that `assign` takes, from a nested dict. Nothing is assigned.
@@ -127,24 +141,24 @@ class VariablesByPath:
     def freeze(self, paths: Sequence[str]) -> None:
         """Exclude exactly these weights from training."""
         with self.alone(), self.training_kept():
-            self.frozen = tuple(paths)
+            self._held.frozen = tuple(paths)
             self.update_trainable()
 
     def update_trainable(self) -> None:
         """Set `trainable` of each weight by the layer's own setting and by what is frozen."""
         variables = self.variables
         for path in self.trainable_paths:
-            variables[path].trainable = self._layer.trainable and path not in self.frozen
+            variables[path].trainable = self._layer.trainable and path not in self._held.frozen
 
     @contextlib.contextmanager
     def training_kept(self) -> Iterator[None]:
         """If the block fails, leave everything as trainable or frozen as it was."""
-        frozen, trainable = self.frozen, self._layer.trainable
+        frozen, trainable = self._held.frozen, self._layer.trainable
         flags = [(variable, variable.trainable) for variable in self.variables.values()]
         try:
             yield
         except BaseException:
-            self.frozen, self._layer._trainable = frozen, trainable
+            self._held.frozen, self._layer._trainable = frozen, trainable
             for variable, flag in flags:
                 variable.trainable = flag
             raise
