@@ -19,7 +19,8 @@
 #     5     1       2      5     5     3        \- block/Dense_0/kernel
 #     6     0       1      2     6     4        head/bias
 #
-# If the tree has more lines than print() may show, select_nodes() folds subtrees into one line each.
+# If the tree has more lines than print() may show, select_nodes() folds subtrees into one line
+# each.
 
 # The nodes, each before its descendants, as a list of columns. `name`: its name. `parent`: the
 # parent node, or 0. `depth`: 1 without a parent. `used`: how many names lead to the node, including
