@@ -9,7 +9,7 @@ from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
 from support import IMAGES, TARGETS, VECTORS, assert_close, functional_model, run_code
 
 import kerasflax
-from kerasflax import FlaxLayer, _rng
+from kerasflax import ArgumentError, FlaxLayer, _rng
 
 
 def mse(outputs, targets):
@@ -525,3 +525,26 @@ model.fit(x, y, verbose=0), model.evaluate(x, y, verbose=0), model.predict(x, ve
 print([name for name in sys.modules if name.partition(".")[0] == "tensorflow"])
 """
     assert run_code(code).strip() == "[]"
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, q, kv):
+        return nn.MultiHeadAttention(1)(q, kv)
+
+
+def test_several_inputs_by_position_or_by_name_are_an_error_that_says_how_to_pass_them():
+    q, kv = np.ones((2, 3, 4), np.float32), np.ones((2, 5, 4), np.float32)
+    layer = FlaxLayer(Attention())
+    symbol = keras.Input((3, 4))
+    for call in (
+        lambda: layer(q, kv),
+        lambda: layer(symbol, keras.Input((5, 4))),
+        lambda: layer([q, kv], False),
+    ):
+        with pytest.raises(ArgumentError, match=r"got 2 arguments by position\.\nCall the"):
+            call()
+    with pytest.raises(ArgumentError, match="got `kv`"):
+        layer(q, kv=kv)
+    assert not layer.built
+    np.testing.assert_array_equal(layer([q, kv]), layer({"q": q, "kv": kv}))

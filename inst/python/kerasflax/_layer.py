@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from . import _keras, _paths
+from . import _host, _keras, _paths
 from ._errors import ArgumentError, ConfigError, StateError, VariablesError
 from .adapters._protocol import Method, adapt
 from .bridge import _arguments, _build_values, _variables, _weights_file
@@ -161,6 +161,7 @@ class FlaxLayer(keras.layers.Layer):
         gets the tree that the layer was called with. A direct eager call returns the tree that the
         module returned.
         """
+        _check_one_input(args, kwargs)
         if form is not None and type(form) is not Form:
             raise ConfigError(
                 f"The input's form has an invalid description: {_plan.summary(form)}."
@@ -625,6 +626,22 @@ class _KnownOutputs:
     def _key(specs: PyTree, form: Form | None, *, training: bool) -> tuple[Any, ...]:
         leaves, treedef = jax.tree.flatten(specs)
         return treedef, tuple(leaves), training, form
+
+
+def _check_one_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that a layer is called on one tree of inputs.
+
+    Raises:
+        ArgumentError: There are further inputs.
+    """
+    unknown = [f"`{name}`" for name in kwargs if name not in ("training", "mask")]
+    if unknown or args:
+        got = ", ".join(unknown) or f"{1 + len(args)} arguments by position"
+        raise ArgumentError(
+            f"A Flax layer takes one input, and `training` and `mask`; got {got}.",
+            advice="Call the layer on a list of the inputs, or on "
+            f"{_host.word('dict')} with the names of the method's arguments.",
+        )
 
 
 def _serialized(values: Mapping[str, Any], serialize: Callable[[Any], Any]) -> dict[str, Any]:

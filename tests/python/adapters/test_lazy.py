@@ -1,7 +1,10 @@
 """Constructor calls of NNX modules, and saved models that describe them."""
 
+import collections
 import json
+import typing
 
+import flax
 import jax
 import jax.numpy as jnp
 import keras
@@ -340,3 +343,53 @@ def test_a_factory_may_call_a_module_that_sows():
     layer(floats(4, 3))
     assert sorted(layer.flax_variables) == ["params"]
     np.testing.assert_array_equal(layer.sown["intermediates"]["x"][0], floats(4, 3))
+
+
+class Pair(typing.NamedTuple):
+    first: object
+    second: object
+
+
+def test_arguments_arrive_as_they_were_given():
+    given = (
+        flax.core.FrozenDict({"out": 2}),
+        collections.OrderedDict(b=1, a=2),
+        Pair(1, [2, 3]),
+        [Pair(4, (5,)), {"x": flax.core.FrozenDict({"y": 6})}],
+    )
+    arrived = []
+
+    class Net(nnx.Module):
+        def __init__(self, *arguments, rngs):
+            arrived.append(arguments)
+            self.linear = nnx.Linear(3, arguments[0]["out"], rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(x)
+
+    assert FlaxLayer(LazyModule(Net, *given))(floats(2, 3)).shape == (2, 2)
+    for arguments in arrived:
+        assert repr(arguments) == repr(given)
+
+
+def test_lazy_modules_in_any_container_are_created():
+    class Holder(nnx.Module):
+        def __init__(self, parts, pair, *, rngs):
+            assert type(parts) is flax.core.FrozenDict
+            assert type(pair) is Pair
+            self.inner, self.outer = parts["inner"], pair.second
+
+        def __call__(self, x):
+            return self.outer(self.inner(x))
+
+    parts = flax.core.FrozenDict({"inner": LazyModule(nnx.Linear, 3, 4)})
+    pair = Pair(0, LazyModule(nnx.Linear, 4, 2))
+    layer = FlaxLayer(LazyModule(Holder, parts, pair), seed=1)
+    outputs = layer(floats(2, 3))
+    np.testing.assert_allclose(outputs, layer.to_flax()(floats(2, 3)), rtol=1e-6)
+    assert sorted(layer.variables_by_path) == [
+        "params/inner/bias",
+        "params/inner/kernel",
+        "params/outer/bias",
+        "params/outer/kernel",
+    ]

@@ -207,3 +207,28 @@ def test_an_error_of_kerasflax_names_the_path_in_the_same_sentence():
     assert error.value.what == (
         "`Dense.features` must be a whole number, got 2.5. (raised in Dense, of class Dense)"
     )
+
+
+class Merging(nn.Module):
+    """A module that refuses the mode if both the field and the call give it."""
+
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, deterministic=None):
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return nn.Dropout(0.5)(x, deterministic=deterministic)
+
+
+def test_a_method_that_passes_the_mode_on_is_the_only_one_that_sets_it():
+    def method(module, inputs, training):
+        return module(inputs, deterministic=not training)
+
+    x = np.ones((4, 100), np.float32)
+    layer = FlaxLayer(Merging(), method)
+    np.testing.assert_array_equal(layer(x), x)
+    dropped = np.asarray(layer(x, training=True))
+    assert set(np.unique(dropped)) == {0, 2}
+    plain = FlaxLayer(Merging(), lambda module, inputs: module(inputs))
+    np.testing.assert_array_equal(plain(x), x)
+    assert set(np.unique(plain(x, training=True))) == {0, 2}

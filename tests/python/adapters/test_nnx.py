@@ -528,3 +528,93 @@ def test_the_layer_trains_and_saves_in_keras_nnx_mode(kind, tmp_path):
     """
     path = str(tmp_path / "m.keras")
     run_code(code.replace("KIND", repr(kind)).replace("PATH", repr(path)), KERAS_NNX_ENABLED="true")
+
+
+class Noisy(nnx.Module):
+    """A module whose parts get the mode as an attribute."""
+
+    def __init__(self, rngs=None):
+        self.norm = nnx.BatchNorm(100, momentum=0.5, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(x))
+
+
+def test_the_parts_get_the_mode_even_if_the_method_takes_it():
+    def method(module, inputs, training):
+        return module(inputs) if training in (True, False) else None
+
+    x = 3 + floats(8, 100)
+    at_inference = FlaxLayer(Noisy(), method)
+    # The running statistics of a new module are zero and one.
+    np.testing.assert_allclose(at_inference(x), x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    mean = at_inference.flax_variables["batch_stats"]["norm"]["mean"]
+    np.testing.assert_array_equal(mean, np.zeros(100))
+    layer = FlaxLayer(Noisy(rngs()), method)
+    dropped = np.asarray(layer(x, training=True)) == 0
+    assert 0.3 < dropped.mean() < 0.7
+    mean = layer.flax_variables["batch_stats"]["norm"]["mean"]
+    np.testing.assert_allclose(mean, x.mean(axis=0) / 2, rtol=1e-5)
+
+
+def test_a_mode_that_the_method_passes_on_wins_over_the_attributes():
+    def always_random(module, inputs, training):
+        return module.dropout(inputs, deterministic=False)
+
+    x = np.ones((4, 100), np.float32)
+    dropped = np.asarray(FlaxLayer(Noisy(rngs()), always_random)(x))
+    assert set(np.unique(dropped)) == {0, 2}
+
+
+class Loss(nnx.Variable):
+    pass
+
+
+class Encoder(nnx.Module):
+    """Keeps its loss as an attribute, as Flax's example of an autoencoder does."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+    def __call__(self, x):
+        y = self.norm(self.linear(x))
+        self.kl = Loss(jnp.mean(y**2))
+        self.part = nnx.Dict({"last": Loss(y)})
+        return y
+
+
+def test_variables_that_a_call_creates_are_sown_and_not_state(tmp_path):
+    layer = FlaxLayer(Encoder(rngs()))
+    x = floats(4, 3)
+    y = layer(x)
+    assert sorted(layer.variables_by_path) == [
+        *(f"batch_stats/norm/{name}" for name in ("mean", "var")),
+        *(f"params/{path}" for path in ("linear/bias", "linear/kernel", "norm/bias", "norm/scale")),
+    ]
+    assert layer.sown.keys() == {"Loss"}
+    np.testing.assert_allclose(layer.sown["Loss"]["kl"], np.mean(np.square(y)), rtol=1e-6)
+    np.testing.assert_array_equal(layer.sown["Loss"]["part"]["last"], y)
+    model = model_of(layer, (3,))
+    model.compile("sgd", "mse")
+    model.fit(x, floats(4, 2), verbose=0)
+    expected = model.predict(x, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = model_of(FlaxLayer(Encoder(rngs())), (3,))
+    other.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
+
+
+def test_sown_losses_may_be_variables_that_a_call_creates():
+    kind = type("Losses", (nnx.Variable,), {})
+    nnx.register_variable_name("losses", kind, overwrite=True)
+
+    class Penalized(nnx.Module):
+        def __call__(self, x):
+            self.penalty = kind(jnp.sum(x))
+            return x
+
+    layer = FlaxLayer(Penalized())
+    layer(np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(layer.losses, [6])

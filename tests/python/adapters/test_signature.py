@@ -147,3 +147,25 @@ def test_a_part_of_the_input_with_the_name_of_the_mode_is_an_error():
         MethodError, match="The input has a part named `training`, but that is the name of the mode"
     ):
         filled(lambda self, a, training: 0, {"a": 1, "training": 2})
+
+
+def test_a_method_with_keyword_arguments_only_gets_the_parts_of_a_dict_by_name():
+    def method(self, **inputs):
+        return 0
+
+    assert filled(method, {"a": 1, "b": 2}) == ((), {"a": 1, "b": 2})
+    for inputs in ("x", ["x", "y"], {1: "x"}):
+        with pytest.raises(MethodError, match="`f` takes its input by name only"):
+            filled(method, inputs)
+
+
+@pytest.mark.parametrize("name", MODE_ARGUMENTS)
+def test_a_method_that_takes_the_mode_owns_the_mode_fields(name):
+    fields = {"deterministic": None, "use_running_average": None}
+    scope = {}
+    exec(f"def f(self, x, {name}): pass\ndef g(self, x): pass", scope)
+    assert signature_of(scope["f"], "`f`", fields).fields(training=True) == {}
+    assert signature_of(scope["g"], "`g`", fields).fields(training=True) == {
+        "deterministic": False,
+        "use_running_average": False,
+    }

@@ -10,12 +10,15 @@ Importing NNX takes as long as building a small module. The first `LazyModule` i
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import flax.core
 import jax
 
 from .. import _host
@@ -126,16 +129,23 @@ class LazyModule:
 
 
 def _make_all(value: Any, rngs: nnx.Rngs) -> Any:
-    """Replace each `LazyModule` in a value with its module."""
+    """Replace each `LazyModule` in a value with its module, and copy lists and dicts.
+
+    Containers keep their class, so that a constructor gets the arguments that were given.
+    """
     if isinstance(value, LazyModule):
         return value.make(rngs)
-    if isinstance(value, list) or type(value) is tuple:
-        return type(value)(_make_all(item, rngs) for item in value)
-    return (
-        {name: _make_all(item, rngs) for name, item in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    if isinstance(value, (list, tuple)):
+        items = [_make_all(item, rngs) for item in value]
+        if all(map(operator.is_, items, value)):
+            return value if isinstance(value, tuple) else copy.copy(value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, (dict, flax.core.FrozenDict)):
+        made = {name: _make_all(item, rngs) for name, item in value.items()}
+        if all(made[name] is item for name, item in value.items()):
+            return copy.copy(value)
+        return made if type(value) is dict else type(value)(made)
+    return value
 
 
 def converting_whole_floats() -> contextlib.AbstractContextManager[None]:

@@ -28,13 +28,15 @@ from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._lazy import RNGS, LazyModule, converting_whole_floats
-from ._signature import MODE_ARGUMENTS, Signature, as_attention_mask, signature_of, unbound
+from ._signature import Signature, as_attention_mask, signature_of, unbound
 
 PyTree = Any
 Path = tuple[Any, ...]
 
 # The collection of arrays that are plain attributes instead of variables.
 _ARRAYS = "arrays"
+# Variables that a call must not create: they would be lost after it.
+_LASTING = (nnx.Param, nnx.RngState)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,17 @@ def _put(tree: dict[Any, PyTree], path: Path, value: PyTree) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
+
+
+def _pop(tree: dict[Any, PyTree], path: Path) -> PyTree:
+    """Take a value out of nested dicts, with the dicts that it leaves empty."""
+    name, *below = path
+    if not below:
+        return tree.pop(name)
+    value = _pop(tree[name], tuple(below))
+    if not tree[name]:
+        del tree[name]
+    return value
 
 
 def _get(tree: Mapping[Any, PyTree], path: Path) -> PyTree:
@@ -276,13 +289,13 @@ class NnxAdapter:
         undrawn = rngs.default.count.get_value()
         if self._takes_rngs:
             keywords[RNGS] = rngs
-        if not MODE_ARGUMENTS.keys() & self._signature.parameters.keys():
-            nnx.Module.set_attributes(
-                module,
-                deterministic=not training,
-                use_running_average=not training,
-                raise_if_not_found=False,
-            )
+        # If the method takes the mode and passes it on, that argument wins over the attribute.
+        nnx.Module.set_attributes(
+            module,
+            deterministic=not training,
+            use_running_average=not training,
+            raise_if_not_found=False,
+        )
         types = sorted(self._learned.sown, key=_collection)
         with self._running(module) as seen:
             call = functools.partial(_call_method, self.method, arguments, keywords)
@@ -295,35 +308,40 @@ class NnxAdapter:
             self._learned = dataclasses.replace(learned, drawing=learned.drawing | {training})
         module, left = _pop_intermediates(module)
         structure, state = _split(module)
-        self._check_unchanged(structure)
         sown: dict[str, PyTree] = {}
+        for place in self._created(structure):
+            _put(sown, place, _pop(state, place))
         for each in (*captured, left):
             for path, variable in nnx.to_flat_state(each):
                 _put(sown, (_collection(type(variable)), *path), variable.get_raw_value())
         return outputs, state, sown
 
-    def _check_unchanged(self, structure: _Structure) -> None:
-        """Check that a call has kept the structure.
+    def _created(self, structure: _Structure) -> list[Path]:
+        """The places of the variables that a call has created. They are not state, but sown.
 
         Raises:
-            StateError: The call has created or removed variables.
+            StateError: The call has created weights or random streams, or removed variables.
         """
         before, after = self._structure.variables, structure.variables
+        created = sorted(after.keys() - before.keys(), key=lambda place: [*map(str, place)])
+        lasting = [place for place in created if issubclass(structure.types[place[0]], _LASTING)]
+        removed = sorted(before.keys() - after.keys(), key=lambda place: [*map(str, place)])
         problems = {
             SEPARATOR.join(map(str, place)): problem
             for places, problem in (
-                (after.keys() - before.keys(), "created in the call"),
-                (before.keys() - after.keys(), "removed in the call"),
+                (lasting, "created in the call"),
+                (removed, "removed in the call"),
             )
-            for place in sorted(places, key=lambda place: [*map(str, place)])
+            for place in places
         }
         if problems:
             raise StateError(
                 f"A call of {self.name} created or removed variables.",
                 problems=problems,
-                advice="Create all variables in the constructor, and only set their values in "
-                "calls. Sow values that you only want to look at.",
+                advice="Create all weights and random streams in the constructor, and only set "
+                "values in calls.",
             )
+        return created
 
     @contextlib.contextmanager
     def _running(self, module: nnx.Module | None) -> Iterator[set[type]]:

@@ -16,7 +16,10 @@ argument `inputs` empty, which then gets the whole dict. A list or tuple is spre
 arguments without a default.
 
 A mode argument with a default is left alone if the module has a field of the same name that is set.
-A mode field that is None is set for each call if the method has no argument of that name.
+A method that takes the mode passes it on itself. If it has no mode argument, each call sets the
+module's mode fields that are None.
+
+A method whose only parameter is `**kwargs` gets the parts of a dict by name.
 """
 
 from __future__ import annotations
@@ -123,6 +126,8 @@ class Signature:
                     f"{self.name} takes no input: its arguments are {self._arguments_text()}.",
                     advice="Give it an argument `inputs`, after the module, for the layer's input.",
                 )
+            if target is None and not self.collects:
+                return (), modes | self._by_name(inputs)
             if target is None:
                 collected, values = (inputs,), {}
             else:
@@ -142,6 +147,15 @@ class Signature:
         if collected:
             return collected, modes | values
         return self._bind(values, modes, mode_by_position)
+
+    def _by_name(self, inputs: Any) -> dict[str, Any]:
+        """The parts of a dict, for a method that takes arguments by name only."""
+        if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
+            return dict(inputs)
+        raise MethodError(
+            f"{self.name} takes its input by name only; the input is {_describe(inputs)}.",
+            advice=f"Call the layer on {_host.word('dict')} of inputs.",
+        )
 
     def _can_take_input(self, name: str) -> bool:
         return name != "mask" and not (
@@ -231,6 +245,7 @@ def signature_of(
     mode_fields = {
         field: value for field, value in (fields or {}).items() if field in MODE_ARGUMENTS
     }
+    takes_mode = not named.keys().isdisjoint(MODE_ARGUMENTS)
     return Signature(
         name=name,
         parameters=named,
@@ -243,7 +258,7 @@ def signature_of(
         )
         | fixed,
         mode_fields=frozenset(
-            field for field, value in mode_fields.items() if value is None and field not in named
+            field for field, value in mode_fields.items() if value is None and not takes_mode
         ),
     )
 
@@ -322,7 +337,8 @@ def _parameters(method: Callable[..., Any], name: str) -> Any:
 
 def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | None:
     if argument == "...":
-        return inspect.Parameter("dots", inspect.Parameter.VAR_KEYWORD)
+        # R's `...` takes arguments by position, too.
+        return inspect.Parameter("dots", inspect.Parameter.VAR_POSITIONAL)
     if argument.isidentifier() and not keyword.iskeyword(argument):
         default = None if has_default else inspect.Parameter.empty
         return inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
