@@ -56,7 +56,7 @@ check-anywhere: ## run R CMD check with this machine's R and Python, on any syst
 	@python -m pip install --quiet ".[files,test]"
 	@Rscript tools/check-anywhere.R $(OPTIONS)
 
-cran-user: setup ## install the tarball and run the README's example as a CRAN user would
+cran-user: setup ## install the tarball and run keras3's example as a CRAN user would
 	@tools/cran-user
 
 gpu: install ## run the Python suite and some benchmarks on a GPU, if there is one

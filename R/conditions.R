@@ -102,7 +102,8 @@ r_advice <- function(exception) {
 advice_on_if <- function(condition) {
   if (inherits(condition, "simpleError") && rlang::is_call(condition$call, c("if", "while"))) {
     paste(
-      "Inside a module, a tensor has no values yet, so `if` cannot test it.",
+      "If the condition is a tensor: inside a module, a tensor has no values yet, so `if` cannot",
+      "test it.",
       "Use `op_where()` to choose by element, or `op_cond()` to choose between computations."
     )
   }

@@ -35,7 +35,7 @@
 #' whole numbers beyond 2^24, or numbers outside the range of single precision, are written in
 #' double precision. Random keys are written as their data.
 #'
-#' @param path The name of the file.
+#' @param path The path of the file, or of the directory of an Orbax checkpoint.
 #' @param like A layer, a model, or nested named lists of arrays that the variables must match.
 #' @param rename How to map paths. Either a named character vector, in which each name is a regular
 #'   expression (in Python's syntax) that matches a whole path, and each value is its replacement,

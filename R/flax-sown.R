@@ -4,7 +4,8 @@
 #' A Flax module records values with `self$sow(collection, name, value)`. The layer does not keep
 #' these values as variables. `flax_sown()` returns the values from the last eager call, such as
 #' `layer(x)` on an array. `fit()`, `evaluate()` and `predict()` compile their calls, which leave no
-#' values behind. Scalars in the collection `losses` are always added to the model's losses.
+#' values behind. The sum of the values in the collection `losses` is always added to the model's
+#' losses.
 #'
 #' @param object A layer created by [layer_flax_module_wrapper()].
 #'

@@ -8,7 +8,7 @@
 #' # Values in R
 #' With `as = "r"`, every value is exact. Floating-point numbers of any precision and `uint32`
 #' become doubles. Other integers become integers, or doubles if they include the smallest integer,
-#' which R uses for `NA`. Truth values become logicals. A scalar has no dimensions, and a vector of
+#' which R uses for `NA`. Booleans become logicals. A scalar has no dimensions, and a vector of
 #' length one has one dimension. Random keys become their data. Boxes of metadata are removed.
 #'
 #' With `as = "jax"`, values are JAX arrays, in the structure that `module$apply()` takes. They are

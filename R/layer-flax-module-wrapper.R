@@ -45,7 +45,7 @@
 #'
 #' # NNX
 #' A `flax$nnx` module holds its values, and the layer copies them; `variables` replaces the values
-#' that it names. Until you remove the module, the weights take twice their memory. [flax_lazy()]
+#' that it names. While the module exists, memory holds its weights twice. [flax_lazy()]
 #' lets the layer create the module, without a second copy. The layer does not change the module.
 #' `layer$to_flax()` returns a module of the same kind with the layer's values (for Linen, the
 #' module and its variables).
@@ -65,8 +65,8 @@
 #'
 #' Values that a module sows into the collection `losses` are summed and added to the model's
 #' losses. [flax_sown()] returns what the last eager call sowed. The module's code runs once for
-#' each mode and input shape, and is compiled. If it reads an R variable from outside, it uses the
-#' value of that time, and `rnorm()` in it draws only once.
+#' each mode and input shape, and is compiled. If it reads an R variable from outside the module, it
+#' keeps the value that the variable had when the code ran, and `rnorm()` draws only once.
 #'
 #' # Errors
 #' Errors have class `kerasflax_error_<cause>` and inherit from `kerasflax_error`. The cause is one
@@ -76,11 +76,10 @@
 #' that enters Python in another way, such as `fit()` or `layer(x)`, are Python errors whose text
 #' contains the same facts.
 #'
-#' R code in a module must return to Python. A `tryCatch()` around the call that catches warnings or
-#' messages leaves Python's code unfinished, and reticulate then crashes R. `withCallingHandlers()`
-#' is safe.
+#' Do not wrap a call of the layer in a `tryCatch()` that catches warnings or messages: it jumps out
+#' of Python's code, and reticulate then crashes R. Use `withCallingHandlers()` instead.
 #'
-#' @param object What to compose the layer with. A [keras3::keras_model_sequential()]: the layer is
+#' @param object The object to compose the layer with. A [keras3::keras_model_sequential()]: the layer is
 #'   added to it in place. A [keras3::keras_input()] or another Keras tensor, or a (nested, named)
 #'   list of tensors: the layer is called on it. An array (from R, NumPy or JAX): the layer is
 #'   called on it immediately. Missing or `NULL`: the layer alone is returned.

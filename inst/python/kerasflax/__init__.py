@@ -50,7 +50,7 @@ __all__ = [
     "write_variables",
 ]
 
-# Where users find them, whichever file defines them.
+# Show users the public path, not that of the file that defines the object.
 for _name in __all__:
     globals()[_name].__module__ = __name__
 del _name

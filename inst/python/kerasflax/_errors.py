@@ -13,13 +13,16 @@
     │                                    returns a value that is not an array
     ├── ModuleError      (TypeError)     a value is not a Flax module instance
     ├── NotBuiltError    (RuntimeError)  a layer has no variables yet
-    ├── PackageError     (ImportError)   an optional Python package is not installed
-    ├── ShapeError       (ValueError)    the shape of a variable depends on an unknown size
-    ├── StateError       (ValueError)    a call changed the structure of the state
+    ├── PackageError     (ImportError)   an optional Python package is not installed, or cannot be
+    │                                    imported
+    ├── ShapeError       (ValueError)    a variable depends on an unknown size of the input, or is
+    │                                    too large
+    ├── StateError       (ValueError)    a call changed the structure of the state, two variables
+    │                                    have the same path, or the variables have no values now
     └── VariablesError   (ValueError)    variables do not fit the module, or a file cannot hold them
 
 An error is data: `what` is wrong, the `problems` by path, and the `advice`. `str()` puts them
-together for Python; R makes a condition of them. `cause` is the name of the class in R: an error
+together for Python; R builds a condition from them. `cause` is the name of the class in R: an error
 with the cause "module" is a condition of class `kerasflax_error_module` there.
 """
 
@@ -33,7 +36,7 @@ class KerasFlaxError(Exception):
     """The base of all errors that kerasflax raises.
 
     Args:
-        what: What is wrong and what was got, in one sentence.
+        what: One line: what is wrong, and what kerasflax got instead.
         problems: What is wrong in each place, by path.
         advice: One thing to do.
         **kwargs: Keywords of the built-in exception, such as the `name` of an `ImportError`.
@@ -113,19 +116,19 @@ class NotBuiltError(KerasFlaxError, RuntimeError):
 
 
 class PackageError(KerasFlaxError, ImportError):
-    """An optional Python package is not installed; `name` is the package."""
+    """An optional Python package cannot be imported; `name` is the package."""
 
     cause = "package"
 
 
 class ShapeError(KerasFlaxError, ValueError):
-    """The shape of a variable depends on an unknown size of the input."""
+    """A variable depends on an unknown size of the input, or is too large."""
 
     cause = "shape"
 
 
 class StateError(KerasFlaxError, ValueError):
-    """A call changed the structure of the state, or the variables have no values."""
+    """The structure of the state is wrong, or the variables have no values now."""
 
     cause = "state"
 

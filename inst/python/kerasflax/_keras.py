@@ -20,16 +20,16 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope, in_sta
 from keras.src.saving.serialization_lib import SafeModeScope
 
 __all__ = ["current_path", "in_stateless_scope"]
-# `in_stateless_scope`: whether Keras traces a compiled step. The values of variables are the
-# scope's then, and must not be read from the variables. `keras.StatelessScope` is public, but not
-# the question whether there is one.
-# `current_path`: the path that Keras's name scopes give a variable. A distribution finds the layout
-# of a variable by it, and kerasflax asks before the variable exists.
+# `in_stateless_scope`: whether Keras traces a compiled step. The scope then holds the variables'
+# values, and they must not be read from the variables. `keras.StatelessScope` is public; a function
+# that tells whether a scope is open is not.
+# `current_path`: the path that the open name scopes give to a new variable. A distribution looks up
+# the variable's layout by this path, and kerasflax needs the layout before the variable exists.
 
 # Calls and scopes --------------------------------------------------------------------------------
 
-# What Keras notes for each thread while a layer is called or built. After an interrupt it leaves
-# some of it behind, so that the next call would see a scope that is over.
+# State that Keras keeps per thread while it calls or builds a layer. After an interrupt it leaves
+# some of it set, and the next call would run in a scope that has ended.
 _SCOPES = ("current_call_ctx", "autocast_scope")
 _NAMES = "name_scope_stack"
 # Variables that Keras creates in a stateless scope get their values when the scope ends.
@@ -65,7 +65,7 @@ def _cut(stack: str, depth: int) -> None:
 
 @contextlib.contextmanager
 def raised_as_is() -> Iterator[None]:
-    """Keep Keras from replacing an exception by one of its own, which loses what it carries.
+    """Keep Keras from replacing an exception with one of its own, which loses its attributes.
 
     Keras wraps every exception from a layer's `call` in a new one of the same class with a longer
     message, unless the exception has this mark (https://github.com/keras-team/keras/issues/19675).
@@ -100,6 +100,11 @@ def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
+def set_trainable_flag(layer: keras.layers.Layer, value: bool) -> None:
+    """Set a layer's own flag. The `trainable` setter would also set the flag of every weight."""
+    layer._trainable = value
+
+
 def functional(model: keras.Model) -> keras.Model | None:
     """The functional model that knows the inputs of a model, or None if nothing does."""
     if isinstance(model, keras.Sequential):
@@ -117,7 +122,7 @@ def has_value(variable: keras.Variable) -> bool:
 
 
 def value_of(variable: keras.Variable) -> Any:
-    """A variable's value outside of stateless scopes, without what `variable.value` checks first.
+    """A variable's value outside of stateless scopes, without the checks of `variable.value`.
 
     In an eager call of a layer with many weights, `variable.value` takes most of the time.
     """
@@ -145,7 +150,7 @@ def put_back(variables: Iterable[keras.Variable], values: Iterable[Any]) -> None
 
 
 class Tracked:
-    """What Keras knows of a layer's attributes, to be put back if a change to the layer fails.
+    """A snapshot of what Keras tracks of a layer, to restore if a change to the layer fails.
 
     Keras's tracker adds each variable and layer that becomes an attribute to lists, and never takes
     one out again.
@@ -205,6 +210,28 @@ def _is_float(dtype: Any) -> bool:
 
 
 # Saving ------------------------------------------------------------------------------------------
+
+
+def is_hdf5_store(store: Any) -> bool:
+    """Whether the mapping that Keras gives a layer is a part of an HDF5 file, not a dict."""
+    return getattr(store, "_h5_entry_group", None) is not None
+
+
+def hdf5_groups(store: Any) -> Iterator[Any]:
+    """Yield a layer's HDF5 groups, one for each of Keras's files, each while its file is open.
+
+    The mapping itself would read all of each dataset before its shape can be checked.
+    """
+    files = getattr(store, "current_shard_filenames", None)
+    if files is None:
+        yield store._h5_entry_group
+        return
+    try:
+        for file in files:
+            store._switch_h5_file(file, mode="r")
+            yield store._h5_entry_group
+    finally:
+        store._restore_h5_file()
 
 
 def safe_mode() -> contextlib.AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """The Keras layer around a Flax module: build, call, config.
 
-What differs between Flax's module systems is behind the adapter. What concerns the variables by
-path is in `by_path`.
+The adapter hides the differences between Flax's module systems. `by_path` reads, sets and freezes
+the variables.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ class FlaxLayer(keras.layers.Layer):
 
     The layer's weights have their Flax paths: `<layer>/params/Dense_0/kernel`. The collection
     `params` is trainable. All other collections are non-trainable state, which the module may
-    change. Random streams are supplied by name and need no declaration. Values that the module sows
-    are not stored; the sum of what it sows into `losses` is added to the model's losses.
+    change. The layer supplies random streams by name; you need not declare them. Values that the
+    module sows are not stored; the sum of what it sows into `losses` is added to the model's
+    losses.
 
-    The method gets the layer's input as `inputs` (or as its first argument), and the mode as
-    `training`, `train` or `is_training`, or negated as `deterministic` or `use_running_average`,
-    if it has such an argument. `kerasflax.adapters._signature` has the rule. With
+    The method gets the layer's input as `inputs`, or as its first argument if it has no `inputs`.
+    It gets the mode if it has an argument for it: `training`, `train`, `is_training`,
+    `enable_dropout` and `update_stats` are True in training; `deterministic` and
+    `use_running_average` are False. `kerasflax.adapters._signature` has all rules. With
     `trainable=False` the module runs in inference mode, as Keras's `BatchNormalization` does.
 
     Initial values are those of `module.init(jax.random.key(seed), inputs)` in inference mode, for
@@ -156,10 +158,10 @@ class FlaxLayer(keras.layers.Layer):
     def __call__(self, inputs: PyTree, *args: Any, form: Form | None = None, **kwargs: Any) -> Any:
         """Call the layer on a pytree of arrays or Keras tensors; see `keras.layers.Layer`.
 
-        Keras knows lists, tuples, named tuples and dicts. Any other node of the tree becomes a dict
-        of its fields among Keras tensors, and in every call that a model makes. The module always
-        gets the tree that the layer was called with. A direct eager call returns the tree that the
-        module returned.
+        Keras handles lists, tuples, named tuples and dicts. For Keras, any other node is converted
+        to a dict of its fields, or to a list if they have no names. The module always gets the tree
+        that the layer was called with. A direct eager call returns the module's own tree; a call on
+        Keras tensors, or from a model, returns the converted one.
         """
         _check_one_input(args, kwargs)
         if form is not None and type(form) is not Form:
@@ -268,14 +270,18 @@ class FlaxLayer(keras.layers.Layer):
     def _check_paths(self, variables: Mapping[str, keras.Variable]) -> None:
         if SEED_PATH in variables:
             raise StateError(
-                f"{self._adapter.name} has a variable {SEED_PATH}, where the layer keeps its seed.",
+                f"{self._adapter.name} has a variable {SEED_PATH}, a path that the layer uses for "
+                "its seed.",
                 advice="Rename the variable.",
             )
         weights = {path for path in variables if self.by_path.is_trainable(path)}
         unknown = sorted(set(self._held.frozen) - weights)
         if unknown:
             names = ", ".join(f"{path:.200}" for path in unknown[:5])
-            raise ConfigError(f"{self._adapter.name} has no weights {names} to freeze.")
+            raise ConfigError(
+                f"The config freezes weights that {self._adapter.name} does not have: {names}.",
+                advice="Load the model with the module that it was saved with.",
+            )
 
     def _set_by_pattern(self, variables: Mapping[str, keras.Variable]) -> None:
         weights = [path for path in variables if self.by_path.is_trainable(path)]
@@ -504,17 +510,18 @@ class FlaxLayer(keras.layers.Layer):
 
     @property
     def sown(self) -> dict[str, PyTree]:
-        """What the module sowed in the last eager call: collections of names with tuples of values.
+        """The values that the module sowed in the last eager call, as nested dicts by collection.
 
-        The last call is this thread's, if it has made one. Calls inside a compiled step, as `fit`
-        and `predict` make them, are not recorded.
+        By default, Flax collects the values of one name in a tuple. A thread that has called the
+        layer sees its own last call; any other sees the last call of any thread. Calls inside
+        compiled steps, such as those of `fit` and `predict`, are not recorded.
         """
         return self._last_sown.get()
 
     # Config
 
     def get_config(self) -> dict[str, Any]:
-        """The layer in JSON, without the values of its weights; see `kerasflax.saving`.
+        """The layer as JSON, without the values of its weights (`kerasflax.saving._to_json`).
 
         Raises:
             ConfigError: The module or its method cannot be described; the message names the field.
@@ -540,7 +547,7 @@ class FlaxLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlaxLayer:
-        """Create a layer from what `get_config` returned, with weights of its own.
+        """Create a layer with new weights from what `get_config` returned.
 
         Raises:
             ConfigError: The config is wrong, of a later version, or names an unknown class.
@@ -552,14 +559,15 @@ class FlaxLayer(keras.layers.Layer):
             return layer
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """The shape of the input, and the dtype if it is an integer.
+        """The shape and dtype of a single input whose dtype is not a float; otherwise None.
 
-        A Sequential model would assume floats.
+        Keras calls `build_from_config` with it on loading. Without it, a Sequential model would
+        declare a float input.
         """
         config: dict[str, Any] | None = super().get_build_config()
         dtype = self._recorded.input_dtypes
-        is_integer = isinstance(dtype, str) and not keras.backend.is_float_dtype(dtype)
-        return config | {"input_dtype": dtype} if config and is_integer else None
+        is_not_float = isinstance(dtype, str) and not keras.backend.is_float_dtype(dtype)
+        return config | {"input_dtype": dtype} if config and is_not_float else None
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for the input that `get_build_config` described."""

@@ -1,6 +1,6 @@
 """Everything that R calls. `R/core.R` is the only R file that uses this module.
 
-Objects that R gets from here (layers, errors) have their public attributes there, too.
+R also uses the public attributes of the objects that it gets from here (layers, errors).
 """
 
 from . import (

@@ -216,6 +216,12 @@ def is_nnx_module(value: Any) -> bool:
     return isinstance(value, LazyModule) or (nnx is not None and isinstance(value, nnx.Module))
 
 
+def is_nnx_class(value: Any) -> bool:
+    """Whether a value is an NNX module class. Does not import NNX."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(value, type) and issubclass(value, nnx.Module)
+
+
 def class_of(module: nnx.Module | LazyModule) -> type:
     """The class of a module, or of the module that a `LazyModule` makes."""
     return module.abstractly(type) if isinstance(module, LazyModule) else type(module)

@@ -1,1 +1,1 @@
-"""Between Flax's pytrees and Keras: variables, inputs, weights in Keras's files."""
+"""Conversions between Flax's pytrees and Keras: variables, inputs, weights in Keras's files."""

@@ -94,7 +94,11 @@ def _check_shapes(expected: Mapping[str, Spec], name: str) -> None:
         path: spec_text(spec) for path, spec in expected.items() if spec.size > _MOST_ELEMENTS
     }
     if too_large:
-        raise ShapeError(f"These variables of {name} fit no memory:", problems=too_large)
+        raise ShapeError(
+            f"These variables of {name} are too large for any memory:",
+            problems=too_large,
+            advice="Check the module's sizes and the shape of the input.",
+        )
 
 
 def _give_the_shape() -> str:
@@ -113,7 +117,7 @@ def given_values(
 
     Returns:
         The template with the collections that only the user provides; the arrays by path; and the
-        specs of those that `init` does not create in this way, by path.
+        specs of the arrays that `init` does not create, or creates with another shape or dtype.
 
     Raises:
         VariablesError: Something does not fit; the error lists every place by path.
@@ -139,7 +143,7 @@ def given_values(
 def with_specs(
     template: Template, arrays: Mapping[str, jax.Array], specs: Mapping[str, Spec]
 ) -> tuple[Template, dict[str, jax.Array]]:
-    """Add zeros for variables that were given to the layer that a config describes.
+    """Add zeros for the variables that a loaded config lists as given.
 
     Loading replaces the zeros by the saved values.
     """

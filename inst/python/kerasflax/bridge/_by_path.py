@@ -1,4 +1,4 @@
-"""The variables of one layer by path: reading, assigning, freezing and saving them."""
+"""The variables of one layer by path: reading, assigning and freezing them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SEED_PATH = "seed_generator/seed_generator_state"
 
 @dataclasses.dataclass
 class Held:
-    """What a layer knows of its variables.
+    """The layer's record of its variables.
 
-    It is an object of its own, because Keras searches and replaces the containers among a layer's
+    It is a separate object because Keras searches and replaces the containers among a layer's
     attributes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Held:
         frozen: The paths of the weights that are excluded from training one by one.
         has_been_trained: Whether a compiled training step has called the layer. The optimizer has
             then noted which weights it trains.
-        lock: Held by the thread that builds the layer, and by whoever reads or sets variables.
+        lock: Held by a thread while it builds the layer, or reads or sets variables.
     """
 
     paths: tuple[str, ...] = ()
@@ -158,7 +158,8 @@ class VariablesByPath:
         try:
             yield
         except BaseException:
-            self._held.frozen, self._layer._trainable = frozen, trainable
+            self._held.frozen = frozen
+            _keras.set_trainable_flag(self._layer, trainable)
             for variable, flag in flags:
                 variable.trainable = flag
             raise

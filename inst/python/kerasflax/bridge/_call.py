@@ -1,8 +1,8 @@
-"""What belongs to one call of a layer.
+"""The data of one call of a layer.
 
 Keras passes arrays and shapes from `Layer.__call__` to the methods that it calls, and nothing else.
-Whatever else these methods must know of a call is kept here and not in the layer, which other
-threads may be calling at the same time.
+Everything else that these methods need is kept here and not in the layer, because other threads may
+be calling the layer at the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Call:
 
     Attributes:
         layer: The layer.
-        form: The form of the inputs, if Keras's tree of them is another one.
+        form: The form of the inputs, if it differs from Keras's tree.
         inputs: The inputs, if the call builds the layer.
         input_dtypes: The dtypes that `Layer.call` will get, if the call builds the layer.
         mask_spec: The spec of the mask, if the call builds the layer.

@@ -1,4 +1,4 @@
-"""All or nothing: a layer is put back as it was if a change to it fails.
+"""All or nothing: if a change to a layer fails, the layer is restored.
 
 An error can come from any line of the user's code. Ctrl-C and a lack of memory can come between any
 two lines of kerasflax or Keras. Therefore the whole state is put back, whatever has changed.
@@ -19,7 +19,7 @@ from .. import _keras
 def all_or_nothing(
     layer: keras.layers.Layer, *parts: Any, is_done: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    """If the block fails, give a layer back its attributes, and Keras what it tracked of them.
+    """If the block fails, restore a layer's attributes and Keras's tracking of them.
 
     Args:
         layer: The layer.

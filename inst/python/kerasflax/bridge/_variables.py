@@ -134,7 +134,7 @@ def collection_of(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """What an array does not hold of a leaf: a typed key's implementation, or a static value."""
+    """The part of a leaf that its array does not hold: a typed key's type, or a static value."""
 
     is_array: bool = True
     key_impl: Any = None
@@ -179,7 +179,7 @@ class Template:
 
     Attributes:
         treedef: The nesting, with the boxes.
-        leaves: What the arrays do not hold of each leaf, by path, in the treedef's order.
+        leaves: The part of each leaf that its array does not hold, by path, in the treedef's order.
     """
 
     treedef: Any
@@ -342,7 +342,7 @@ def fitted_by_path(
 
 
 class _Unexpected:
-    """What is wrong with a path that is not expected, if anything."""
+    """Finds the problem with a path that is not expected, if there is one."""
 
     def __init__(
         self, expected: Iterable[str], partial: bool, fixed_shape: Callable[[str], bool]

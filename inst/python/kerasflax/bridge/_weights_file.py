@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from .. import _dtypes, _limits
+from .. import _dtypes, _keras, _limits
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from ..saving import _plan
@@ -99,7 +99,7 @@ def load(
             )
         except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
             # HDF5's own message for an object that it cannot read.
-            text = _limits.printable(str(error))
+            text = _limits.printable(" ".join(str(error).split()))
             raise _damaged(
                 layer_name, f"has {_limits.printable(path)}, which cannot be read: {text}"
             ) from error
@@ -185,14 +185,14 @@ def _visit(
     store: Mapping[str, Any], names: Collection[str], use: Callable[[str, Any], None]
 ) -> None:
     """Call a function with each existing name and its object: for HDF5, the unread dataset."""
-    if getattr(store, "_h5_entry_group", None) is None:
+    if not _keras.is_hdf5_store(store):
         for name in names:
             if name in store:
                 use(name, store[name])
         return
     # Keras's own lookup would read all of each dataset, and search every name above it.
     wanted = _variables.nested(dict(zip(names, names, strict=True)))
-    for group in _groups(store):
+    for group in _keras.hdf5_groups(store):
         stack = [(group, wanted)]
         while stack:
             above, below = stack.pop()
@@ -203,20 +203,6 @@ def _visit(
                         use(deeper, found)
                 elif hasattr(found, "keys"):
                     stack.append((found, deeper))
-
-
-def _groups(store: Any) -> Iterator[Any]:
-    """Yield a layer's HDF5 groups, one for each of Keras's files, each while its file is open."""
-    files = getattr(store, "current_shard_filenames", None)
-    if files is None:
-        yield store._h5_entry_group
-        return
-    try:
-        for file in files:
-            store._switch_h5_file(file, mode="r")
-            yield store._h5_entry_group
-    finally:
-        store._restore_h5_file()
 
 
 def _get_child(group: Any, name: str) -> Any:
@@ -257,9 +243,8 @@ def _read_index(
         OSError,
         RuntimeError,
     ) as error:
-        raise _DamagedError(
-            f"{problem}: its `{_INDEX}` cannot be read: {_limits.printable(str(error))}."
-        ) from error
+        reason = _limits.printable(" ".join(str(error).split()))
+        raise _DamagedError(f"{problem}: its `{_INDEX}` cannot be read: {reason}.") from error
     if not texts:
         raise _DamagedError(
             f"{problem}: it holds {', '.join(sorted(store.keys())[:5]) or 'nothing'}.",

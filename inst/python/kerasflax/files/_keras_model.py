@@ -53,10 +53,10 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
     except FileError:
         raise
     except (OSError, RuntimeError) as error:
-        # If the disk is full, HDF5 raises either of the two classes. A RuntimeError can also come
-        # from the code of a module.
+        # If the disk is full, HDF5 raises an OSError, or a RuntimeError that has the error number
+        # only in its text. A RuntimeError can also come from the code of a module.
         if isinstance(error, OSError) or "errno" in str(error):
-            raise FileError(
-                f"{str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}."
-            ) from error
+            # HDF5's text contains a time that ends in a newline.
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise FileError(f"{str(path)!r} cannot be written: {reason}.") from error
         raise

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _host
+from .. import _host, _limits
 from .._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
@@ -65,11 +65,6 @@ class Source:
         for start in range(0, size, _PIECE):
             piece = data[start : start + _PIECE]
             self._advance(self._file.readinto(piece), len(piece))
-
-    def skip_to(self, position: int) -> None:
-        """Continue at another position."""
-        self._file.seek(position)
-        self.position = position
 
     def check(self, number: int) -> None:
         """Refuse a length that goes beyond the end of the file.
@@ -152,7 +147,8 @@ def needed(module: str, package: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise PackageError(
-            f"{purpose} requires the Python package {package!r}: {error}.",
+            f"{purpose} requires the Python package {package!r}, which cannot be imported: "
+            f"{_limits.first_line(error)}.",
             advice=f"{_host.word('install', package)}.",
             name=package,
         ) from error

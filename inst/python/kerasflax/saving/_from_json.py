@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ import keras
 import numpy as np
 
 from .. import _dtypes, _host, _limits
-from .._errors import ConfigError
+from .._errors import ConfigError, KerasFlaxError
 from ..adapters import _lazy
 from . import _allowed, _lookup
 from ._field_types import (
@@ -504,8 +503,7 @@ class _Reader:
         constructor = node["constructor"]
         if isinstance(constructor, str):
             factory: Any = self._class(constructor, _lookup.is_module_class, place).kind
-            nnx = sys.modules.get("flax.nnx")
-            if nnx is None or not issubclass(factory, nnx.Module):
+            if not _lazy.is_nnx_class(factory):
                 raise invalid_description(place, constructor, " is not an NNX module class")
         else:
             factory = function_from_config(require_type(constructor, Mapping, place), place)
@@ -742,8 +740,15 @@ def _deferred_call(
         )
         try:
             return function(*values, **(named["config"] if is_spread else named))
+        except KerasFlaxError as error:
+            raise ConfigError(
+                f"{place} cannot be created as described: {error.what:.500}",
+                problems=error.problems,
+                advice=error.advice,
+            ) from error
         except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"{place} cannot be created as described: {error!s:.500}.") from error
+            reason = f"{_limits.first_line(error):.500}"
+            raise ConfigError(f"{place} cannot be created as described: {reason}.") from error
 
     return make
 

@@ -8,8 +8,8 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .. import _keras
-from .._errors import BackendError, ConfigError
+from .. import _keras, _limits
+from .._errors import BackendError, ConfigError, KerasFlaxError
 from ..adapters._protocol import is_module
 from ..tracing._trace import Spec
 from . import _from_json, _plan, _to_json
@@ -33,7 +33,8 @@ class Recorded:
 
     Attributes:
         method: The description of the method, if a config has described it.
-        given: The specs, by path, of variables that were given and that `init` does not create so.
+        given: The specs, by path, of given variables that `init` does not create, or creates with
+            another shape or dtype.
         input_dtypes: The dtypes of the inputs that the layer was built on, as `call` gets them.
     """
 
@@ -108,7 +109,7 @@ def _check_version(version: Any) -> None:
         raise ConfigError(
             f"The layer is described in version {_plan.summary(version)} of the format; this "
             f"kerasflax reads version {FORMAT_VERSION}.",
-            advice="A newer kerasflax may read it.",
+            advice="Install the version of kerasflax that saved the model, or a newer one.",
         )
 
 
@@ -127,6 +128,12 @@ def blamed_on_the_config() -> Iterator[None]:
             yield
     except (BackendError, ConfigError):
         raise
+    except KerasFlaxError as error:
+        raise ConfigError(
+            f"The layer cannot be created from its config: {error.what:.1000}",
+            problems=error.problems,
+            advice=error.advice,
+        ) from error
     except Exception as error:
-        what = f"The layer cannot be created from its config: {error!s:.1000}"
+        what = f"The layer cannot be created from its config: {_limits.first_line(error):.1000}"
         raise ConfigError(what) from error
