@@ -79,10 +79,10 @@
 #' Do not wrap a call of the layer in a `tryCatch()` that catches warnings or messages: it jumps out
 #' of Python's code, and reticulate then crashes R. Use `withCallingHandlers()` instead.
 #'
-#' @param object The object to compose the layer with. A [keras3::keras_model_sequential()]: the layer is
-#'   added to it in place. A [keras3::keras_input()] or another Keras tensor, or a (nested, named)
-#'   list of tensors: the layer is called on it. An array (from R, NumPy or JAX): the layer is
-#'   called on it immediately. Missing or `NULL`: the layer alone is returned.
+#' @param object The object to compose the layer with. A [keras3::keras_model_sequential()]: the
+#'   layer is added to it in place. A [keras3::keras_input()] or another Keras tensor, or a (nested,
+#'   named) list of tensors: the layer is called on it. An array (from R, NumPy or JAX): the layer
+#'   is called on it immediately. Missing or `NULL`: the layer alone is returned.
 #' @param module An instance of `flax$linen$Module` or `flax$nnx$Module`, of a class from Python or
 #'   one defined in R with [flax_module()] or `%py_class%`. Or the result of [flax_lazy()].
 #' @param method The method to call: the name of a method, a method of the module, or a function in
