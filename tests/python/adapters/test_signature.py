@@ -81,10 +81,13 @@ def test_a_mode_argument_without_a_default_is_filled_even_if_a_field_is_set():
     )
 
 
-def test_a_mode_field_that_is_none_is_set_for_the_call_if_no_argument_has_its_name():
+def test_mode_fields_that_are_none_are_set_for_the_call_if_no_argument_is_a_mode():
     fields = {"train": None, "deterministic": None, "is_training": False, "rate": None}
+    signature = signature_of(lambda self, x: 0, "`f`", fields)
+    assert signature.fields(training=True) == {"train": True, "deterministic": False}
+    assert signature.fill("x", training=True) == (("x",), {})
     signature = signature_of(lambda self, x, deterministic=None: 0, "`f`", fields)
-    assert signature.fields(training=True) == {"train": True}
+    assert signature.fields(training=True) == {}
     assert signature.fill("x", training=True) == (("x",), {"deterministic": False})
 
 
