@@ -55,24 +55,24 @@ def test_many_wildcards_take_no_more_time_than_few():
         "*/**/" * 30 + "x",
         "**/[" * 50_000,
     ]
-    begin = time.perf_counter()
+    begin = time.process_time()
     for pattern in patterns:
         with pytest.raises(ArgumentError) as error:
             matched(pattern, paths)
         assert len(str(error.value)) < 3000
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
     assert matched("**/" * 24 + "a*", paths) == paths
 
 
 @pytest.mark.parametrize("part", ["a" * 5_000, "?" * 5_000, "a" * 4_900 + "[!b]" * 64])
 def test_a_name_that_repeats_the_beginning_of_a_part_takes_no_more_time(part):
-    begin = time.perf_counter()
+    begin = time.process_time()
     for pattern in (f"params/*{part}b*", f"params/*{part}*b*{part}*"):
         with pytest.raises(ArgumentError):
             matched(pattern, ["params/" + "a" * 20_000])
         fitting = "params/" + "a" * 20_000 + "b" + "a" * 5_000
         assert matched(pattern, [fitting]) == [fitting]
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 NAMES = st.text("ab[]!-*?", max_size=6)

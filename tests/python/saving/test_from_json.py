@@ -759,9 +759,9 @@ def test_many_modules_of_one_class_are_read_quickly():
     nodes = [
         {"object": f"{__name__}:{Small.__qualname__}", "fields": {"value": i}} for i in range(3000)
     ]
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert [module.value for module in from_config(nodes, "it")] == list(range(3000))
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_an_error_is_short_even_if_the_file_holds_long_text():
@@ -818,10 +818,10 @@ def test_an_error_is_short_even_if_the_file_holds_long_text():
 
 def test_the_time_to_read_a_description_is_bounded():
     def seconds(node):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with contextlib.suppress(ConfigError):
             from_config(node, "it")
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     deep = 1
     for _ in range(90):
