@@ -17,6 +17,9 @@ from ._paths import SEPARATOR
 
 DEEPEST = 256
 MOST_VALUES = 2**20
+# Elements of one array, more than any real one has. JAX ends the process if the product of an
+# array's sizes overflows.
+MOST_ELEMENTS = 2**48
 # An attacker can choose numbers that collide as dict keys, so that building a dict takes time
 # quadratic in their count; Python randomizes the hashes of strings only. A file of variables has
 # integer keys, which are cheap to compare, and models number their layers with them. A saved model

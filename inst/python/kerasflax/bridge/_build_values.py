@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _host, _rng
+from .. import _host, _limits, _rng
 from .._errors import ShapeError
 from .._messages import spec_text
 from ..adapters._protocol import Adapter
@@ -18,9 +18,6 @@ from ._forms import Form, Formed
 
 PyTree = Any
 Template = _variables.Template
-
-# JAX ends the process if the product of an array's sizes overflows.
-_MOST_ELEMENTS = 2**48
 
 
 class Init:
@@ -91,7 +88,9 @@ def _check_shapes(expected: Mapping[str, Spec], name: str) -> None:
             advice=_give_the_shape(),
         )
     too_large = {
-        path: spec_text(spec) for path, spec in expected.items() if spec.size > _MOST_ELEMENTS
+        path: spec_text(spec)
+        for path, spec in expected.items()
+        if spec.size > _limits.MOST_ELEMENTS
     }
     if too_large:
         raise ShapeError(

@@ -52,8 +52,6 @@ Json = Any
 # Deeper than any real module, and well below Python's recursion limit.
 _DEPTH = 100
 _SCALARS = (bool, int, float, str)
-# More elements than any real array. JAX aborts the process if the product of the sizes overflows.
-_MOST_VALUES = 2**48
 _MOST_KEYS = 4096
 
 
@@ -153,7 +151,7 @@ def require_shape(shape: Any, place: Any, *, unknown: bool = False) -> tuple[Any
     for size in sizes:
         # Check each product, so that the integers stay short.
         total *= max(1 if size is None else size, 1)
-        if (size is not None and size < 0) or total > _MOST_VALUES:
+        if (size is not None and size < 0) or total > _limits.MOST_ELEMENTS:
             raise ConfigError(
                 f"{place} has an invalid description: no array has the shape {summary(shape)}."
             )

@@ -1,0 +1,11 @@
+test_that("a Python that cannot import the core is an error that says so at each attempt", {
+  skip_on_cran()
+  skip_without_flax()
+  folder <- withr::local_tempdir()
+  writeLines("raise ImportError('no jax here')", file.path(folder, "jax.py"))
+  withr::local_envvar(PYTHONPATH = folder)
+  printed <- run_r("library(kerasflax)
+    ask <- function() kerasflax:::core_function('FlaxLayer')
+    for (i in 1:2) cat(tryCatch(ask(), kerasflax_error_package = conditionMessage))")
+  expect_match(printed, "no jax here.*Run `library.kerasflax.*no jax here")
+})
