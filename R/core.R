@@ -70,8 +70,8 @@ register_r <- function() {
   the$core$register(
     formals = r_formals,
     advice = r_advice,
-    named = r_method_of_name,
-    name = r_name_of_method,
+    function_of_name = r_method_of_name,
+    name_of_function = r_name_of_method,
     words = core_words
   )
 }

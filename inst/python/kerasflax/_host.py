@@ -50,15 +50,15 @@ class Host:
         formals: From a Python function to its arguments in order, with whether each has a default.
             Returns None if the function is not written in the host language.
         advice: From an exception to a sentence that helps with it, or None.
-        named: From a name to the function that the user has defined under that name, or None.
-        name: From a Python function to the name under which `named` finds it, or None.
+        function_of_name: From a name to the function that the user has defined under it, or None.
+        name_of_function: From a Python function to the name under which it is found, or None.
         words: The host's version of each entry of `WORDS`.
     """
 
     formals: Callable[[Callable[..., Any]], Mapping[str, bool] | None] = _nothing
     advice: Callable[[BaseException], str | None] = _nothing
-    named: Callable[[str], Callable[..., Any] | None] = _nothing
-    name: Callable[[Callable[..., Any]], str | None] = _nothing
+    function_of_name: Callable[[str], Callable[..., Any] | None] = _nothing
+    name_of_function: Callable[[Callable[..., Any]], str | None] = _nothing
     words: Mapping[str, str] = dataclasses.field(default_factory=lambda: WORDS)
 
 
@@ -81,14 +81,14 @@ def advice(error: BaseException) -> str | None:
     return _host.advice(error)
 
 
-def named(name: str) -> Callable[..., Any] | None:
+def function_of_name(name: str) -> Callable[..., Any] | None:
     """The function that the user has defined under a name in the host language, or None."""
-    return _host.named(name)
+    return _host.function_of_name(name)
 
 
-def name(function: Callable[..., Any]) -> str | None:
-    """The name under which `named` finds a function, or None."""
-    return _host.name(function)
+def name_of_function(function: Callable[..., Any]) -> str | None:
+    """The name under which `function_of_name` finds a function, or None."""
+    return _host.name_of_function(function)
 
 
 def word(name: str, *args: str) -> str:

@@ -8,7 +8,7 @@ weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,38 +103,3 @@ def problem_of_name(name: str | int) -> str | None:
     except UnicodeEncodeError:
         return f"the name {name!r} is not valid Unicode"
     return f"a name has more than {LONGEST_NAME} bytes" if size > LONGEST_NAME else None
-
-
-def names_of_leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the names that lead to each leaf of nested dicts, which must be within the limits."""
-    if isinstance(tree, Mapping):
-        for name, subtree in tree.items():
-            yield from names_of_leaves(subtree, (*above, str(name)))
-    elif tree is not None:
-        yield above
-
-
-def has_separator(tree: Any) -> bool:
-    """Whether any name in nested dicts contains a separator."""
-    dicts = [tree]
-    while dicts:
-        for name, below in dicts.pop().items():
-            if isinstance(name, str) and SEPARATOR in name:
-                return True
-            if isinstance(below, dict):
-                dicts.append(below)
-    return False
-
-
-def printable(path: str) -> str:
-    """Escape the parts of a path that are not valid Unicode, for a message."""
-    return path.encode(errors="backslashreplace").decode()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, for a message of ours.
-
-    Returns:
-        Text that is valid Unicode; the name of the exception's class if it has no message.
-    """
-    return printable((str(error).splitlines() or [type(error).__name__])[0])

@@ -27,3 +27,17 @@ def value_text(value: Any) -> str:
         return f"an array of {value.dtype}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def printable(path: str) -> str:
+    """Escape the parts of a path that are not valid Unicode, for a message."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for a message of ours.
+
+    Returns:
+        Text that is valid Unicode; the name of the exception's class if it has no message.
+    """
+    return printable((str(error).splitlines() or [type(error).__name__])[0])

@@ -1,4 +1,4 @@
-"""Selection of variables by patterns of their paths.
+"""Paths of variables, and patterns that match them.
 
 In a pattern, `*` matches any part of a name, `?` one character, and `[...]` one of several
 characters. `**` as a whole name matches any number of names, including none. Examples:
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ._errors import ArgumentError
 
@@ -23,6 +24,27 @@ MOST_PATTERNS, LONGEST, MOST_SETS = 256, 10_000, 64
 _ANY = "**"
 # How many characters of a pattern, and how many paths, an error message considers.
 _SHOWN, _NEAR = 200, 1000
+
+
+def names_of_leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the names that lead to each leaf of nested dicts, which must be within the limits."""
+    if isinstance(tree, Mapping):
+        for name, subtree in tree.items():
+            yield from names_of_leaves(subtree, (*above, str(name)))
+    elif tree is not None:
+        yield above
+
+
+def has_separator(tree: Any) -> bool:
+    """Whether any name in nested dicts contains a separator."""
+    dicts = [tree]
+    while dicts:
+        for name, below in dicts.pop().items():
+            if isinstance(name, str) and SEPARATOR in name:
+                return True
+            if isinstance(below, dict):
+                dicts.append(below)
+    return False
 
 
 def is_pattern(text: str) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from .. import _dtypes, _keras, _limits
+from .. import _dtypes, _keras, _limits, _messages
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from ..saving import _plan
@@ -99,15 +99,15 @@ def load(
             )
         except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
             # HDF5's own message for an object that it cannot read.
-            text = _limits.printable(" ".join(str(error).split()))
+            text = _messages.printable(" ".join(str(error).split()))
             raise _damaged(
-                layer_name, f"has {_limits.printable(path)}, which cannot be read: {text}"
+                layer_name, f"has {_messages.printable(path)}, which cannot be read: {text}"
             ) from error
 
     _visit(store, paths, use)
     missing = next((path for path in dtypes if path not in arrays), None)
     if missing is not None:
-        raise _damaged(layer_name, f"lists {_limits.printable(missing)}, which is missing")
+        raise _damaged(layer_name, f"lists {_messages.printable(missing)}, which is missing")
     fitted = _variables.fitted_by_path(
         variables,
         {path: arrays[path] for path in dtypes},
@@ -243,7 +243,7 @@ def _read_index(
         OSError,
         RuntimeError,
     ) as error:
-        reason = _limits.printable(" ".join(str(error).split()))
+        reason = _messages.printable(" ".join(str(error).split()))
         raise _DamagedError(f"{problem}: its `{_INDEX}` cannot be read: {reason}.") from error
     if not texts:
         raise _DamagedError(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _host, _limits, _models
+from .. import _host, _limits, _messages, _models, _paths
 from .._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
 from .._paths import SEPARATOR
 from ..bridge import _variables
@@ -208,7 +208,8 @@ def _named(tree: PyTree, path: Path) -> dict[str, Any]:
         return _variables.named_leaves(tree)
     except StateError as error:
         raise FileError(
-            f"{str(path)!r} has weights that cannot be told apart: {_limits.printable(error.what)}"
+            f"{str(path)!r} has weights that cannot be told apart: "
+            f"{_messages.printable(error.what)}"
         ) from error
 
 
@@ -322,7 +323,7 @@ def _converted(tree: PyTree, path: str, problems: dict[str, str]) -> PyTree:
     """
 
     def add(problem: object) -> None:
-        place = _limits.printable(path) or "the top level"
+        place = _messages.printable(path) or "the top level"
         problems[place] = f"{problems[place]}; {problem}" if place in problems else f"{problem}"
 
     if tree is None:
@@ -366,13 +367,13 @@ def _refuse_split_names(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[st
     Raises:
         VariablesError: A weight would have other names when it is read.
     """
-    if _limits.has_separator(tree):
+    if _paths.has_separator(tree):
         held = [
             names
-            for names in _limits.names_of_leaves(tree)
+            for names in _paths.names_of_leaves(tree)
             if any(SEPARATOR in name for name in names)
         ]
-        kept = set(_limits.names_of_leaves(_variables.nested(arrays)))
+        kept = set(_paths.names_of_leaves(_variables.nested(arrays)))
         # The file does not name the field of a box, so `names` may be longer than the kept ones.
         lost = [
             names for names in held if not kept & {names[:end] for end in range(1, len(names) + 1)}
@@ -382,7 +383,7 @@ def _refuse_split_names(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[st
                 f"The names in a `.safetensors` file are paths, so no name can contain"
                 f" {SEPARATOR!r}.",
                 problems={
-                    _limits.printable(SEPARATOR.join(names)): (
+                    _messages.printable(SEPARATOR.join(names)): (
                         f"the names are {' > '.join(map(repr, names))}"
                     )
                     for names in lost

@@ -22,7 +22,7 @@ import flax.serialization
 import msgpack
 import numpy as np
 
-from .. import _dtypes, _limits
+from .. import _dtypes, _limits, _messages
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from ._source import Source
@@ -64,7 +64,7 @@ def write(tree: PyTree, path: Path) -> None:
         VariablesError: Flax reserves one of the names.
     """
     reserved = {
-        _limits.printable(path): "a dict with this name is an array in chunks"
+        _messages.printable(path): "a dict with this name is an array in chunks"
         for path in _reserved_paths(tree, "")
     }
     if reserved:

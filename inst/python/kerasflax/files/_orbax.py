@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _limits
+from .. import _limits, _messages, _paths
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from . import _replace
@@ -70,7 +70,7 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
             reasons.append(f"has no elements, its shape is {array.shape}")
         if reasons:
             problems[name] = " and ".join(reasons)
-    leaves = list(_limits.names_of_leaves(tree))
+    leaves = list(_paths.names_of_leaves(tree))
     # Some versions of Orbax lose a weight without a name.
     problems |= {
         repr(SEPARATOR.join(names)): "has no name for Orbax"
@@ -96,7 +96,7 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
         raise
     except Exception as error:
         # If the disk is full, Orbax and TensorStore raise exceptions of any class.
-        raise OSError(_limits.first_line(error)) from error
+        raise OSError(_messages.first_line(error)) from error
 
 
 def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
@@ -176,7 +176,7 @@ def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
     except Exception as error:
         raise FileError(
             f"{str(path)!r} is damaged, or is an Orbax checkpoint of another kind:"
-            f" {_limits.first_line(error)}"
+            f" {_messages.first_line(error)}"
         ) from error
 
 
@@ -203,7 +203,7 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
         if problem:
             raise FileError(f"{str(path)!r} is damaged: {problem}.")
         known, treedef = jax.tree.flatten(metadata.tree)
-        twins = _twins(_limits.names_of_leaves(metadata.tree))
+        twins = _twins(_paths.names_of_leaves(metadata.tree))
         if twins:
             raise FileError(
                 f"{str(path)!r} has one array for two weights.", problems=_problems_of_twins(twins)

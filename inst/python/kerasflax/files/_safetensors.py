@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .. import _limits
+from .. import _limits, _messages
 from .._errors import ArgumentError, FileError, VariablesError
 from ._source import Source, needed
 
@@ -65,7 +65,7 @@ def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) 
     package = needed("safetensors.numpy", "safetensors", "A `.safetensors` file")
     errors = needed("safetensors", "safetensors", "A `.safetensors` file")
     problems = {
-        _limits.printable(path): f"has the dtype {array.dtype}"
+        _messages.printable(path): f"has the dtype {array.dtype}"
         for path, array in arrays.items()
         if array.dtype not in _DTYPES.values()
     }
@@ -121,7 +121,7 @@ def read(source: Source) -> dict[str, Array]:
         ) from error
     header, metadata = _header(source)
     unknown = {
-        _limits.printable(name): f"has the dtype {_limits.printable(dtype)}"
+        _messages.printable(name): f"has the dtype {_messages.printable(dtype)}"
         for name, (dtype, _, _) in header.items()
         if dtype not in _DTYPES
     }

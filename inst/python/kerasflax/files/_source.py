@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _host, _limits
+from .. import _host, _messages
 from .._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
@@ -148,7 +148,7 @@ def needed(module: str, package: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise PackageError(
             f"{purpose} requires the Python package {package!r}, which cannot be imported: "
-            f"{_limits.first_line(error)}.",
+            f"{_messages.first_line(error)}.",
             advice=f"{_host.word('install', package)}.",
             name=package,
         ) from error

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _host, _keras, _limits
+from .. import _host, _keras, _messages
 from .._errors import ArgumentError, FileError
 from . import _replace, _source
 
@@ -134,7 +134,7 @@ def import_model(
         # Depending on the bytes, flatbuffers raises exceptions of any class.
         reason = f"is {kind}" if kind else "is damaged, or `jax.export` did not write it"
         raise FileError(
-            f"{str(path)!r} cannot be read ({_limits.first_line(error)}): it {reason}."
+            f"{str(path)!r} cannot be read ({_messages.first_line(error)}): it {reason}."
         ) from error
     call = jax.jit(exported.call)
 
@@ -152,7 +152,7 @@ def import_model(
             # The first line says which size does not fit; the others say how JAX found out.
             raise ArgumentError(
                 f"The inputs must be like {_described(expected)}, got {_described(inputs)}:"
-                f" {_limits.first_line(error)}"
+                f" {_messages.first_line(error)}"
             ) from error
 
     return run

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _dtypes, _host, _limits
+from .. import _dtypes, _host, _limits, _messages
 from .._errors import ConfigError, KerasFlaxError
 from ..adapters import _lazy
 from . import _allowed, _lookup
@@ -198,7 +198,7 @@ def function_from_config(node: Mapping[str, Any], place: Any) -> Any:
     if node.keys() != {"session"}:
         raise invalid_description(place, node)
     name = require_type(node["session"], str, place)
-    found = keras.saving.get_registered_object(name) or _host.named(name)
+    found = keras.saving.get_registered_object(name) or _host.function_of_name(name)
     if found is None:
         raise ConfigError(
             f"{place} is the function {summary(name)} of the session, which does not exist.",
@@ -745,7 +745,7 @@ def _deferred_call(
                 advice=error.advice,
             ) from error
         except (TypeError, ValueError, AssertionError) as error:
-            reason = f"{_limits.first_line(error):.500}"
+            reason = f"{_messages.first_line(error):.500}"
             raise ConfigError(f"{place} cannot be created as described: {reason}.") from error
 
     return make

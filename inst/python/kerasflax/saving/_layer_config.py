@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .. import _keras, _limits
+from .. import _keras, _messages
 from .._errors import BackendError, ConfigError, KerasFlaxError
 from ..adapters._protocol import is_module
 from ..tracing._trace import Spec
@@ -135,5 +135,5 @@ def blamed_on_the_config() -> Iterator[None]:
             advice=error.advice,
         ) from error
     except Exception as error:
-        what = f"The layer cannot be created from its config: {_limits.first_line(error):.1000}"
+        what = f"The layer cannot be created from its config: {_messages.first_line(error):.1000}"
         raise ConfigError(what) from error

@@ -331,7 +331,7 @@ def _newest(kinds: list[type]) -> type:
     """Return the class that its name refers to now, or else the one that was defined last."""
     for kind in reversed(kinds):
         name = kind.__name__
-        if _imported_object(kind.__module__, name) is kind or _host.named(name) is kind:
+        if _imported_object(kind.__module__, name) is kind or _host.function_of_name(name) is kind:
             return kind
     return kinds[-1]
 

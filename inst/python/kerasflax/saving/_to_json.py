@@ -426,7 +426,7 @@ def _describe_named_function(function: Any) -> Json:
     """Describe a function by its name: registered, or in the R session. None if it has no name."""
     node = _describe_registered(function, "")
     if node is None and _host.formals(function) is not None:
-        name = _host.name(function)
+        name = _host.name_of_function(function)
         node = name and {"session": name}
     return node
 
