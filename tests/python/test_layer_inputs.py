@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conformance import Output, Pair
 from flax import linen as nn
-from flax import struct
+from flax import nnx, struct
 from modules import MLP
 from support import SEQUENCES, TARGETS, VECTORS
 
@@ -246,3 +246,137 @@ def test_a_list_of_two_inputs_fills_the_input_and_the_mask():
     np.testing.assert_array_equal(
         FlaxLayer(Masked())([VECTORS, np.zeros_like(VECTORS)]), np.zeros_like(VECTORS)
     )
+
+
+def with_optional_part(dense, inputs):
+    """Add up the parts of the input that are not None."""
+    parts = inputs.items() if isinstance(inputs, dict) else zip("xa", inputs, strict=True)
+    return sum(dense[name](part) for name, part in parts if part is not None)
+
+
+class LinenOptional(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return with_optional_part({name: nn.Dense(2, name=name) for name in "xa"}, inputs)
+
+
+class NnxOptional(nnx.Module):
+    def __init__(self, *, rngs):
+        self.x, self.a = nnx.Linear(3, 2, rngs=rngs), nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, inputs):
+        return with_optional_part({"x": self.x, "a": self.a}, inputs)
+
+
+class LinenArguments(nn.Module):
+    @nn.compact
+    def __call__(self, x, a=None):
+        return LinenOptional(name="parts")({"x": x, "a": a})
+
+
+OPTIONAL = {
+    "linen": LinenOptional,
+    "nnx": lambda: NnxOptional(rngs=nnx.Rngs(0)),
+    "arguments": LinenArguments,
+}
+
+
+def optional_inputs(order):
+    return {name: keras.Input((3,), name=name, optional=name == "a") for name in order}
+
+
+def plain_output(layer, inputs):
+    flax = layer.to_flax()
+    return flax[0].apply(flax[1], inputs) if isinstance(flax, tuple) else flax(inputs)
+
+
+def plain_arguments(layer, inputs):
+    module, variables = layer.to_flax()
+    return module.apply(variables, **inputs)
+
+
+@pytest.mark.parametrize("order", ["xa", "ax"])
+@pytest.mark.parametrize("kind", OPTIONAL)
+def test_an_optional_input_may_be_none_in_any_call(kind, order, tmp_path):
+    inputs = optional_inputs(order)
+    layer = FlaxLayer(OPTIONAL[kind]())
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    given = {name: VECTORS * (1 + (name == "a")) for name in order}
+    without = given | {"a": None}
+    plain = plain_arguments if kind == "arguments" else plain_output
+    for x in (without, given, without):
+        expected = plain(layer, x)
+        for call in (model, model.predict_on_batch, lambda x: model.predict(x, verbose=0)):
+            np.testing.assert_allclose(call(x), expected, rtol=1e-5, atol=1e-6)
+        loss = np.square(expected - TARGETS[:, :2]).mean()
+        history = model.fit(x, TARGETS[:, :2], batch_size=8, verbose=0).history
+        np.testing.assert_allclose(history["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(model.evaluate(x, TARGETS[:, :2], verbose=0), loss, rtol=1e-5)
+    custom = {"custom_objects": {type(layer.module).__name__: type(layer.module)}}
+    if kind != "nnx":
+        kerasflax.save_model(model, tmp_path / "m.keras")
+        loaded = keras.saving.load_model(tmp_path / "m.keras", **custom)
+        for x in (without, given):
+            np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5)
+
+
+def test_an_optional_input_in_a_list_or_a_nested_input_may_be_none():
+    class Nested(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            first, rest = inputs
+            return LinenOptional()({"x": first, "a": rest["z"][0]}) + rest["b"]
+
+    listed = FlaxLayer(LinenOptional())
+    inputs = [keras.Input((3,)), keras.Input((3,), optional=True)]
+    model = keras.Model(inputs, listed(inputs))
+    for x in ([VECTORS, None], [VECTORS, VECTORS]):
+        expected = plain_output(listed, x)
+        np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    nested = FlaxLayer(Nested())
+    a, b = keras.Input((3,), name="a", optional=True), keras.Input((2,), name="b")
+    first = keras.Input((3,), name="x")
+    model = keras.Model([first, {"z": (a,), "b": b}], nested([first, {"z": (a,), "b": b}]))
+    for part in (None, VECTORS):
+        x = [VECTORS, {"z": (part,), "b": TARGETS[:, :2]}]
+        np.testing.assert_allclose(model(x), plain_output(nested, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_an_eager_call_or_a_subclassed_model_may_pass_none_for_a_part(kind):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = FlaxLayer(OPTIONAL[kind]())
+
+        def call(self, inputs):
+            return self.layer(inputs)
+
+    model = Model()
+    for x in ({"x": VECTORS, "a": VECTORS}, {"x": VECTORS, "a": None}, {"x": None, "a": VECTORS}):
+        for call in (model, model.layer, model.predict_on_batch):
+            output = call(x)
+            np.testing.assert_allclose(output, plain_output(model.layer, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [{"x": VECTORS, "a": None}, {"x": None, "a": None}])
+def test_a_part_that_was_none_at_the_build_is_an_error_if_it_needs_weights(first):
+    class WithBias(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            parts = {name: inputs[name] for name in "xa"}
+            return LinenOptional()(parts) + inputs["y"]
+
+    layer = FlaxLayer(WithBias())
+    layer({**first, "y": TARGETS[:, :2]})
+    with pytest.raises(
+        kerasflax.StateError, match="needs a weight that did not exist when the layer was built"
+    ) as error:
+        layer({"x": VECTORS, "a": VECTORS, "y": TARGETS[:, :2]})
+    assert "WithBias/LinenOptional_0/" in error.value.what
+    lazy = FlaxLayer(kerasflax.LazyModule(NnxOptional))
+    lazy({"x": VECTORS, "a": None})
+    x = {"x": VECTORS, "a": VECTORS}
+    np.testing.assert_allclose(lazy(x), plain_output(lazy, x), rtol=1e-5, atol=1e-6)

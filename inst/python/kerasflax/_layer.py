@@ -169,10 +169,12 @@ class FlaxLayer(keras.layers.Layer):
                 f"The input's form has an invalid description: {_plan.summary(form)}."
             )
         is_called_by_keras = _keras.is_called_by_keras()
-        if form is None:
-            form, inputs = split(inputs)
+        if form is not None:
+            # A model repeats a call with the form of that call. Optional inputs may now be None.
+            inputs = form.merge(inputs)
+        form, inputs = split(inputs)
         if not form.is_plain:
-            # A model records the call's arguments, and repeats the call with them.
+            # A model records the call's arguments.
             kwargs["form"] = form
         _keras.refuse_misdeclared_input(self._recorded.input_dtypes, inputs)
         call = Call(self, form=None if form.is_plain else form)

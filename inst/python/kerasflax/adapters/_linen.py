@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.core
+import flax.errors
 import jax
 from flax import linen as nn
 from flax.core.scope import Scope
 
 from .. import _host, _rng
+from .._errors import StateError
 from ..tracing._trace import TraceAgainError
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._signature import Signature, as_attention_mask, signature_of, unbound
@@ -33,6 +35,8 @@ PyTree = Any
 # Gradients train this collection; a method may write to all others.
 _PARAMS = "params"
 _MUTABLE = nn.DenyList([_PARAMS])
+# A call asks for a weight that does not exist, among others or none.
+_NO_SUCH_WEIGHT = (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound)
 # Nearly every stochastic module uses this stream in training. Supplying it saves a second trace.
 _USUAL_STREAM = "dropout"
 
@@ -197,6 +201,8 @@ class LinenAdapter:
             except Exception as error:
                 if self._learn(seen, variables, training):
                     raise TraceAgainError from error
+                if isinstance(error, _NO_SUCH_WEIGHT):
+                    raise self._without_weight().with_traceback(error.__traceback__) from error
                 raise
         if self._learn(seen, variables, training):
             raise TraceAgainError
@@ -209,6 +215,14 @@ class LinenAdapter:
             )
         written = flax.core.unfreeze(written)
         return outputs, self.state(written), self._select(written, sown=True)
+
+    def _without_weight(self) -> StateError:
+        return StateError(
+            f"A call of {self.name} needs a weight that did not exist when the layer was built.",
+            advice="Build the layer on an input from which the module creates all of its weights: "
+            f"parts that may be {_host.word('none')} must be arrays then, or "
+            "`keras.Input(optional=True)`.",
+        )
 
     @staticmethod
     def values_of(module: nn.Module) -> None:

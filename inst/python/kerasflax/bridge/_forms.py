@@ -94,10 +94,13 @@ class Form:
         return leaves[0] if self is _LEAF_FORM else map_leaves(leaves.__getitem__, self._simplified)
 
     def merge(self, tree: PyTree) -> PyTree:
-        """Return the original tree, with its dicts in order, from the leaves of Keras's tree."""
+        """Return the original tree, with its dicts in order, from the leaves of Keras's tree.
+
+        A leaf may be None: a model calls its layers on None for an optional input that is missing.
+        """
         if self is _LEAF_FORM:
             return tree
-        leaves = jax.tree.leaves(tree)
+        leaves = jax.tree.leaves(tree, is_leaf=lambda node: node is None)
         treedef = jax.tree.structure(self.skeleton)
         return ordered_like(
             jax.tree.unflatten(treedef, [leaves[position] for position in self.positions]),
