@@ -34,7 +34,8 @@ core_words <- list(
   "functional model" = "`keras_model(inputs, outputs)`",
   "to write" = "`object`",
   register = "`keras3::register_keras_serializable()`",
-  "lazy module" = "`flax_lazy()`"
+  "lazy module" = "`flax_lazy()`",
+  "skip mismatch" = "`skip_mismatch = TRUE`"
 )
 
 # Declares the core, which reticulate imports at its first use. The path stays on Python's search

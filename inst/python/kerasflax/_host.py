@@ -34,6 +34,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "to write": "`variables`",
         "register": "`keras.saving.register_keras_serializable()`",
         "lazy module": "`kerasflax.LazyModule`",
+        "skip mismatch": "`skip_mismatch=True`",
     }
 )
 

@@ -17,6 +17,7 @@ import keras
 from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.backend.common.name_scope import current_path
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+from keras.src.saving.saving_lib import load_weights_only
 from keras.src.saving.serialization_lib import SafeModeScope
 
 __all__ = ["current_path", "in_stateless_scope"]
@@ -232,6 +233,20 @@ def hdf5_groups(store: Any) -> Iterator[Any]:
             yield store._h5_entry_group
     finally:
         store._restore_h5_file()
+
+
+def is_skipping_mismatches() -> bool:
+    """Whether `load_weights(skip_mismatch=True)` is running.
+
+    Keras does not pass the argument to layers. It catches a layer's error and skips the whole
+    layer, so the argument must be found on the stack. Keras passes `skip_mismatch=True` to some of
+    its own functions in any case; only this one has the user's argument.
+    """
+    return any(
+        frame.f_locals["skip_mismatch"]
+        for frame, _ in traceback.walk_stack(inspect.currentframe())
+        if frame.f_code is load_weights_only.__code__
+    )
 
 
 def safe_mode() -> contextlib.AbstractContextManager[Any]:

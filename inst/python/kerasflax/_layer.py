@@ -589,13 +589,19 @@ class FlaxLayer(keras.layers.Layer):
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the weights and the seed's state from a Keras file.
 
+        With `skip_mismatch=True`, `load_weights()` sets each weight that fits, and warns about the
+        rest.
+
         Raises:
             NotBuiltError: The layer has no variables yet.
             VariablesError: The file does not fit; nothing is set.
         """
+        skip_mismatch = self.built and _keras.is_skipping_mismatches()
         try:
             with self.by_path.alone():
-                _weights_file.load(self.by_path.with_seed, store, self.name)
+                _weights_file.load(
+                    self.by_path.with_seed, store, self.name, skip_mismatch=skip_mismatch
+                )
         except VariablesError:
             # A layer that is not built can load what another such layer has saved.
             self.by_path.check_built()

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from conformance import LINEN
 from flax import linen as nn
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras.src.saving.saving_lib import H5IOStore
 from modules import ConvNet
 
+import kerasflax
 from kerasflax import FileError, FlaxLayer, NotBuiltError, VariablesError
 from kerasflax.bridge import _weights_file
 from kerasflax.bridge._variables import named_leaves
@@ -168,20 +170,81 @@ def test_loading_a_file_that_does_not_fit_lists_every_place_and_sets_nothing(tmp
         "  params/layers_0/kernel: expected float32(4, 5), got shape (4, 3)\n"
         "  params/layers_1/bias: not in the module, got float32(2)\n"
         "  params/layers_1/kernel: not in the module, got float32(3, 2)\n"
-        "Load it into a model of the same layers."
+        "Load it into a model of the same layers, or pass `skip_mismatch=True` to load what fits."
     ) in str(error.value)
     for path, leaf in named_leaves(other.get_layer("net").flax_variables).items():
         np.testing.assert_array_equal(leaf, before[path])
 
 
+def linen_net(units):
+    return nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True), nn.Dense(units)])
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, units, rngs):
+        self.body, self.norm = nnx.Linear(4, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+        self.dropout, self.head = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(3, units, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(self.norm(self.body(x))))
+
+
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_skip_mismatch_skips_a_layer_that_does_not_fit(tmp_path):
-    model_of(nn.Dense(3), 1, (4,)).save_weights(tmp_path / "m.weights.h5")
-    other = model_of(nn.Dense(5), 2, (4,))
-    before = other.get_layer("net").flax_variables
-    with pytest.warns(UserWarning, match="could not be loaded"):
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (linen_net, "params/layers_2"),
+        (lambda units: kerasflax.LazyModule(NnxNet, units), "params/head"),
+    ],
+    ids=["linen", "nnx"],
+)
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_skip_mismatch_loads_each_weight_that_fits_and_lists_both_kinds(
+    make, head, suffix, tmp_path
+):
+    saved, other = (model_of(make(units), units, (4,)) for units in (2, 5))
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".keras":
+        kerasflax.save_model(saved, path)
+    else:
+        saved.save_weights(path)
+    before, there = (
+        {path: np.asarray(value) for path, value in layer.variables_by_path.items()}
+        for layer in (other.get_layer("net"), saved.get_layer("net"))
+    )
+    with pytest.raises(ValueError, match="could not be loaded"):
+        other.load_weights(path)
+    with pytest.warns(UserWarning, match="could not be loaded") as warned:
+        other.load_weights(path, skip_mismatch=True)
+    (warning,) = warned
+    assert str(warning.message).startswith(
+        "These weights of the layer 'net' could not be loaded:\n"
+        f"  {head}/bias: expected float32(5), got shape (2)\n"
+        f"  {head}/kernel: expected float32(3, 5), got shape (3, 2)\n"
+        "These were loaded:\n"
+    )
+    loaded = str(warning.message).partition("loaded:\n")[2].partition("loaded:\n")[2].split()
+    assert set(loaded) == {*before, "seed_generator/seed_generator_state"} - {
+        f"{head}/bias",
+        f"{head}/kernel",
+    }
+    for path, value in other.get_layer("net").variables_by_path.items():
+        expected = before if path.startswith(head) else there
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_skip_mismatch_lists_weights_that_only_the_file_or_only_the_layer_has(tmp_path):
+    model_of(nn.Sequential([nn.Dense(3), nn.Dense(3)]), 1, (4,)).save_weights(
+        tmp_path / "m.weights.h5"
+    )
+    other = model_of(nn.Sequential([nn.Dense(3), nn.tanh, nn.LayerNorm()]), 2, (4,))
+    with pytest.warns(UserWarning, match="could not be loaded") as warned:
         other.load_weights(tmp_path / "m.weights.h5", skip_mismatch=True)
-    jax.tree.map(np.testing.assert_array_equal, before, other.get_layer("net").flax_variables)
+    (warning,) = warned
+    text = str(warning.message)
+    assert "  params/layers_1/kernel: not in the module, got float32(3, 3)\n" in text
+    assert "  params/layers_2/scale: missing, expected float32(3)\n" in text
 
 
 def index(**changes):

@@ -303,6 +303,30 @@ def fitted_by_path(
         what: What messages call the values.
         advice: What messages advise.
     """
+    result, problems = fit_by_path(
+        expected, arrays, others=others, fixed_shape=fixed_shape, partial=partial, place=place
+    )
+    if problems:
+        places = f"{len(problems)} place{'s' * (len(problems) > 1)}"
+        what_is_wrong = f"{what} does not fit the module in {places}:"
+        raise VariablesError(what_is_wrong, problems=problems, advice=advice)
+    return result
+
+
+def fit_by_path(
+    expected: Mapping[str, jax.ShapeDtypeStruct | Any],
+    arrays: Mapping[str, Any],
+    *,
+    others: Mapping[str, Any] | None = None,
+    fixed_shape: Callable[[str], bool] = lambda _: True,
+    partial: bool = False,
+    place: Place | None = None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Do what `fitted_by_path` does, but return what fits, and what is wrong with the rest.
+
+    Returns:
+        The arrays that fit, and the problems, by path.
+    """
     shorter = unboxed(arrays, expected)
     arrays = {shorter[path]: value for path, value in arrays.items()}
     problems = {
@@ -334,11 +358,7 @@ def fitted_by_path(
             problems[path] = problem
         else:
             result[path] = array
-    if problems:
-        places = f"{len(problems)} place{'s' * (len(problems) > 1)}"
-        what_is_wrong = f"{what} does not fit the module in {places}:"
-        raise VariablesError(what_is_wrong, problems=problems, advice=advice)
-    return result
+    return result, problems
 
 
 class _Unexpected:

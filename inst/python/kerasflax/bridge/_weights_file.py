@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from .. import _dtypes, _keras, _limits, _messages
+from .. import _dtypes, _host, _keras, _limits, _messages
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from ..saving import _plan
@@ -75,12 +76,20 @@ def save(values: Mapping[str, Any], store: MutableMapping[str, Any]) -> None:
 
 
 def load(
-    variables: Mapping[str, keras.Variable], store: Mapping[str, Any], layer_name: str
+    variables: Mapping[str, keras.Variable],
+    store: Mapping[str, Any],
+    layer_name: str,
+    *,
+    skip_mismatch: bool = False,
 ) -> None:
     """Set variables by path from a layer's mapping: all of them, or none.
 
-    Reads only arrays that have the shape of their variable, so memory is bounded by the layer's
-    size.
+    With `skip_mismatch`, set those that fit, and warn about the rest. Reads only arrays that have
+    the shape of their variable, so memory is bounded by the layer's size.
+
+    Warns:
+        UserWarning: With `skip_mismatch`, if something does not fit. The message lists each weight
+            by path, loaded or not.
 
     Raises:
         FileError: The mapping was not written by `save`, or is damaged. The error is also a
@@ -108,13 +117,30 @@ def load(
     missing = next((path for path in dtypes if path not in arrays), None)
     if missing is not None:
         raise _damaged(layer_name, f"lists {_messages.printable(missing)}, which is missing")
-    fitted = _variables.fitted_by_path(
-        variables,
-        {path: arrays[path] for path in dtypes},
-        what=f"The saved state of the layer {layer_name!r}",
-        advice="Load it into a model of the same layers.",
-    )
+    arrays = {path: arrays[path] for path in dtypes}
+    if skip_mismatch:
+        fitted, problems = _variables.fit_by_path(variables, arrays)
+        if problems:
+            warnings.warn(_partly_loaded(layer_name, fitted, problems), stacklevel=2)
+    else:
+        fitted = _variables.fitted_by_path(
+            variables,
+            arrays,
+            what=f"The saved state of the layer {layer_name!r}",
+            advice="Load it into a model of the same layers, or pass"
+            f" {_host.word('skip mismatch')} to load what fits.",
+        )
     _variables.assign_through((variables[path], value) for path, value in fitted.items())
+
+
+def _partly_loaded(layer_name: str, loaded: Iterable[str], problems: Mapping[str, str]) -> str:
+    lines = [
+        f"These weights of the layer {layer_name!r} could not be loaded:",
+        *(f"  {path}: {problem}" for path, problem in problems.items()),
+        "These were loaded:",
+        *(f"  {path}" for path in loaded),
+    ]
+    return _messages.printable("\n".join(lines))
 
 
 def _damaged(layer_name: str, problem: str) -> _DamagedError:
