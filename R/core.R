@@ -35,7 +35,14 @@ core_words <- list(
   "to write" = "`object`",
   register = "`keras3::register_keras_serializable()`",
   "lazy module" = "`flax_lazy()`",
-  "skip mismatch" = "`skip_mismatch = TRUE`"
+  "skip mismatch" = "`skip_mismatch = TRUE`",
+  "instead of Layer" = paste(
+    "Use a Flax module such as `nn$Dense()`, or a function such as `op_relu()`, or use the Keras",
+    "layer before or after the Flax layer."
+  ),
+  "instead of Variable" = "Create it with `self$param()`, or as an `nnx$Param()`.",
+  "instead of SeedGenerator" =
+    "Draw random numbers with `jax$random`, and a key from `self$make_rng()` or `rngs`."
 )
 
 # Declares the core, which reticulate imports at its first use. The path stays on Python's search

@@ -283,3 +283,37 @@ test_that("text that is not valid UTF-8 is an error in names, defaults and value
   make <- flax_module("A", mode = "same", call = call)
   expect_identical(make(mode = latin_word("latin1"))$mode, "caf\u00e9")
 })
+
+test_that("a Keras layer, variable or seed generator inside a module is an error", {
+  skip_without_flax()
+  nn <- flax_linen()
+  dense <- layer_dense(units = 4L)
+  seed <- keras3::random_seed_generator(1L)
+  calls <- list(
+    function(self, inputs) (nn$Dense(1L))(layer_dense(inputs, 4L)),
+    function(self, inputs) self$part(inputs),
+    function(self, inputs) inputs * keras3::keras_variable(2),
+    function(self, inputs) inputs + random_normal(c(1L, 4L), seed = seed)
+  )
+  for (call in calls) {
+    module <- flax_module("Net", part = NULL, call = call)(part = dense)
+    expect_error(
+      keras_input(4) |> layer_flax_module_wrapper(module),
+      "A Flax module cannot use a Keras",
+      class = "kerasflax_error_state"
+    )
+  }
+  by_nnx <- flax_module(
+    "Net",
+    api = "nnx",
+    setup = function(self, rngs) self$dense <- layer_dense(units = 3L),
+    call = function(self, inputs) self$dense(inputs)
+  )
+  expect_snapshot(error = TRUE, transform = scrub, {
+    keras_input(4) |> layer_flax_module_wrapper(flax_module("Net", call = calls[[1]])())
+    keras_input(4) |> layer_flax_module_wrapper(by_nnx())
+  })
+  # Functions of keras3 that hold no weights are available.
+  relu <- flax_module("Net", call = function(self, inputs) op_relu(inputs))()
+  expect_equal(as.array(layer_flax_module_wrapper(matrix(-1:2, 2), relu)), matrix(c(0, 0, 1, 2), 2))
+})

@@ -35,6 +35,11 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "register": "`keras.saving.register_keras_serializable()`",
         "lazy module": "`kerasflax.LazyModule`",
         "skip mismatch": "`skip_mismatch=True`",
+        "instead of Layer": "Use a Flax module such as `nn.Dense`, or `keras.ops`, or use the "
+        "Keras layer before or after the Flax layer.",
+        "instead of Variable": "Create it with `self.param()`, or as an `nnx.Param`.",
+        "instead of SeedGenerator": "Draw random numbers with `jax.random`, and a key from "
+        "`self.make_rng()` or `rngs`.",
     }
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -84,6 +84,50 @@ def mask_of(tensor: Any) -> Any:
 
 
 # Layers and their variables ----------------------------------------------------------------------
+
+# What holds values that Keras keeps, as messages name it.
+STATEFUL: Mapping[type, str] = {
+    keras.layers.Layer: "a Keras layer",
+    keras.Variable: "a Keras variable",
+    keras.random.SeedGenerator: "a Keras seed generator",
+}
+
+
+def is_nnx_mode() -> bool:
+    """Whether Keras's layers are NNX modules, and its variables NNX variables."""
+    return bool(keras.config.is_nnx_enabled())
+
+
+def stateful(note: Callable[[object], None]) -> list[tuple[type, Callable[..., Any]]]:
+    """The methods that create or use what holds values in Keras, each with a replacement.
+
+    Keras has no hook for the layers and variables that code uses. That `Variable.value` reads all
+    values is not documented. A replacement calls `note` with the object first.
+    """
+
+    def __init__(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
+        note(used)
+        return method(used, *args, **kwargs)
+
+    def __call__(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
+        note(used)
+        return method(used, *args, **kwargs)
+
+    def next(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
+        note(used)
+        return method(used, *args, **kwargs)
+
+    def value(method: Callable[..., Any], used: object) -> Any:
+        note(used)
+        return method(used)
+
+    layer, variable, generator = STATEFUL
+    return [
+        *((kind, __init__) for kind in STATEFUL),
+        (layer, __call__),
+        (generator, next),
+        (variable, value),
+    ]
 
 
 def layers_in(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

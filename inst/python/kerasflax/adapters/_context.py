@@ -1,7 +1,8 @@
 """The context in which a module's code runs.
 
-It marks that a module is running, binds the mapped axes that the module names, replaces methods of
-Flax's classes, and adds the path of the failing submodule to errors.
+It marks that a module is running, keeps Keras's layers and variables out of it, binds the mapped
+axes that the module names, replaces methods of Flax's classes, and adds the path of the failing
+submodule to errors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import inspect
 import re
 import threading
 import traceback
@@ -18,8 +20,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from .. import _host
-from .._errors import KerasFlaxError
+from .. import _host, _keras
+from .._errors import KerasFlaxError, StateError
 from ..tracing._trace import TraceAgainError
 
 PyTree = Any
@@ -30,12 +32,32 @@ _running: contextvars.ContextVar[bool] = contextvars.ContextVar("running", defau
 
 
 @contextlib.contextmanager
-def running_module() -> Iterator[None]:
-    """Mark the block as a run of a module's code."""
+def running_module(*, keeps_keras: bool = False) -> Iterator[None]:
+    """Mark the block as a run of a module's code, in which Keras's layers must not be used.
+
+    Args:
+        keeps_keras: Whether the module keeps the variables of Keras layers among its own, as NNX
+            modules do in Keras's NNX mode.
+
+    Raises:
+        StateError: The module creates or uses a Keras layer, variable or seed generator. Its values
+            would be constants to the module: nobody would train or save them.
+    """
     with contextlib.ExitStack() as stack:
         stack.callback(_running.set, _running.get())
         _running.set(True)
+        if not (keeps_keras and _keras.is_nnx_mode()):
+            stack.enter_context(replaced(*_keras.stateful(_refuse_keras)))
         yield
+
+
+def _refuse_keras(used: object) -> None:
+    kind = next(kind for kind in _keras.STATEFUL if isinstance(used, kind))
+    raise StateError(
+        f"A Flax module cannot use {_keras.STATEFUL[kind]} (class {type(used).__name__}): "
+        "nothing would keep its weights or state.",
+        advice=_host.word(f"instead of {kind.__name__}"),
+    )
 
 
 def module_is_running() -> bool:
@@ -97,13 +119,14 @@ def in_turn(method: F) -> F:
 
 @contextlib.contextmanager
 def replaced(*replacements: tuple[type, Callable[..., Any]]) -> Iterator[None]:
-    """Replace methods of Flax's classes within the block, for calls from this thread.
+    """Replace methods of Flax's and Keras's classes within the block, for calls from this thread.
 
     The comments at each use say why a method is replaced.
 
     Args:
         *replacements: Pairs of a class and a function. The function has the name of the method that
-            it replaces, and takes that method before the method's own arguments.
+            it replaces, and takes that method before the method's own arguments. A property is
+            replaced by the function that reads it.
     """
     thread = threading.get_ident()
 
@@ -118,9 +141,19 @@ def replaced(*replacements: tuple[type, Callable[..., Any]]) -> Iterator[None]:
 
     with _TURN, contextlib.ExitStack() as stack:
         for owner, function in replacements:
-            method = getattr(owner, function.__name__)
-            stack.callback(setattr, owner, function.__name__, method)
-            setattr(owner, function.__name__, replacing(method, function))
+            name = function.__name__
+            method = inspect.getattr_static(owner, name)
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, method)
+            else:
+                stack.callback(delattr, owner, name)
+            setattr(
+                owner,
+                name,
+                property(replacing(method.__get__, function), method.fset)
+                if isinstance(method, property)
+                else replacing(method, function),
+            )
         yield
 
 

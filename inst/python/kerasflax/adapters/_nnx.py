@@ -387,7 +387,7 @@ class NnxAdapter:
         # 0.12.12. https://flax.readthedocs.io/en/latest/guides/extracting_intermediates.html,
         # https://github.com/google/flax/pull/5584
         watching = replaced((nnx.Module, sow), (nnx.Module, perturb))
-        with watching, naming_the_path(name, nnx.Module, path_of), running_module():
+        with watching, naming_the_path(name, nnx.Module, path_of), running_module(keeps_keras=True):
             yield seen
 
     @staticmethod
