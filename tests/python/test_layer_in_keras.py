@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conformance import CONSTANT, Constants, Decoder
 from flax import linen as nn
+from flax import nnx
 from modules import MLP, ConvNet
-from support import IMAGES, SEQUENCES, TARGETS, VECTORS
+from support import IMAGES, SEQUENCES, TARGETS, VECTORS, assert_close
 
 import kerasflax
 from kerasflax import FlaxLayer
@@ -302,3 +303,115 @@ def test_names_with_a_separator_are_an_error_if_two_paths_would_be_equal():
 
     with pytest.raises(kerasflax.StateError, match="params/a/bias"):
         FlaxLayer(Ambiguous())(VECTORS)
+
+
+class NnxNet(nnx.Module):
+    """Has weights, batch statistics and a random stream."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.linear(x)))
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, training=False):
+        x = nn.BatchNorm(use_running_average=not training)(nn.Dense(3)(x))
+        return nn.Dropout(0.5, deterministic=not training)(x)
+
+
+NETS = {
+    "linen": LinenNet,
+    "nnx": lambda: NnxNet(nnx.Rngs(0)),
+    "lazy": lambda: kerasflax.LazyModule(NnxNet),
+}
+nets = pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+
+
+@nets
+@pytest.mark.parametrize("entry", ["fit", "evaluate", "predict", "jit"])
+def test_a_layer_that_is_built_inside_a_trace_equals_one_that_is_built_before(net, entry):
+    def run(builds_first):
+        layer = FlaxLayer(net(), seed=1)
+        model = keras.Sequential([layer])
+        model.compile("sgd", "mse", steps_per_execution=2)
+        if builds_first:
+            model.build(VECTORS.shape)
+        if entry == "fit":
+            model.fit(VECTORS, TARGETS, batch_size=2, shuffle=False, verbose=0)
+        elif entry == "evaluate":
+            model.evaluate(VECTORS, TARGETS, batch_size=2, verbose=0)
+        elif entry == "predict":
+            model.predict(VECTORS, verbose=0)
+        else:
+            jax.jit(lambda x: layer(x))(VECTORS)
+        return [layer(VECTORS), layer(VECTORS, training=True), model.predict(VECTORS, verbose=0)]
+
+    for got, expected in zip(run(False), run(True), strict=True):
+        assert_close(got, expected, rtol=1e-4)
+
+
+@nets
+@pytest.mark.parametrize(
+    "scope", [{"mode": "full"}, {"mode": "larger_than", "output_size_threshold": 1}]
+)
+def test_a_layer_in_a_remat_scope_trains_as_without_it(net, scope):
+    def run(scope):
+        with keras.RematScope(**scope):
+            layer = FlaxLayer(net(), seed=1)
+        model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Activation("tanh")])
+        model.compile("sgd", "mse")
+        model.fit(VECTORS, TARGETS, batch_size=4, shuffle=False, verbose=0)
+        return [model.predict(VECTORS, verbose=0), layer(VECTORS, training=True)]
+
+    for got, expected in zip(run(scope), run({"mode": None}), strict=True):
+        assert_close(got, expected, rtol=1e-4)
+
+
+def test_the_backward_pass_of_a_layer_in_a_remat_scope_computes_the_module_again():
+    def residuals(mode):
+        with keras.RematScope(mode=mode):
+            layer = FlaxLayer(nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh]))
+        layer(VECTORS)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda x: layer(x).sum()))(VECTORS)
+        return str(jaxpr).count(" tanh ")
+
+    assert residuals("full") > residuals(None)
+
+
+def test_a_remat_scope_around_a_whole_model_is_an_error_that_says_what_to_do():
+    with keras.RematScope(mode="full"):
+        model = keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(3))])
+    model.compile("sgd", "mse")
+    with pytest.raises(RuntimeError, match="Create only the layers in the scope"):
+        model.fit(VECTORS, TARGETS, verbose=0)
+
+
+@nets
+def test_quantizing_a_model_leaves_its_flax_layers_as_they_are_and_warns(net):
+    layer = FlaxLayer(net(), seed=1, name="net")
+    model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(8)])
+    expected = layer(VECTORS)
+    # The input layer warns as well.
+    with pytest.warns(UserWarning, match="quantize") as caught:
+        model.quantize("int8")
+    messages = [str(each.message) for each in caught]
+    assert any(each.startswith("net keeps its weights as they are") for each in messages)
+    assert model.layers[1].quantization_mode == "int8"
+    np.testing.assert_array_equal(layer(VECTORS), expected)
+    with pytest.raises(kerasflax.UnsupportedError, match="cannot quantize"):
+        layer.quantize("int8")
+
+
+@nets
+def test_a_layer_has_no_lora_and_says_so(net):
+    layer = FlaxLayer(net(), name="net")
+    assert not hasattr(layer, "enable_lora")
+    with pytest.raises(
+        kerasflax.UnsupportedError, match=r"net has no `enable_lora`(.|\n)*nnx.LoRA"
+    ):
+        layer.enable_lora(4)

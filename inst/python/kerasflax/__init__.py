@@ -13,6 +13,7 @@ from ._errors import (
     PackageError,
     ShapeError,
     StateError,
+    UnsupportedError,
     VariablesError,
 )
 from ._layer import FlaxLayer
@@ -39,6 +40,7 @@ __all__ = [
     "Report",
     "ShapeError",
     "StateError",
+    "UnsupportedError",
     "VariablesError",
     "export_model",
     "freeze",

@@ -19,6 +19,8 @@
     │                                    too large
     ├── StateError       (ValueError)    a call changed the structure of the state, two variables
     │                                    have the same path, or the variables have no values now
+    ├── UnsupportedError (NotImplementedError)  Keras changes a layer in a way that needs the code
+    │                                    of the layer's computation, such as quantization
     └── VariablesError   (ValueError)    variables do not fit the module, or a file cannot hold them
 
 An error is data: `what` is wrong, the `problems` by path, and the `advice`. `str()` puts them
@@ -131,6 +133,15 @@ class StateError(KerasFlaxError, ValueError):
     """The structure of the state is wrong, or the variables have no values now."""
 
     cause = "state"
+
+
+class UnsupportedError(KerasFlaxError, NotImplementedError, AttributeError):
+    """A feature of some Keras layers that a layer of a Flax module cannot have.
+
+    It is an AttributeError, too, so that `hasattr` says that the layer has no such method.
+    """
+
+    cause = "unsupported"
 
 
 class VariablesError(KerasFlaxError, ValueError):

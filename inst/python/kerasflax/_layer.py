@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import keras
 
 from . import _host, _keras, _paths
-from ._errors import ArgumentError, ConfigError, StateError, VariablesError
+from ._errors import (
+    ArgumentError,
+    ConfigError,
+    StateError,
+    UnsupportedError,
+    VariablesError,
+)
 from .adapters._protocol import Method, adapt
 from .bridge import _arguments, _build_values, _variables, _weights_file
 from .bridge._by_path import SEED_PATH, Held, VariablesByPath
@@ -320,17 +326,20 @@ class FlaxLayer(keras.layers.Layer):
             mask: Keras's mask of the inputs, or None.
             form: The form of the tree that the module gets, if it differs from Keras's.
         """
+        with _keras.raised_as_is():
+            _check_mode(training)
         self._held.has_been_trained |= bool(training) and _keras.in_stateless_scope()
         training = bool(training) and self.trainable
         mask = _mask_if_any(mask)
+        call = call_of(self)
         with self.by_path.alone():
             arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
             seed_state = self.seed_generator.state
+            compiled = functools.partial(self._compiled, training=training, form=form)
+            apply = jax.checkpoint(compiled) if call.is_rematerialized else compiled
             with _keras.raised_as_is():
                 formed, state, sown, next_seed_state = until_learned(
-                    lambda: self._compiled(
-                        arrays, inputs, mask, seed_state.value, training=training, form=form
-                    )
+                    lambda: apply(arrays, inputs, mask, seed_state.value)
                 )
             self._take_sown(sown)
             if state or next_seed_state is not None:
@@ -339,9 +348,44 @@ class FlaxLayer(keras.layers.Layer):
                 _variables.assign(
                     (variables[path], value) for path, value in (state | drawn).items()
                 )
-        call = call_of(self)
         call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
         return formed.for_keras()
+
+    def rematerialized_call(
+        self, layer_call: Callable[..., PyTree], *args: Any, **kwargs: Any
+    ) -> Callable[..., PyTree]:
+        """The function with which Keras calls the layer in a `keras.RematScope`.
+
+        Keras would pass the whole call to `jax.checkpoint`, where the mode has no value and new
+        state cannot leave. The layer passes its function of arrays instead.
+        """
+        rematerialized = super().rematerialized_call(layer_call, *args, **kwargs)
+        call_of(self).is_rematerialized = rematerialized is not layer_call
+        return layer_call
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to quantize; `Model.quantize` warns with this message and goes on.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            f"{self.name} keeps its weights as they are: Keras cannot quantize the computation of a"
+            " Flax module."
+        )
+
+    @property
+    def enable_lora(self) -> Any:
+        """Missing, as `hasattr` says.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            f"{self.name} has no `enable_lora`: Keras cannot change the computation of a Flax "
+            "module.",
+            advice="Add the low-rank weights in the module, such as with `flax.nnx.LoRA`.",
+        )
 
     def _apply(
         self,
@@ -360,9 +404,9 @@ class FlaxLayer(keras.layers.Layer):
             The outputs, the new state by path, what was sown, and the new state of the seed if the
             call drew random numbers.
         """
-        held = dict(zip(self._held.paths, arrays, strict=True))
+        held = self._held.template.merge(dict(zip(self._held.paths, arrays, strict=True)))
         outputs, state, sown = self._adapter.apply(
-            self._held.template.merge(held),
+            held,
             form.merge(inputs) if form else inputs,
             training=training,
             mask=mask,
@@ -371,9 +415,8 @@ class FlaxLayer(keras.layers.Layer):
         # This refuses what is not an array. `jax.tree.map` would return dicts sorted by key.
         for value in jax.tree.leaves((outputs, sown)):
             as_array(value)
-        _, updates = _variables.split(state)
         # What the module has only read needs no assignment.
-        updates = {path: value for path, value in updates.items() if value is not held.get(path)}
+        updates = _variables.changed(held, state)
         (formed, sown), updates = _variables.apart((Formed.of(outputs), sown), updates, arrays)
         updates = _variables.checked_update(self.by_path.variables, updates, self._adapter.name)
         next_seed_state = None
@@ -642,6 +685,20 @@ class _KnownOutputs:
     def _key(specs: PyTree, form: Form | None, *, training: bool) -> tuple[Any, ...]:
         leaves, treedef = jax.tree.flatten(specs)
         return treedef, tuple(leaves), training, form
+
+
+def _check_mode(training: Any) -> None:
+    """Check that the mode of a call is known while it is traced.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if isinstance(training, jax.core.Tracer):
+        raise ArgumentError(
+            "`training` must be True or False, got a traced value, as `jax.checkpoint` and a "
+            "`keras.RematScope` around a whole model pass it.",
+            advice="Create only the layers in the scope, and the model outside it.",
+        )
 
 
 def _check_one_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

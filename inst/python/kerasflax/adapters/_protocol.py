@@ -175,7 +175,7 @@ def adapt(module: object, method: Method) -> Adapter:
         if adapter.accepts(module):
             return adapter(module, method)
     kinds = " or ".join(f"`flax.{api}.Module`" for api in APIS)
-    got, advice = _describe(module)
+    got, advice = _got_instead(module)
     raise ModuleError(f"`module` must be an instance of {kinds}, got {got}.", advice=advice)
 
 
@@ -203,7 +203,7 @@ def module_classes() -> Iterator[type]:
             waiting += kind.__subclasses__()
 
 
-def _describe(module: object) -> tuple[str, str | None]:
+def _got_instead(module: object) -> tuple[str, str | None]:
     """Describe an object that is not a module instance, and say what to pass instead."""
     if module is None:
         example = "Pass a module instance, such as `flax.linen.Dense(features=10)`."

@@ -140,7 +140,8 @@ class Signature:
         if missing:
             raise MethodError(
                 f"Nothing fills {', '.join(f'`{name}`' for name in missing)} of {self.name}, "
-                f"whose arguments are {self._arguments_text()}; the input is {_describe(inputs)}.",
+                f"whose arguments are {self._arguments_text()}; the input is "
+                f"{_inputs_text(inputs)}.",
                 advice=f"Call the layer on {_host.word('dict')} with the arguments' names, or give "
                 f"`method` {_host.word('method')} that takes the input apart.",
             )
@@ -153,7 +154,7 @@ class Signature:
         if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
             return dict(inputs)
         raise MethodError(
-            f"{self.name} takes its input by name only; the input is {_describe(inputs)}.",
+            f"{self.name} takes its input by name only; the input is {_inputs_text(inputs)}.",
             advice=f"Call the layer on {_host.word('dict')} of inputs.",
         )
 
@@ -347,7 +348,7 @@ def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | 
     return None if has_default else inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
 
 
-def _describe(inputs: Any) -> str:
+def _inputs_text(inputs: Any) -> str:
     if isinstance(inputs, Mapping):
         return f"{_host.word('dict')} with {', '.join(map(repr, inputs))}"
     return (

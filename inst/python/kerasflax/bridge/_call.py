@@ -33,6 +33,7 @@ class Call:
         mask_spec: The spec of the mask, if the call builds the layer.
         output_form: The form of what the module returned.
         output_shapes: The shapes of the arrays that the module returned.
+        is_rematerialized: Whether the backward pass computes the module again.
     """
 
     layer: keras.layers.Layer
@@ -42,6 +43,7 @@ class Call:
     mask_spec: PyTree = None
     output_form: Form | None = None
     output_shapes: list[tuple[int | None, ...]] | None = None
+    is_rematerialized: bool = False
 
 
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current", default=None)

@@ -618,6 +618,16 @@ def apart(outputs: PyTree, updates: PyTree, held: Collection[Any]) -> tuple[PyTr
     return jax.tree.map(own, outputs), updates
 
 
+def changed(before: PyTree, after: PyTree) -> dict[str, Any]:
+    """The arrays by path of the leaves of `after` that are other arrays in `before`, or new.
+
+    `split` makes a new array of each random key, so that the leaves themselves are compared.
+    """
+    old, new = named_leaves(before), named_leaves(after)
+    _, arrays = split(after)
+    return {path: array for path, array in arrays.items() if new[path] is not old.get(path)}
+
+
 def checked_update(
     variables: Mapping[str, keras.Variable], updates: Mapping[str, Any], module_name: str
 ) -> dict[str, Any]:

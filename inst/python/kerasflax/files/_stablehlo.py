@@ -144,14 +144,14 @@ def import_model(
             arrays = jax.tree.map(lambda aval, x: jnp.asarray(x, aval.dtype), expected, inputs)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
-                f"The inputs must be like {_described(expected)}, got {_described(inputs)}."
+                f"The inputs must be like {_specs_text(expected)}, got {_specs_text(inputs)}."
             ) from error
         try:
             return call(arrays)
         except (TypeError, ValueError) as error:
             # The first line says which size does not fit; the others say how JAX found out.
             raise ArgumentError(
-                f"The inputs must be like {_described(expected)}, got {_described(inputs)}:"
+                f"The inputs must be like {_specs_text(expected)}, got {_specs_text(inputs)}:"
                 f" {_messages.first_line(error)}"
             ) from error
 
@@ -189,7 +189,7 @@ def _specs(inputs: PyTree) -> PyTree:
     return jax.tree.map(spec, inputs)
 
 
-def _described(tree: PyTree) -> str:
+def _specs_text(tree: PyTree) -> str:
     text = str(
         jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(np.shape(x))}", tree)
     )
