@@ -42,7 +42,8 @@ core_words <- list(
   ),
   "instead of Variable" = "Create it with `self$param()`, or as an `nnx$Param()`.",
   "instead of SeedGenerator" =
-    "Draw random numbers with `jax$random`, and a key from `self$make_rng()` or `rngs`."
+    "Draw random numbers with `jax$random`, and a key from `self$make_rng()` or `rngs`.",
+  "load weights" = "`load_model_weights()`"
 )
 
 # Declares the core, which reticulate imports at its first use. The path stays on Python's search

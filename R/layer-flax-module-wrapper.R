@@ -28,6 +28,11 @@
 #' outputs of a Hugging Face model), you get a named list with a Keras tensor for each field,
 #' without the fields that are `NULL`. An eager call of the layer returns the module's own output.
 #'
+#' A part of the input may be `NULL` in one call and an array in the next, as in
+#' `keras_input(optional = TRUE)`. A Linen module must get the part as an array when the layer is
+#' built, if the part needs weights. Keras's mask goes on to every output that keeps the axes that
+#' it masks, whether or not the module takes it.
+#'
 #' # Variables
 #' The collection `params` becomes trainable weights, and every other collection becomes
 #' non-trainable state. The layer keeps what the module writes to its state, in training and at
@@ -75,6 +80,11 @@
 #' `config`. A condition that R code inside a module signals reaches you unchanged. Errors from code
 #' that enters Python in another way, such as `fit()` or `layer(x)`, are Python errors whose text
 #' contains the same facts.
+#'
+#' If `fit()`, `evaluate()` or `predict()` stops with an error, Keras may lose the values of all
+#' weights of the model, also those of its own layers. The next use of the weights then says so.
+#' Load them from a file with [keras3::load_model_weights()], and compile the model again before you
+#' train it further; or create the model again.
 #'
 #' Do not wrap a call of the layer in a `tryCatch()` that catches warnings or messages: it jumps out
 #' of Python's code, and reticulate then crashes R. Use `withCallingHandlers()` instead.

@@ -238,6 +238,99 @@ def test_a_mask_is_passed_on_only_if_the_output_keeps_its_axes():
     ).shape == (8, 4)
 
 
+def linen_dense(units):
+    return FlaxLayer(nn.Dense(units), seed=1)
+
+
+def nnx_dense(units):
+    return FlaxLayer(nnx.Linear(3, units, rngs=nnx.Rngs(0)))
+
+
+TOKENS = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0], [6, 0, 0, 0, 0], [1, 2, 3, 4, 5]])
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("length", [5, None])
+@pytest.mark.parametrize("dense", [linen_dense, nnx_dense])
+def test_a_mask_passes_through_a_module_that_does_not_take_one(dense, length):
+    layer, keras_dense = dense(3), keras.layers.Dense(3)
+    embedding, lstm = keras.layers.Embedding(9, 3, mask_zero=True), keras.layers.LSTM(2)
+
+    def models(middle):
+        tokens = keras.Input((length,), dtype="int32")
+        yield keras.Model(tokens, lstm(middle(embedding(tokens))))
+        yield keras.Sequential([embedding, middle, lstm])
+        wrapped = keras.layers.TimeDistributed(middle)
+        yield keras.Model(tokens, lstm(wrapped(embedding(tokens))))
+
+    keras_dense.build((None, None, 3))
+    layer.build((None, None, 3))
+    keras_dense.set_weights([layer.variables_by_path[f"params/{n}"] for n in ("kernel", "bias")])
+    expected = lstm(keras_dense(embedding(TOKENS)))
+    assert not np.allclose(expected, lstm(keras_dense(embedding(TOKENS)), mask=TOKENS == TOKENS))
+    for model in models(layer):
+        for call in (model, model.predict_on_batch):
+            np.testing.assert_allclose(call(TOKENS), expected, rtol=1e-5, atol=1e-6)
+        model.compile("sgd", "mse")
+        loss = model.evaluate(TOKENS, np.zeros((4, 2)), verbose=0)
+        np.testing.assert_allclose(loss, np.square(expected).mean(), rtol=1e-5)
+    np.testing.assert_allclose(lstm(layer(embedding(TOKENS))), expected, rtol=1e-5, atol=1e-6)
+
+
+class Strided(nn.Module):
+    branches: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        if self.branches and int(x.shape[1]) > 1000:
+            return x
+        return nn.Conv(4, (3,), strides=2)(x)
+
+
+class Pooled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5)(x.mean(1))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("module", [Strided(), Strided(branches=True), Pooled()])
+@pytest.mark.parametrize("length", [5, None])
+def test_a_module_that_changes_or_drops_the_time_axis_passes_no_mask(module, length):
+    tokens = keras.Input((length,), dtype="int32")
+    embedding, layer = keras.layers.Embedding(9, 3, mask_zero=True), FlaxLayer(module)
+    output = layer(embedding(tokens))
+    assert getattr(output, "_keras_mask", None) is None
+    if output.ndim == 2:
+        output = keras.layers.Reshape((5, 1))(output)
+    lstm = keras.layers.LSTM(2)
+    model = keras.Model(tokens, lstm(output))
+    expected = lstm(np.reshape(layer(np.asarray(embedding(TOKENS))), (4, -1, output.shape[-1])))
+    for call in (model, model.predict_on_batch):
+        np.testing.assert_allclose(call(TOKENS), expected, rtol=1e-5, atol=1e-6)
+    assert getattr(layer(embedding(TOKENS)), "_keras_mask", None) is None
+
+
+def test_each_output_gets_the_first_mask_of_several_inputs_that_fits():
+    class Two(nn.Module):
+        def __call__(self, query, context):
+            return query * 2, context * 3, query.sum(1)
+
+    layer, masking = FlaxLayer(Two()), keras.layers.Masking()
+    query = masking(np.pad(SEQUENCES, ((0, 0), (0, 2), (0, 0))))
+    context = masking(np.pad(SEQUENCES, ((0, 0), (0, 1), (0, 0))))
+    outputs = layer({"query": query, "context": context})
+    np.testing.assert_array_equal(outputs[0]._keras_mask, query._keras_mask)
+    np.testing.assert_array_equal(outputs[1]._keras_mask, context._keras_mask)
+    assert getattr(outputs[2], "_keras_mask", None) is None
+    for inputs in ({"query": query, "context": query + 0}, {"query": query + 0, "context": query}):
+        for output in layer(inputs)[:2]:
+            np.testing.assert_array_equal(output._keras_mask, query._keras_mask)
+    other = masking(np.pad(SEQUENCES, ((0, 0), (2, 0), (0, 0))))
+    first = layer({"query": query, "context": other})[0]
+    np.testing.assert_array_equal(first._keras_mask, query._keras_mask)
+
+
 def test_a_list_of_two_inputs_fills_the_input_and_the_mask():
     class Masked(nn.Module):
         def __call__(self, x, mask):

@@ -40,6 +40,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "instead of Variable": "Create it with `self.param()`, or as an `nnx.Param`.",
         "instead of SeedGenerator": "Draw random numbers with `jax.random`, and a key from "
         "`self.make_rng()` or `rngs`.",
+        "load weights": "`model.load_weights()`",
     }
 )
 

@@ -161,9 +161,25 @@ def has_value(variable: keras.Variable) -> bool:
     """Whether a variable holds a value.
 
     During an epoch, Keras's trainer holds the values itself, and it loses them if the epoch fails
-    (https://github.com/keras-team/keras/pull/21019 restores them after an interrupt only).
+    (https://github.com/keras-team/keras/pull/21019 restores them after an interrupt only). If a
+    compiled step fails while it runs, JAX has already deleted the arrays that it was given.
     """
-    return variable._value is not None
+    value = variable._value
+    return value is not None and not (hasattr(value, "is_deleted") and value.is_deleted())
+
+
+def explain_missing_values(variables: Iterable[keras.Variable], explain: Callable[[], Any]) -> None:
+    """Let `variable.value` call `explain`, which raises an error, once Keras has lost the value.
+
+    If a variable has no value, Keras calls its initializer. A variable that has had a value has no
+    initializer: `fit()`, `predict()` and the others would stop with "'NoneType' object is not
+    callable". In Keras's NNX mode, variables must not be changed in a trace.
+    """
+    if keras.config.is_nnx_enabled():
+        return
+    for variable in variables:
+        if variable._initializer is None:
+            variable._initializer = lambda shape, dtype: explain()
 
 
 def value_of(variable: keras.Variable) -> Any:
@@ -171,7 +187,7 @@ def value_of(variable: keras.Variable) -> Any:
 
     In an eager call of a layer with many weights, `variable.value` takes most of the time.
     """
-    return variable._value
+    return variable.value if variable._value is None else variable._value
 
 
 def values_now(variables: Iterable[keras.Variable]) -> list[Any]:

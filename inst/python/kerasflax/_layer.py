@@ -81,6 +81,10 @@ class FlaxLayer(keras.layers.Layer):
     `use_running_average` of all parts. Random streams are the module's own state. If the method
     takes `rngs` and the module has none, they come from the layer's seed.
 
+    Keras's mask goes on to every output that keeps the axes that it masks. A part of the input may
+    be None in one call and an array in the next. A Linen module must get a part that needs weights
+    as an array when the layer is built.
+
     Args:
         module: A `flax.linen.Module` or `flax.nnx.Module` instance, or a `LazyModule`, which the
             layer creates when it is built.
@@ -141,7 +145,8 @@ class FlaxLayer(keras.layers.Layer):
         # A bound method would keep its module alive, with all values of an NNX module.
         is_named = method is None or isinstance(method, str)
         self.method = method if is_named else self._adapter.method
-        self.supports_masking = self._adapter.takes_mask
+        # `compute_mask` decides which outputs get the mask.
+        self.supports_masking = True
         # Keras, too, draws seeds from Python's generator, which `keras.utils.set_random_seed` sets.
         self._drawn_seed = random.randint(1, 10**9) if seed is None else seed
         self.seed_generator = keras.random.SeedGenerator(self._drawn_seed)
@@ -193,7 +198,7 @@ class FlaxLayer(keras.layers.Layer):
                 call.inputs = inputs
                 call.input_dtypes = jax.tree.map(self._dtype_in_call, inputs)
                 mask = kwargs.get("mask", jax.tree.map(_keras.mask_of, inputs))
-                call.mask_spec = jax.tree.map(Spec.of, _mask_if_any(mask))
+                call.mask_spec = jax.tree.map(Spec.of, self._mask_to_pass(mask))
             stack.enter_context(running(call))
             outputs = super().__call__(inputs, *args, **kwargs)
         if is_called_by_keras or any(
@@ -249,6 +254,7 @@ class FlaxLayer(keras.layers.Layer):
         self._ordered_variables = tuple(variables.values())
         # Only after Keras has tracked them as trainable.
         self.by_path.update_trainable()
+        self.by_path.explain_missing_values()
 
     def _trace_init(
         self, spec: PyTree, mask_spec: PyTree, form: Form | None
@@ -330,17 +336,19 @@ class FlaxLayer(keras.layers.Layer):
             _check_mode(training)
         self._held.has_been_trained |= bool(training) and _keras.in_stateless_scope()
         training = bool(training) and self.trainable
-        mask = _mask_if_any(mask)
+        mask = self._mask_to_pass(mask)
         call = call_of(self)
-        with self.by_path.alone():
+        if _keras.in_stateless_scope():
+            # Variables that were built in such a scope have lost their initializers only now.
+            self.by_path.explain_missing_values()
+        with _keras.raised_as_is(), self.by_path.alone(), self.by_path.blaming_missing_values():
             arrays = _variables.values(self._ordered_variables, cast=self._follows_policy)
             seed_state = self.seed_generator.state
             compiled = functools.partial(self._compiled, training=training, form=form)
             apply = jax.checkpoint(compiled) if call.is_rematerialized else compiled
-            with _keras.raised_as_is():
-                formed, state, sown, next_seed_state = until_learned(
-                    lambda: apply(arrays, inputs, mask, seed_state.value)
-                )
+            formed, state, sown, next_seed_state = until_learned(
+                lambda: apply(arrays, inputs, mask, seed_state.value)
+            )
             self._take_sown(sown)
             if state or next_seed_state is not None:
                 variables = self.by_path.with_seed
@@ -348,7 +356,8 @@ class FlaxLayer(keras.layers.Layer):
                 _variables.assign(
                     (variables[path], value) for path, value in (state | drawn).items()
                 )
-        call.output_form, call.output_shapes = formed.form, [x.shape for x in formed.leaves]
+        call.output_form = formed.form
+        call.output_shapes = [tuple(x.shape) for x in formed.leaves]
         return formed.for_keras()
 
     def rematerialized_call(
@@ -425,6 +434,10 @@ class FlaxLayer(keras.layers.Layer):
             next_seed_state = seed_state + jnp.array([0, 1], seed_state.dtype)
         return formed, updates, sown, next_seed_state
 
+    def _mask_to_pass(self, mask: PyTree) -> PyTree:
+        """The mask that the module gets: None if it takes none, or if no input has one."""
+        return mask if self._adapter.takes_mask and jax.tree.leaves(mask) else None
+
     def _take_sown(self, sown: Mapping[str, PyTree]) -> None:
         for value in jax.tree.leaves(sown.get(_LOSSES)):
             self.add_loss(value.sum())
@@ -442,29 +455,35 @@ class FlaxLayer(keras.layers.Layer):
 
         A size that depends on an unknown size is None.
         """
-        specs = jax.tree.map(Spec.of, (inputs, _mask_if_any(mask)))
+        specs = jax.tree.map(Spec.of, (inputs, self._mask_to_pass(mask)))
         with _keras.raised_as_is():
             outputs = self._output_spec(
                 *specs, training=bool(training) and self.trainable, form=form
             )
-        call_of(self).output_shapes = [spec.shape for spec in outputs.leaves]
+        call_of(self).output_shapes = [_comparable_shape(spec) for spec in outputs.leaves]
         return map_leaves(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.for_keras()
         )
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> list[Any] | None:
-        """Pass the input's mask on to the outputs that still have the axes that it masks."""
-        if not hasattr(previous_mask, "shape"):
+        """Pass a mask on to the outputs that still have the axes that it masks.
+
+        If several inputs have masks, each output gets the first one that fits.
+        """
+        masks = list(_in_order(previous_mask))
+        if not masks:
             return None
-        axes, shapes = tuple(previous_mask.shape), call_of(self).output_shapes
+        shapes = call_of(self).output_shapes
         if shapes is None:
-            specs = jax.tree.map(Spec.of, (inputs, previous_mask))
+            specs = jax.tree.map(Spec.of, (inputs, self._mask_to_pass(previous_mask)))
             outputs = self._output_spec(*specs, training=False, form=None)
-            shapes = [spec.shape for spec in outputs.leaves]
-        return [
-            previous_mask if len(shape) > len(axes) and tuple(shape[: len(axes)]) == axes else None
-            for shape in shapes
-        ]
+            shapes = [_comparable_shape(spec) for spec in outputs.leaves]
+
+        def fits(mask: Any, shape: tuple[Any, ...]) -> bool:
+            axes = tuple(mask.shape)
+            return len(shape) > len(axes) and shape[: len(axes)] == axes
+
+        return [next((mask for mask in masks if fits(mask, shape)), None) for shape in shapes]
 
     def compute_output_shape(self, input_shape: PyTree) -> PyTree:
         """The output's shape for an input's shape, or for a nested structure of shapes."""
@@ -721,9 +740,21 @@ def _serialized(values: Mapping[str, Any], serialize: Callable[[Any], Any]) -> d
     return {pattern: serialize(value) for pattern, value in values.items()}
 
 
-def _mask_if_any(mask: PyTree) -> PyTree:
-    """None for the masks of nested inputs if no input has one."""
-    return mask if jax.tree.leaves(mask) else None
+def _in_order(tree: PyTree) -> Iterator[Any]:
+    """The leaves of Keras's tree without None, and with dicts in order, unlike JAX's."""
+    if isinstance(tree, (Mapping, list, tuple)):
+        for child in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _in_order(child)
+    elif tree is not None:
+        yield tree
+
+
+def _comparable_shape(spec: Spec) -> tuple[int | None, ...]:
+    """The shape, with -1 for an unknown size that differs from the input's in the same axis."""
+    return tuple(
+        -1 if size is None and axis not in spec.kept else size
+        for axis, size in enumerate(spec.shape)
+    )
 
 
 def _specs(shapes: PyTree, dtypes: PyTree) -> PyTree:

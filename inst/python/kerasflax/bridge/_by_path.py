@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import keras
 
-from .. import _keras
+from .. import _host, _keras
 from .._errors import NotBuiltError, StateError
 from ..adapters._context import module_is_running
 from ..adapters._protocol import Adapter
@@ -183,9 +183,36 @@ class VariablesByPath:
         """
         self.check_built()
         if not all(map(_keras.has_value, self._layer._ordered_variables)):
-            raise StateError(
-                f"The weights of the layer {self._layer.name!r} have no values now. Keras holds "
-                "them during an epoch, and loses them if training fails.",
-                advice="Read and set weights between epochs (`on_epoch_end`). After an error, load "
-                "the weights again.",
-            )
+            raise _without_values(self._layer.name)
+
+    def explain_missing_values(self) -> None:
+        """Let Keras say what is wrong when it needs the values and has lost them."""
+        name = self._layer.name
+
+        def explain() -> None:
+            raise _without_values(name)
+
+        _keras.explain_missing_values(self.with_seed.values(), explain)
+
+    @contextlib.contextmanager
+    def blaming_missing_values(self) -> Iterator[None]:
+        """If the block fails because the variables have no values, raise the error that says so."""
+        try:
+            yield
+        except Exception as error:
+            # In a stateless scope, the scope has the values.
+            if _keras.in_stateless_scope() or isinstance(error, StateError):
+                raise
+            if all(map(_keras.has_value, self.with_seed.values())):
+                raise
+            raise _without_values(self._layer.name) from error
+
+
+def _without_values(name: str) -> StateError:
+    return StateError(
+        f"The weights of the layer {name!r} have no values now. Keras holds them during an epoch, "
+        "and loses them if `fit()`, `evaluate()` or `predict()` fails.",
+        advice=f"After an error, load the weights from a file ({_host.word('load weights')}) or "
+        "create the model again. In callbacks, read and set weights between epochs "
+        "(`on_epoch_end`).",
+    )

@@ -32,7 +32,8 @@ class Call:
         input_dtypes: The dtypes that `Layer.call` will get, if the call builds the layer.
         mask_spec: The spec of the mask, if the call builds the layer.
         output_form: The form of what the module returned.
-        output_shapes: The shapes of the arrays that the module returned.
+        output_shapes: The shapes of the arrays that the module returned. -1 is an unknown size that
+            differs from the input's in the same axis.
         is_rematerialized: Whether the backward pass computes the module again.
     """
 

@@ -57,10 +57,13 @@ class Spec:
     Attributes:
         shape: The size of each axis, or None if it is unknown.
         dtype: The name of the dtype.
+        kept: In the result of a trace, the axes that have the unknown size of the same axis of the
+            arguments.
     """
 
     shape: tuple[int | None, ...]
     dtype: str
+    kept: frozenset[int] = dataclasses.field(default=frozenset(), compare=False)
 
     @classmethod
     def of(cls, array: Any) -> Spec:
@@ -216,7 +219,7 @@ def trace(function: Callable[..., PyTree], *arguments: PyTree) -> Trace:
     if all(None not in spec.shape for spec in jax.tree.leaves(arguments)):
         return _trace_sized(function, arguments)
     try:
-        traced = _trace_sized(function, _sized(arguments, _symbols(arguments)))
+        traced = _trace_sized(function, arguments, _symbols(arguments))
         return dataclasses.replace(traced, arguments=arguments)
     except Exception as error:
         # Code that expects numbers may fail in any way on a symbol, including R conditions.
@@ -238,7 +241,7 @@ def _traced_with_numbers(
     for sizes in _STAND_INS:
         try:
             small, large = (
-                _trace_sized(function, _sized(arguments, functools.partial(_stand_in, size, batch)))
+                _trace_sized(function, arguments, functools.partial(_stand_in, size, batch))
                 for size, batch in zip(sizes, _BATCH_STAND_INS, strict=True)
             )
         except Exception as error:
@@ -248,14 +251,27 @@ def _traced_with_numbers(
     raise errors[0] from cause
 
 
-def _trace_sized(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> Trace:
+def _trace_sized(
+    function: Callable[..., PyTree],
+    arguments: tuple[PyTree, ...],
+    size_of: Callable[[int], Any] = lambda axis: None,
+) -> Trace:
+    """Trace a function, with `size_of(axis)` for the unknown size of an axis."""
+    arguments = _sized(arguments, size_of)
     structs = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arguments)  # type: ignore[no-untyped-call]
 
     def arrays(*values: PyTree) -> PyTree:
         return jax.tree.map(as_array, function(*values))
 
     jaxpr, result = until_learned(lambda: jax.make_jaxpr(arrays, return_shape=True)(*structs))
-    return Trace(function, arguments, jaxpr, jax.tree.map(Spec.of, result))
+    specs = jax.tree.map(functools.partial(_result_spec, size_of), result)
+    return Trace(function, arguments, jaxpr, specs)
+
+
+def _result_spec(size_of: Callable[[int], Any], array: Any) -> Spec:
+    sizes = [(axis, size, size_of(axis)) for axis, size in enumerate(array.shape)]
+    kept = frozenset(axis for axis, size, own in sizes if own is not None and size == own)
+    return dataclasses.replace(Spec.of(array), kept=kept)
 
 
 def as_array(value: Any) -> Any:
@@ -274,7 +290,7 @@ def as_array(value: Any) -> Any:
 
 def _common(first: Spec, second: Spec) -> Spec:
     shape = tuple(a if a == b else None for a, b in zip(first.shape, second.shape, strict=True))
-    return Spec(shape, first.dtype)
+    return Spec(shape, first.dtype, first.kept & second.kept)
 
 
 def _sized(arguments: PyTree, size_of: Callable[[int], Any]) -> PyTree:
@@ -290,7 +306,7 @@ def _sized(arguments: PyTree, size_of: Callable[[int], Any]) -> PyTree:
 def _symbols(arguments: PyTree) -> Callable[[int], Any]:
     """One symbol per axis number: several inputs have the same unknown size, such as the batch."""
     axes = sorted({axis for spec in jax.tree.leaves(arguments) for axis in _unknown_axes(spec)})
-    return _symbols_of(tuple(axes)).__getitem__
+    return _symbols_of(tuple(axes)).get
 
 
 @functools.cache
