@@ -53,7 +53,8 @@ check_object <- function(object, module_is_missing, call = caller_env()) {
         "{.arg object} must be a Keras tensor, a sequential model, an array, or a list of tensors \
         or arrays.",
         x = "{problem}.",
-        i = "Pass what {.code keras_input()} returns, or omit {.arg object} to get the layer alone."
+        i = "Pass what {.code keras_input()} returns. To get the layer alone, pass only \
+        {.code module = }."
       ),
       cause = "object",
       call = call
@@ -135,10 +136,12 @@ check_method <- function(method, call = caller_env()) {
 }
 
 # If R finds problems, `fit` reports what the module finds wrong with the rest as an error, so that
-# one message lists all problems.
+# one message lists all problems. `expected` and `advice` are cli templates.
 check_variables <- function(
   variables,
   arg = "variables",
+  expected = "a named list of collections",
+  advice = "Pass, for example, {.code list(params = list(...))}.",
   fit = function(part) NULL,
   call = caller_env()
 ) {
@@ -157,7 +160,7 @@ check_variables <- function(
     problems <- c(problems, escape_braces(other_problems))
     abort_kerasflax(
       c(
-        "{.arg {arg}} must be a named list of collections of arrays.",
+        "{.arg {arg}} must contain only arrays, in named lists.",
         rlang::set_names(problems, "x")
       ),
       cause = "variables",
@@ -166,13 +169,9 @@ check_variables <- function(
   }
   abort_kerasflax(
     c(
-      "{.arg {arg}} must be a named list of collections, as {.code module$init()} returns it.",
+      paste0("{.arg {arg}} must be ", expected, "."),
       x = "It is {describe(variables)}.",
-      i = if (rlang::is_string(variables)) {
-        "Read a file with {.fn flax_read}."
-      } else {
-        "Pass {.code list(params = list(...))}."
-      }
+      i = if (rlang::is_string(variables)) "Read a file with {.fn flax_read}." else advice
     ),
     cause = "variables",
     call = call
@@ -354,10 +353,13 @@ check_dots <- function(dots, call) {
   if (all(nzchar(names)) && !anyDuplicated(names)) {
     return(invisible(dots))
   }
+  unnamed <- sum(!nzchar(names))
+  twice <- unique(names[nzchar(names) & duplicated(names)])
   abort_kerasflax(
     c(
       "Arguments in {.arg ...} must have unique names.",
-      x = "Got {length(dots)} argument{?s}, named {.val {names}}.",
+      x = if (unnamed > 0) "{unnamed} argument{?s} {?has/have} no name.",
+      x = if (length(twice) > 0) "{.val {twice}} occur{?s/} twice.",
       i = "Name each argument of the layer: {.code name = }, {.code trainable = }, \
       {.code dtype = }, {.code seed = }."
     ),
@@ -417,6 +419,9 @@ describe <- function(x) {
     paste0("a ", class(x)[[1]], " of length ", length(x))
   }
 }
+
+# A Python value in the words of `describe()`, for the core's messages.
+r_shown <- function(value) describe(reticulate::py_to_r(value))
 
 describe_type <- function(x) {
   if (is.factor(x)) {

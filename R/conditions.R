@@ -50,7 +50,11 @@ problems_in <- function(exception) {
 }
 
 # The exception as the parent of an R condition, without its text, which would be printed twice.
+# NULL for an error of the core that no other exception caused: Python knows no more about it.
 python_parent <- function(exception) {
+  if (is_instance(exception, "error") && is.null(cause_of(exception))) {
+    return(NULL)
+  }
   rlang::error_cnd(
     class = "kerasflax_python_exception",
     message = paste0(
@@ -71,9 +75,14 @@ find_r_condition <- function(exception) {
     if (reticulate::py_has_attr(exception, "r_class")) {
       return(exception)
     }
-    exception <- reticulate::py_get_attr(exception, "__cause__") |> reticulate::py_to_r()
+    exception <- cause_of(exception)
   }
   NULL
+}
+
+# The exception that `raise ... from` names as the cause of another, or NULL.
+cause_of <- function(exception) {
+  reticulate::py_to_r(reticulate::py_get_attr(exception, "__cause__"))
 }
 
 # The R condition that the exception carries, with advice added to its message.

@@ -19,7 +19,8 @@ is_instance <- function(x, class) inherits(x, python_classes[[class]])
 core_words <- list(
   none = "NULL",
   dict = "a named list",
-  init = "`module$init()`",
+  "callback model" = "`self$model`",
+  variables = "`flax_variables(layer)`",
   params = "`list(params = list(...))`",
   method = "a `function(module, inputs, training)`",
   "batch shape" = "`keras_input(batch_shape = ...)`",
@@ -29,7 +30,8 @@ core_words <- list(
   ),
   import = "`reticulate::import(\"{0}\")`",
   "custom object" = "`custom_objects = list({0} = {1})`",
-  pattern = "`list(\"{0}\" = ...)`",
+  entry = "`list(\"{0}\" = ...)`",
+  rename = "`rename = c(\"{0}\" = \"{1}\")`",
   unchecked = "`checked = FALSE`",
   "functional model" = "`keras_model(inputs, outputs)`",
   "to write" = "`object`",
@@ -78,6 +80,7 @@ abort_without_core <- function(error) {
 register_r <- function() {
   the$core$register(
     formals = r_formals,
+    shown = r_shown,
     advice = r_advice,
     function_of_name = r_method_of_name,
     name_of_function = r_name_of_method,

@@ -70,7 +70,12 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
     rlang::current_env()
   )
   if (!is.null(like) && !is_keras_layer(like)) {
-    check_variables(like, arg = "like")
+    check_variables(
+      like,
+      arg = "like",
+      expected = "a layer, a model, or a named list of variables",
+      advice = "Pass, for example, the layer that the variables are for."
+    )
   }
   mapping <- NULL
   tree <- call_core(
@@ -93,7 +98,12 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
 flax_write <- function(object, path, metadata = NULL) {
   check_file_path(path)
   if (!is_keras_layer(object)) {
-    check_variables(object, arg = "object")
+    check_variables(
+      object,
+      arg = "object",
+      expected = "a layer, a model, or a named list of variables",
+      advice = "Pass, for example, the layer whose variables you want to write."
+    )
   }
   if (!is.null(metadata)) {
     check_metadata(metadata)

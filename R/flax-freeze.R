@@ -7,7 +7,7 @@
 #'
 #' # Path patterns
 #' In a layer, a weight has a path such as `params/Dense_0/kernel`. In a model, the path starts with
-#' the layer's name: `flax_layer/params/Dense_0/kernel`. [flax_variables()] shows the paths. In a
+#' the layer's name: `mlp/params/Dense_0/kernel`. [flax_variables()] shows the paths. In a
 #' pattern, `*` matches any part of one name, `?` matches one character, and `**` in place of a name
 #' matches any number of names: `"params/encoder/**"`, `"**/bias"`. A pattern that matches no
 #' trainable weight is a `kerasflax_error_argument`; its message shows the closest paths.

@@ -315,24 +315,44 @@ reserved_fields <- c("parent", "name", "scope", "self", "call")
 check_module_parts <- function(parts, reserved, call = caller_env()) {
   names <- names(parts) %||% rep("", length(parts))
   check_encoding(names, "names(...)", "Use letters, digits and underscores.", call = call)
-  problem <- if (!all(grepl("^[A-Za-z][A-Za-z0-9_]*$", names))) {
-    "Names of fields and methods must consist of letters, digits and underscores."
+  is_valid <- grepl("^[A-Za-z][A-Za-z0-9_]*$", names)
+  is_na <- vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA)
+  problem <- if (!all(nzchar(names))) {
+    unnamed <- which(!nzchar(names))
+    c(
+      "Fields and methods must have names.",
+      x = "{cli::qty(unnamed)}Argument{?s} {unnamed} of {.arg ...} {?has/have} no name.",
+      i = "Pass, for example, {.code units = 64L}."
+    )
+  } else if (!all(is_valid)) {
+    c(
+      "Names of fields and methods must consist of letters, digits and underscores.",
+      x = "Got {.val {names[!is_valid]}}."
+    )
   } else if (anyDuplicated(names)) {
-    "Fields and methods must have unique names, but {.val {names[duplicated(names)][[1]]}} occurs \
-    twice."
-  } else if (any(vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA))) {
-    "A field must not be NA, which Python cannot represent; use {.code NULL} instead."
+    c(
+      "Fields and methods must have unique names.",
+      x = "{.val {unique(names[duplicated(names)])}} occur{?s/} twice."
+    )
+  } else if (any(is_na)) {
+    c(
+      "A field must not be NA, which Python cannot represent.",
+      x = "{.arg {names[is_na]}} {?is/are} NA.",
+      i = "Use {.code NULL} instead."
+    )
   } else if ("setup" %in% names && !is_r_method(parts$setup)) {
-    "{.arg setup} must be a function whose first argument is {.arg self}."
+    c(
+      "{.arg setup} must be a function whose first argument is {.arg self}.",
+      x = "It is {describe(parts$setup)}."
+    )
   } else if (any(names %in% c(reserved_fields, reserved))) {
-    "Flax reserves the name {.val {intersect(names, c(reserved_fields, reserved))[[1]]}}."
+    c(
+      "Fields and methods must not have names that Flax reserves.",
+      x = "Got {.val {intersect(names, c(reserved_fields, reserved))}}."
+    )
   }
   if (!is.null(problem)) {
-    abort_kerasflax(
-      c(problem, x = "The names are {.val {names}}."),
-      cause = "argument",
-      call = call
-    )
+    abort_kerasflax(problem, cause = "argument", call = call)
   }
   for (name in names[vapply(parts, is.character, NA)]) {
     check_encoding(parts[[name]], name, call = call)

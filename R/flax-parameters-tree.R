@@ -165,13 +165,17 @@ tree_lines <- function(x, n) {
   }
   draw(0, "")
   fields <- line_fields(x, lines)
-  statistics <- setdiff(names(fields), c("tree", "shape", "dtype", "parameters", "size", "mark"))
-  # If the console is too narrow, drop columns instead of breaking lines.
-  while (length(statistics) > 0 && sum(field_widths(fields)) > cli::console_width()) {
-    fields[utils::tail(statistics, 2)] <- NULL
-    statistics <- utils::head(statistics, -2)
+  # If the console is too narrow for statistics, drop columns instead of breaking lines: first those
+  # that the user did not ask for.
+  dropped <- character()
+  if (has_statistics(x)) {
+    rest <- c("size", "dtype", "parameters", "shape", "max", "min", "sd", "mean")
+    while (length(rest) > 0 && sum(field_widths(fields)) > cli::console_width()) {
+      dropped <- c(dropped, rest[[1]])
+      fields[rest[[1]]] <- NULL
+      rest <- rest[-1]
+    }
   }
-  dropped <- if (has_statistics(x)) setdiff(c("mean", "sd", "min", "max"), statistics)
   c(
     join_columns(fields),
     if (!all(is_shown)) {

@@ -49,9 +49,13 @@ flax_variables <- function(object, as = c("r", "jax")) {
 #' @export
 `flax_variables<-` <- function(object, value) {
   check_flax_object(object)
-  check_variables(value, arg = "value", fit = function(part) {
-    call_core("fitted_variables", object, as_variables(part))
-  })
+  check_variables(
+    value,
+    arg = "value",
+    expected = "a named list of variables",
+    advice = "Pass what {.code flax_variables(object)} returns, or a part of it.",
+    fit = function(part) call_core("fitted_variables", object, as_variables(part))
+  )
   call_core("set_variables", object, as_variables(value))
   invisible(object)
 }

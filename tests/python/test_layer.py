@@ -9,7 +9,7 @@ from modules import MLP, ConvNet, Counter, SetUp, Sower, TwoStreams
 from support import IMAGES, TARGETS, VECTORS, assert_close, functional_model, run_code
 
 import kerasflax
-from kerasflax import ArgumentError, FlaxLayer, _rng
+from kerasflax import ArgumentError, FlaxLayer, LazyModule, _rng
 
 
 def mse(outputs, targets):
@@ -174,8 +174,8 @@ def test_sown_losses_are_added_to_the_loss_of_the_model_in_training_and_evaluati
     layer = FlaxLayer(Sower())
     model = functional_model(layer, (3,))
     assert {w.path for w in model.weights} == {
-        "flax_layer/params/Dense_0/bias",
-        "flax_layer/params/Dense_0/kernel",
+        "sower/params/Dense_0/bias",
+        "sower/params/Dense_0/kernel",
     }
     model.compile(keras.optimizers.SGD(0.0), "mse")
     targets = TARGETS[:, :2]
@@ -190,6 +190,33 @@ def test_sown_losses_are_added_to_the_loss_of_the_model_in_training_and_evaluati
 
 
 # Variables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (MLP(), "mlp"),
+        (nn.LayerNorm(), "layer_norm"),
+        (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "linear"),
+        (LazyModule(nnx.Linear, 3, 2), "linear"),
+        (LazyModule(lambda rngs: nnx.Linear(3, 2, rngs=rngs)), "linear"),
+        (type("Conv2DTranspose", (nn.Dense,), {})(2), "conv2d_transpose"),
+        (type("_Größe", (nn.Dense,), {})(2), "größe"),
+        (type("a/b", (nn.Dense,), {})(2), "flax_layer"),
+        (type("__", (nn.Dense,), {})(2), "flax_layer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_default_name_of_a_layer_is_that_of_its_modules_class(module, name):
+    layers = [FlaxLayer(module), FlaxLayer(module, name=None), FlaxLayer(module, name="own")]
+    assert [layer.name for layer in layers] == [name, f"{name}_1", "own"]
+    assert functional_model(layers[1], (3,)).layers[1].variables[0].path.startswith(f"{name}_1/")
+
+
+def test_default_names_and_those_of_keras_layers_differ():
+    layers = [FlaxLayer(nn.Dense(2)), keras.layers.Dense(2), FlaxLayer(nn.Dense(2))]
+    assert [layer.name for layer in layers] == ["dense", "dense_1", "dense_2"]
+    assert FlaxLayer.from_config(layers[0].get_config()).name == "dense"
 
 
 def test_weights_have_their_flax_paths():
@@ -233,7 +260,7 @@ def test_metadata_boxes_reach_apply_and_are_returned_as_init_created_them():
         assert all(isinstance(box, nn.Partitioned) for box in seen)
         kernel = layer.flax_variables["params"]["Dense_0"]["kernel"]
         assert kernel.names == ("in", "out")
-        assert "flax_layer" in layer.weights[1].path
+        assert layer.weights[1].path.startswith("boxed")
         assert layer.weights[1].path.endswith("/params/Dense_0/kernel")
 
 
@@ -300,7 +327,7 @@ def test_a_module_can_read_a_collection_that_only_the_user_provides():
 
     layer = FlaxLayer(Scaled(), variables={"constants": {"scale": np.float32(3)}})
     np.testing.assert_allclose(layer(VECTORS), 3 * VECTORS)
-    assert [w.path for w in layer.weights] == ["flax_layer/constants/scale"]
+    assert [w.path for w in layer.weights] == ["scaled/constants/scale"]
 
 
 # Input specs and building ------------------------------------------------------------------------
@@ -360,7 +387,7 @@ def test_init_sees_the_dtypes_of_the_inputs():
             return nn.Embed(7, 4)(inputs["tokens"]) * inputs["keep"][..., None]
 
     inputs = {
-        "tokens": keras.Input((None,), dtype="int32", name="tokens"),
+        "tokens": keras.Input((None,), dtype="int32", name="ids"),
         "keep": keras.Input((None,), dtype="bool", name="keep"),
     }
     model = keras.Model(inputs, FlaxLayer(Tokens())(inputs))

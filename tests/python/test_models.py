@@ -6,11 +6,19 @@ import keras
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from modules import MLP, ConvNet
-from support import IMAGES
+from support import IMAGES, assert_close
 
 import kerasflax
-from kerasflax import ArgumentError, FlaxLayer, NotBuiltError, VariablesError, _models
+from kerasflax import (
+    ArgumentError,
+    FlaxLayer,
+    LazyModule,
+    NotBuiltError,
+    VariablesError,
+    _models,
+)
 from kerasflax.bridge._variables import named_leaves
 
 TARGETS = np.linspace(0, 1, 8 * 2, dtype=np.float32).reshape(8, 2)
@@ -112,8 +120,127 @@ def test_freezing_something_that_cannot_be_frozen_is_an_error_and_changes_nothin
     assert layer.frozen == []
     with pytest.raises(ArgumentError, match="holds no Flax layer; it holds Dense"):
         kerasflax.freeze(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ArgumentError, match=r"^'empty' holds no Flax layer\.$"):
+        kerasflax.freeze(keras.Sequential(name="empty"))
+    with pytest.raises(ArgumentError, match="'plain' is not a Flax layer, but a layer of class Re"):
+        kerasflax.freeze(keras.layers.ReLU(name="plain"))
     with pytest.raises(ArgumentError, match="got dict"):
         kerasflax.freeze({})
+
+
+# Variables of another level -----------------------------------------------------------------------
+
+LINEN = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=True)])
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.norm(self.linear(inputs))
+
+
+MODULES = [LINEN, Nnx(nnx.Rngs(0)), LazyModule(Nnx)]
+
+
+def model_of(module, *names):
+    """A model with a layer of each name, all of the same module."""
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, [FlaxLayer(module, name=name)(inputs) for name in names])
+
+
+def wrapped(value, *names):
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
+def one_sentence(change):
+    """The message of the error that a change raises, without its advice."""
+    with pytest.raises(VariablesError) as error:
+        change()
+    assert not error.value.problems
+    assert "\n" not in error.value.what
+    return error.value.what, error.value.advice
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["linen", "nnx", "lazy"])
+def test_variables_of_another_level_are_named_in_one_sentence(module):
+    model = model_of(module, "net", "other")
+    both = _models.variables(model)
+    layer, variables = model.get_layer("net"), both["net"]
+    # (a nested dict for a layer, the problem, the advice)
+    cases = [
+        (
+            variables["params"],
+            "lacks one level: the module has these variables in 'params'.",
+            "Pass `{'params': ...}`.",
+        ),
+        (
+            variables["params"] | variables["batch_stats"],
+            "lacks one level: the module has these variables in 'batch_stats' and 'params'.",
+            "Put them into 'batch_stats' and 'params'.",
+        ),
+        (
+            both,
+            "has one level too many: the variables of the module are in 'net' or 'other'.",
+            "Pass only what is in 'net' or 'other'.",
+        ),
+        (
+            wrapped(variables, "model", "net"),
+            "has 2 levels too many: the variables of the module are in 'model/net'.",
+            "Pass only what is in 'model/net'.",
+        ),
+        (
+            wrapped(variables["params"], "params", "params"),
+            "has one level too many: the variables of the module are in 'params'.",
+            "Pass only what is in 'params'.",
+        ),
+    ]
+
+    def assign(value):
+        layer.flax_variables = value
+
+    def build(value):
+        FlaxLayer(module, variables=value)(np.ones((1, 3)))
+
+    for value, problem, advice in cases:
+        assert one_sentence(lambda value=value: assign(value)) == (f"The value {problem}", advice)
+        expected = (f"`variables` {problem}", advice)
+        assert one_sentence(lambda value=value: build(value)) == expected
+    for name in ("params", "batch_stats"):
+        assert_close(variables[name], layer.flax_variables[name])
+
+
+def test_variables_of_a_layer_or_of_another_model_are_no_variables_of_a_model():
+    model = model_of(LINEN, "net", "other")
+    both = _models.variables(model)
+
+    def set_to(value):
+        return one_sentence(lambda: _models.set_variables(model, value))
+
+    assert set_to(both["net"]) == (
+        "The value lacks one level: the model has these variables in 'net' or 'other'.",
+        "Pass `{'net': ...}`.",
+    )
+    assert set_to(both["net"]["params"]) == (
+        "The value lacks 2 levels: the model has these variables in 'net/params' or "
+        "'other/params'.",
+        "Put them into 'net/params' or 'other/params'.",
+    )
+    assert set_to({"model": both})[0] == (
+        "The value has one level too many: the variables of the model are in 'model'."
+    )
+    with pytest.raises(VariablesError) as error:
+        _models.set_variables(model, {"net": both["net"]["params"]})
+    assert error.value.problems == {
+        "net": "The value lacks one level: the module has these variables in 'params'."
+    }
+    with pytest.raises(VariablesError) as error:
+        _models.set_variables(model, {"third": both["net"]})
+    assert error.value.problems == {"third": "the model has no Flax layer of this name"}
 
 
 def test_two_layers_with_the_same_name_are_an_error():

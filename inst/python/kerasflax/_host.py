@@ -21,14 +21,16 @@ WORDS: Mapping[str, str] = MappingProxyType(
     {
         "none": "None",
         "dict": "a dict",
-        "init": "`module.init()`",
+        "callback model": "`self.model`",
+        "variables": "`layer.flax_variables`",
         "params": '`{{"params": {{...}}}}`',
         "method": "a function of `(module, inputs, training)`",
         "batch shape": "`keras.Input(batch_shape=...)`",
         "install": "Install it: `pip install {0}`",
         "import": "`import {0}`",
         "custom object": "`custom_objects={{{0!r}: {1}}}`",
-        "pattern": "`{{{0!r}: ...}}`",
+        "entry": "`{{{0!r}: ...}}`",
+        "rename": '`rename={{"{0}": "{1}"}}`',
         "unchecked": "`checked=False`",
         "functional model": "`keras.Model(inputs, outputs)`",
         "to write": "`variables`",
@@ -56,6 +58,7 @@ class Host:
     Attributes:
         formals: From a Python function to its arguments in order, with whether each has a default.
             Returns None if the function is not written in the host language.
+        shown: From any value to a few words about it, or None.
         advice: From an exception to a sentence that helps with it, or None.
         function_of_name: From a name to the function that the user has defined under it, or None.
         name_of_function: From a Python function to the name under which it is found, or None.
@@ -63,6 +66,7 @@ class Host:
     """
 
     formals: Callable[[Callable[..., Any]], Mapping[str, bool] | None] = _nothing
+    shown: Callable[[Any], str | None] = _nothing
     advice: Callable[[BaseException], str | None] = _nothing
     function_of_name: Callable[[str], Callable[..., Any] | None] = _nothing
     name_of_function: Callable[[Callable[..., Any]], str | None] = _nothing
@@ -81,6 +85,11 @@ def register(**parts: Any) -> None:
 def formals(function: Callable[..., Any]) -> Mapping[str, bool] | None:
     """The arguments of a function of the host language; None if it is a Python function."""
     return _host.formals(function)
+
+
+def shown(value: Any) -> str | None:
+    """A few words about a value, or None."""
+    return _host.shown(value)
 
 
 def advice(error: BaseException) -> str | None:

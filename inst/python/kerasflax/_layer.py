@@ -103,7 +103,8 @@ class FlaxLayer(keras.layers.Layer):
             the last one counts.
         constraints: Keras constraints of weights, by pattern of paths.
         **kwargs: The arguments of every Keras layer: `name`, `trainable`, `dtype`, `autocast`,
-            `activity_regularizer`. A `dtype` given here, or a global policy other than `float32`,
+            `activity_regularizer`. The default name is that of the module's class: `my_module`,
+            `my_module_1`. A `dtype` given here, or a global policy other than `float32`,
             applies to the params and the computation. Otherwise the module's own dtypes apply.
             State always keeps its dtype.
 
@@ -131,6 +132,9 @@ class FlaxLayer(keras.layers.Layer):
         _arguments.check_backend()
         _arguments.check_keywords(kwargs)
         seed = _arguments.checked_seed(seed)
+        adapter = adapt(_arguments.checked_module(module), method)
+        if kwargs.get("name") is None:
+            kwargs["name"] = _arguments.default_name(adapter.name)
         super().__init__(**kwargs)
         if not keras.backend.is_float_dtype(self.variable_dtype):
             raise ArgumentError(
@@ -141,7 +145,7 @@ class FlaxLayer(keras.layers.Layer):
             "regularizers", regularizers, keras.regularizers.get
         )
         self.constraints = _arguments.by_pattern("constraints", constraints, keras.constraints.get)
-        self._adapter = adapt(_arguments.checked_module(module), method)
+        self._adapter = adapter
         # A bound method would keep its module alive, with all values of an NNX module.
         is_named = method is None or isinstance(method, str)
         self.method = method if is_named else self._adapter.method

@@ -22,9 +22,14 @@ def spec_text(array: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """The class of any value, and the value if it is short."""
+    """The class of any value, and the value if it is short, as the user's language has them."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
+    shown = _host.shown(value)
+    if shown is not None:
+        return shown
+    if value is None:
+        return "None"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 

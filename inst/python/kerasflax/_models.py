@@ -2,7 +2,7 @@
 
 Each function takes a `FlaxLayer`, or a Keras model that holds some. The weights of a layer have
 their paths, `params/Dense_0/kernel`. In a model, the layer's name comes first:
-`flax_layer/params/Dense_0/kernel`.
+`mlp/params/Dense_0/kernel`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from . import _host, _keras, _paths
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
+from ._messages import value_text
 from .bridge import _variables
 
 PyTree = Any
@@ -36,16 +37,20 @@ def flax_layers(model: keras.Model) -> dict[str, FlaxLayer]:
     """
     if not isinstance(model, keras.layers.Layer):
         raise ArgumentError(
-            "The object must be a Flax layer, or a model that holds one, got "
-            f"{type(model).__name__}."
+            f"The object must be a Flax layer, or a model that holds one, got {value_text(model)}."
         )
-    inside = _keras.layers_in(model)
+    inside = [layer for layer in _keras.layers_in(model) if layer is not model]
     found = [layer for layer in inside if isinstance(layer, FlaxLayer)]
     if not found:
-        classes = sorted({type(layer).__name__ for layer in inside if layer is not model})
-        raise ArgumentError(
-            f"{model.name!r} holds no Flax layer; it holds {', '.join(classes) or 'no layer'}."
-        )
+        what = f"{model.name!r} holds no Flax layer"
+        kinds = sorted({type(layer).__name__ for layer in inside})
+        if kinds:
+            what += f"; it holds {', '.join(kinds)}"
+        elif not isinstance(model, keras.Model):
+            what = (
+                f"{model.name!r} is not a Flax layer, but a layer of class {type(model).__name__}"
+            )
+        raise ArgumentError(f"{what}.")
     layers = {layer.name: layer for layer in found}
     if len(layers) < len(found):
         twice = sorted({layer.name for layer in found if layers[layer.name] is not layer})
@@ -127,8 +132,12 @@ def fitted_variables(
     if not isinstance(value, Mapping):
         raise VariablesError(
             f"The variables of a model must be {_host.word('dict')} by layer ({known}), got "
-            f"{type(value).__name__}."
+            f"{value_text(value)}."
         )
+    if not value.keys() & layers.keys():
+        expected = (f"{name}/{path}" for name in layers for path in layers[name].variables_by_path)
+        given = _variables.named_leaves(_variables.plain(value))
+        _variables.refuse_other_level(expected, given, what="The value", owner="the model")
     fitted = []
     problems: dict[str, str] = {}
     advice = [f"The model's Flax layers: {known}."]
@@ -144,7 +153,7 @@ def fitted_variables(
             advice += [f"{name!r}: {error.advice}"] if error.advice else []
     if problems:
         places = f"{len(problems)} place{'s' * (len(problems) > 1)}"
-        what = f"`variables` does not fit the model in {places}:"
+        what = f"The value does not fit the model in {places}:"
         raise VariablesError(what, problems=problems, advice="\n".join(advice))
     return fitted
 

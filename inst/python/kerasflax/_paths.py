@@ -10,9 +10,10 @@ the length of the paths.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ._errors import ArgumentError
@@ -45,6 +46,49 @@ def has_separator(tree: Any) -> bool:
             if isinstance(below, dict):
                 dicts.append(below)
     return False
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherLevel:
+    """How paths must change to be the expected ones: below a prefix, or without one.
+
+    Attributes:
+        prefixes: What the paths lack, or what they have too much.
+        is_lacking: Whether they lack it.
+        is_choice: Whether each of the prefixes alone is enough.
+    """
+
+    prefixes: tuple[str, ...]
+    is_lacking: bool
+    is_choice: bool
+
+    @classmethod
+    def of(cls, given: Iterable[str], expected: Iterable[str]) -> OtherLevel | None:
+        """Compare paths; None if one is as expected, or if no level makes one expected."""
+        given, expected = set(given), set(expected)
+        if given & expected:
+            return None
+        for longer, shorter in ((given, expected), (expected, given)):
+            found: dict[str, set[str]] = {}
+            for path in longer:
+                for prefix, rest in _cuts(path):
+                    if rest in shorter:
+                        found.setdefault(prefix, set()).add(rest)
+            if found:
+                most = max(map(len, found.values()))
+                best = sorted(prefix for prefix, rests in found.items() if len(rests) == most)
+                # Otherwise, each prefix serves a part of the paths.
+                is_choice = longer is given or most == len(set().union(*found.values()))
+                return cls(tuple(best if is_choice else sorted(found)), shorter is given, is_choice)
+        return None
+
+
+def _cuts(path: str) -> Iterator[tuple[str, str]]:
+    """Each beginning of a path with the rest of the path."""
+    at = path.find(SEPARATOR)
+    while at >= 0:
+        yield path[:at], path[at + 1 :]
+        at = path.find(SEPARATOR, at + 1)
 
 
 def is_pattern(text: str) -> bool:

@@ -108,8 +108,8 @@ def test_every_mismatch_is_listed_by_path_with_both_sides():
         "  params/extra: not in the module, got float32(2)\n"
         "  params/w: expected float32(2), got shape (2, 1)\n"
         "  stats/m: not in the module, got float32(2)\n"
-        "The module's collections: params, stats. Pass what `module.init()` returns for this "
-        "module and input."
+        "The module's collections: params, stats. Compare the variables with "
+        "`layer.flax_variables` of a layer without `variables`."
     )
 
 

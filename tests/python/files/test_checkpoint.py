@@ -161,6 +161,31 @@ def test_every_mismatch_is_listed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_of_a_model_or_of_a_layer_is_told_from_one_of_the_other(suffix, tmp_path):
+    layer = FlaxLayer(nn.Dense(3), name="net-1")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    path, other = tmp_path / f"model{suffix}", tmp_path / f"layer{suffix}"
+    write_variables(model, path)
+    write_variables(layer, other)
+    with pytest.raises(VariablesError) as error:
+        read_variables(path, like=layer)
+    assert str(error.value) == (
+        f"{str(path)!r} has one level too many: the variables of `like` are in 'net-1'.\n"
+        r"""Pass `rename={"net\\-1/(.*)": "\\1"}`."""
+    )
+    read = read_variables(path, like=layer, rename={"net\\-1/(.*)": "\\1"})
+    np.testing.assert_array_equal(read["params"]["kernel"], layer.variables[1])
+    with pytest.raises(VariablesError) as error:
+        read_variables(other, like=model)
+    assert str(error.value) == (
+        f"{str(other)!r} lacks one level: `like` has these variables in 'net-1'.\n"
+        r"""Pass `rename={"(.*)": "net-1/\\1"}`."""
+    )
+    read = read_variables(other, like=model, rename={"(.*)": "net-1/\\1"})
+    assert read.keys() == {"net-1"}
+
+
 # Writing ------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import os
 import pickle
 import shutil
@@ -78,6 +79,9 @@ FOREIGN = {
     "pickle": (pickle.dumps(Runs()), "is a Python pickle"),
     "HDF5": (b"\x89HDF\r\n\x1a\n\0\0", "is an HDF5 file"),
     "gzip": (b"\x1f\x8b\x08", "is compressed with gzip"),
+    "R object": (gzip.compress(b"X\n\0\0\0\3" + bytes(range(256))), "is an R object; .* `readRDS"),
+    "plain R object": (b"X\n\0\0\0\3\0", "is an R object; read it in R with `readRDS"),
+    "R workspace": (gzip.compress(b"RDX3\nX\n" + bytes(999)), "is a file of R's `save"),
     "JSON": (b'{"a": 1}', "is text, possibly JSON"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "HTML": (b"<!DOCTYPE html>", "is a web page"),

@@ -23,6 +23,7 @@ import jax
 
 from .. import _host
 from .._errors import ArgumentError, ModuleError
+from .._messages import value_text
 from ._context import replaced
 from ._whole_numbers import integer_names, whole_floats_to_integers
 
@@ -69,12 +70,12 @@ class LazyModule:
         if not callable(factory) or isinstance(factory, nnx.Module):
             raise ArgumentError(
                 "`factory` must be an NNX module class or a function that returns an NNX module, "
-                f"got {type(factory).__name__}."
+                f"got {value_text(factory)}."
             )
         if keywords.get(RNGS) is not None:
             raise ArgumentError(
                 f"`rngs` must be {_host.word('none')} or missing, "
-                f"got {type(keywords[RNGS]).__name__}: the layer creates it from its seed.",
+                f"got {value_text(keywords[RNGS])}: the layer creates it from its seed.",
                 advice="Give the layer a `seed`.",
             )
         self.factory = factory
@@ -107,8 +108,7 @@ class LazyModule:
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "The factory")
             raise ModuleError(
-                f"{name} must return a `flax.nnx.Module`, got {type(module).__name__}: "
-                f"{module!r:.80}"
+                f"{name} must return an instance of `flax.nnx.Module`, got {value_text(module)}."
             )
         return module
 

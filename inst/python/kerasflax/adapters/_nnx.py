@@ -24,6 +24,7 @@ from flax import nnx
 
 from .. import _host, _rng
 from .._errors import FieldError, MethodError, ModuleError, StateError
+from .._messages import value_text
 from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
@@ -412,9 +413,7 @@ class NnxAdapter:
         def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
             given = signature.bind(self, rngs=rngs, **fields).arguments
             if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
-                raise FieldError(
-                    f"`rngs` must be an `nnx.Rngs`, got {type(rngs).__name__} {rngs!r:.60}."
-                )
+                raise FieldError(f"`rngs` must be an `nnx.Rngs`, got {value_text(rngs)}.")
             for field in kinds:
                 # A mutable default is copied for each instance.
                 setattr(

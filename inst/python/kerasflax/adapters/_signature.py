@@ -36,6 +36,7 @@ import jax
 
 from .. import _host
 from .._errors import MethodError
+from .._messages import value_text
 
 # The mode arguments, and whether each is true in training.
 MODE_ARGUMENTS: Mapping[str, bool] = {
@@ -122,8 +123,9 @@ class Signature:
                 else next((name for name in free if self._can_take_input(name)), None)
             )
             if target is None and not self.variadic:
+                others = f"; it has only {self._arguments_text()}" if self.parameters else ""
                 raise MethodError(
-                    f"{self.name} takes no input: its arguments are {self._arguments_text()}.",
+                    f"{self.name} has no argument for the layer's input{others}.",
                     advice="Give it an argument `inputs`, after the module, for the layer's input.",
                 )
             if target is None and not self.collects:
@@ -217,7 +219,7 @@ class Signature:
         return tuple(positional), modes | values
 
     def _arguments_text(self) -> str:
-        return "(" + ", ".join(str(p) for p in self.parameters.values()) + ")"
+        return ", ".join(f"`{name}`" for name in self.parameters)
 
 
 def signature_of(
@@ -294,7 +296,7 @@ def unbound(
     if not callable(method) or isinstance(method, (type, base)):
         raise MethodError(
             "`method` must be a method's name or a function of (module, inputs), "
-            f"got {type(method).__name__} {method!r}."
+            f"got {value_text(method)}."
         )
     if isinstance(method, functools.partial) and not method.args:
         return functools.partial(unbound(kind, method.func, base, methods), **method.keywords)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 
 from .. import _host
 from .._errors import ArgumentError, BackendError, ModuleError
+from .._messages import value_text
 
 _OWN = ("module", "method", "variables", "seed", "regularizers", "constraints")
 
@@ -51,6 +53,20 @@ def checked_module(module: Any) -> Any:
     return module
 
 
+def default_name(class_name: str) -> str:
+    """A new name for a layer: that of its module's class, as Keras writes those of its own classes.
+
+    Keras counts the names, so that they are unique in a process: `my_module`, `my_module_1`.
+    """
+    if not class_name.isidentifier():
+        # A class that a program has named may contain what a path cannot, such as `/`.
+        class_name = "FlaxLayer"
+    words = re.sub("([a-z])(?=[A-Z])|([A-Z0-9])(?=[A-Z][a-z])", r"\1\2_", class_name)
+    name = words.strip("_").lower() or "flax_layer"
+    count = keras.backend.get_uid(name)
+    return name if count == 1 else f"{name}_{count - 1}"
+
+
 def by_pattern(
     name: str, values: Mapping[str, Any] | None, get: Callable[[Any], Any]
 ) -> dict[str, Any]:
@@ -65,8 +81,8 @@ def by_pattern(
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
         raise ArgumentError(
-            f"`{name}` must be {_host.word('dict')} by pattern of paths, got {values!r:.200}.",
-            advice=f"Pass, for example, {_host.word('pattern', 'params/**/kernel')}.",
+            f"`{name}` must be {_host.word('dict')} by pattern of paths, got {value_text(values)}.",
+            advice=f"Pass, for example, {_host.word('entry', 'params/**/kernel')}.",
         )
     return {pattern: get(value) for pattern, value in values.items()}
 
@@ -81,6 +97,7 @@ def checked_seed(seed: Any) -> int | None:
         number = -1
     if isinstance(seed, bool) or not 0 <= number < 2**32:
         raise ArgumentError(
-            f"`seed` must be an integer from 0 to 2**32 - 1, or {_host.word('none')}, got {seed!r}."
+            f"`seed` must be an integer from 0 to 2**32 - 1, or {_host.word('none')}, "
+            f"got {value_text(seed)}."
         )
     return number

@@ -112,6 +112,7 @@ class VariablesByPath:
             fixed_shape=lambda path: True,
             place=lambda path, _: variables[path].value.sharding,
             partial=True,
+            what="The value",
         )
 
     def stored(self, given: Any) -> Any:
@@ -213,6 +214,6 @@ def _without_values(name: str) -> StateError:
         f"The weights of the layer {name!r} have no values now. Keras holds them during an epoch, "
         "and loses them if `fit()`, `evaluate()` or `predict()` fails.",
         advice=f"After an error, load the weights from a file ({_host.word('load weights')}) or "
-        "create the model again. In callbacks, read and set weights between epochs "
-        "(`on_epoch_end`).",
+        "create the model again. In a callback, get the layer from "
+        f"{_host.word('callback model')}, whose weights have values.",
     )

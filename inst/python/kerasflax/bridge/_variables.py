@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from jax.tree_util import GetAttrKey, KeyEntry
 from .. import _host, _keras
 from .._errors import StateError, VariablesError
 from .._messages import shape_text, spec_text, value_text
-from .._paths import SEPARATOR
+from .._paths import SEPARATOR, OtherLevel
 from ._memory import copied, placed
 
 PyTree = Any
@@ -210,13 +211,21 @@ def split(tree: PyTree) -> tuple[Template, dict[str, Any]]:
 
 
 def overlaid(base: Mapping[str, PyTree] | None, over: Any) -> Any:
-    """Variables in which those of `over` replace those of `base`. Either may be None."""
+    """Variables in which those of `over` replace those of `base`. Either may be None.
+
+    Raises:
+        VariablesError: The names of `over` are those of `base`, on another level.
+    """
     if base is None or over is None or not isinstance(over, Mapping):
         return base if over is None else over
-    return nested(named_leaves(base) | named_leaves(plain(over)))
+    below, above = named_leaves(base), named_leaves(plain(over))
+    refuse_other_level(below, above)
+    return nested(below | above)
 
 
 # Given values ------------------------------------------------------------------------------------
+
+_GIVEN = "`variables`"
 
 
 def fitted(
@@ -227,6 +236,7 @@ def fitted(
     place: Place,
     partial: bool = False,
     surplus: bool = False,
+    what: str = _GIVEN,
 ) -> dict[str, jax.Array]:
     """Check given variables against the expected ones, and make arrays of them.
 
@@ -242,6 +252,7 @@ def fitted(
         place: The sharding that an array gets.
         partial: Whether variables may be missing.
         surplus: Whether there may be variables that nothing expects. They are dropped.
+        what: What messages call the given variables.
 
     Returns:
         The given arrays by path. A whole collection that is not expected, and whose shapes are not
@@ -252,12 +263,14 @@ def fitted(
     """
     if not isinstance(given, Mapping):
         raise VariablesError(
-            f"`variables` must be {_host.word('dict')} of collections, got {value_text(given)}.",
-            advice=f"Pass what {_host.word('init')} returns, such as {_host.word('params')}.",
+            f"{what} must be {_host.word('dict')} of collections, got {value_text(given)}.",
+            advice=f"Pass, for example, {_host.word('params')}.",
         )
     given = plain(given)
     _, arrays = split(given)
-    others = {path: value for path, value in named_leaves(given).items() if not _is_array(value)}
+    leaves = named_leaves(given)
+    refuse_other_level(expected, leaves, what=what)
+    others = {path: value for path, value in leaves.items() if not _is_array(value)}
     if surplus:
         known = {collection_of(path) for path in expected}
         arrays = {
@@ -273,8 +286,9 @@ def fitted(
         fixed_shape=fixed_shape,
         place=place,
         partial=partial,
-        advice=f"The module's collections: {collections}. Pass what {_host.word('init')} returns "
-        "for this module and input.",
+        what=what,
+        advice=f"The module's collections: {collections}. Compare the variables with "
+        f"{_host.word('variables')}{'' if partial else ' of a layer without `variables`'}.",
     )
 
 
@@ -286,7 +300,7 @@ def fitted_by_path(
     fixed_shape: Callable[[str], bool] = lambda _: True,
     partial: bool = False,
     place: Place | None = None,
-    what: str = "`variables`",
+    what: str = _GIVEN,
     advice: str,
 ) -> dict[str, Any]:
     """Do what `fitted` does, for arrays by path.
@@ -359,6 +373,52 @@ def fit_by_path(
         else:
             result[path] = array
     return result, problems
+
+
+def refuse_other_level(
+    expected: Iterable[str],
+    given: Iterable[str],
+    *,
+    what: str = _GIVEN,
+    owner: str = "the module",
+    is_file: bool = False,
+) -> None:
+    """Refuse variables whose paths lack what the expected ones begin with, or have more.
+
+    One sentence then says what each single path would repeat.
+
+    Args:
+        expected: The expected paths.
+        given: The given paths.
+        what: What the message calls the given variables.
+        owner: What has the expected variables.
+        is_file: Whether the variables come from a file, and can be renamed.
+
+    Raises:
+        VariablesError: None of the paths is expected, but those on another level are.
+    """
+    found = OtherLevel.of(given, expected)
+    if found is None:
+        return
+    prefixes = [repr(prefix) for prefix in found.prefixes[:5]]
+    places = (" or " if found.is_choice else " and ").join(prefixes)
+    names = found.prefixes[0].count(SEPARATOR) + 1
+    levels = "one level" if names == 1 else f"{names} levels"
+    first = found.prefixes[0]
+    if found.is_lacking:
+        problem = f"lacks {levels}: {owner} has these variables in {places}"
+        advice = f"Put them into {places}"
+        if found.is_choice and names == 1:
+            advice = f"Pass {_host.word('entry', first)}"
+        change = ("(.*)", f"{first}{SEPARATOR}\\1")
+    else:
+        problem = f"has {levels} too many: the variables of {owner} are in {places}"
+        advice = f"Pass only what is in {places}"
+        change = (f"{re.escape(first)}{SEPARATOR}(.*)", "\\1")
+    if is_file and found.is_choice:
+        # A string in code has each backslash twice.
+        advice = "Pass " + _host.word("rename", *(text.replace("\\", r"\\") for text in change))
+    raise VariablesError(f"{what} {problem}.", advice=f"{advice}.")
 
 
 class _Unexpected:

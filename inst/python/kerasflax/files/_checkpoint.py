@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import _host, _limits, _messages, _models, _paths
 from .._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
+from .._messages import value_text
 from .._paths import SEPARATOR
 from ..bridge import _variables
 from . import _msgpack, _orbax, _replace, _safetensors, _source
@@ -103,11 +104,13 @@ def read_variables(
         report(Report.of(targets, moved if expected is None else expected))
     if template is None or expected is None:
         return _variables.nested(moved)
+    what = repr(str(path))
+    _variables.refuse_other_level(expected, moved, what=what, owner="`like`", is_file=True)
     fitted = _variables.fitted_by_path(
         expected,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
         others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
-        what=repr(str(path)),
+        what=what,
         advice=rename_advice(targets),
     )
     return template.merge(fitted)
@@ -232,7 +235,7 @@ def _writer(
     if metadata is not None and suffix != ".safetensors":
         raise ArgumentError("Only `.safetensors` files have `metadata`.")
     if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
-        raise ArgumentError(f"`metadata` must be text by name, got {metadata!r}.")
+        raise ArgumentError(f"`metadata` must be text by name, got {value_text(metadata)}.")
     is_file = suffix in _FILE_READERS
     if is_file and path.is_dir():
         raise FileError(
@@ -271,7 +274,7 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
     if not isinstance(value, Mapping):
         raise ArgumentError(
             f"{argument} must be a layer, a model, or {_host.word('dict')} of variables,"
-            f" got {type(value).__name__}."
+            f" got {value_text(value)}."
         )
     return value
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .. import _host
 from .._errors import ArgumentError
+from .._messages import value_text
 
 Rename = Mapping[str, "str | None"] | Callable[[str], "str | None"]
 # From a path in a file to its new path, or None if the weight is left out.
@@ -71,7 +72,7 @@ def rename_function(rename: Rename | None) -> Callable[[str], str | None]:
         if not callable(rename):
             raise ArgumentError(
                 f"`rename` must be {_host.word('dict')} from patterns to replacements,"
-                f" or a function, got {rename!r}."
+                f" or a function, got {value_text(rename)}."
             )
         return rename
     try:
@@ -109,7 +110,7 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
         if not isinstance(new, str) or not (new or new == old):
             raise ArgumentError(
                 f"`rename` must return a path, or {_host.word('none')} to leave a weight out;"
-                f" for {old!r} it returned {new!r}."
+                f" for {old!r} it returned {value_text(new)}."
             )
         if new in sources:
             raise ArgumentError(

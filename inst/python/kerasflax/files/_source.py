@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -19,6 +20,8 @@ from .._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
 
+# Bytes that show the kind of a file, compressed or not.
+_HEAD = 1024
 # Bytes read at once. Progress is reported between two pieces.
 _PIECE = 2**24
 
@@ -44,7 +47,7 @@ class Source:
 
     def head(self) -> bytes:
         """Peek at the first bytes of the file, before anything has been read."""
-        return self._file.peek(32)[:32]
+        return self._file.peek(_HEAD)[:_HEAD]
 
     def take(self, number: int) -> bytes:
         """Read the next bytes."""
@@ -155,10 +158,14 @@ def needed(module: str, package: str, purpose: str) -> ModuleType:
 
 
 SAFETENSORS = "a safetensors file"
+_GZIP = b"\x1f\x8b"
+_R_FILES = (b"X\n\0\0\0", b"RDX")
 _MAGIC = {
     b"PK\x03\x04": "a zip archive, like PyTorch's `.pt`, Keras's `.keras` and NumPy's `.npz` files",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, like Keras's `.weights.h5` files",
-    b"\x1f\x8b": "compressed with gzip; decompress it first",
+    _GZIP: "compressed with gzip; decompress it first",
+    _R_FILES[0]: "an R object; read it in R with `readRDS()`",
+    _R_FILES[1]: "a file of R's `save()`; read it in R with `load()`",
     b"\x93NUMPY": "a NumPy array (`.npy`)",
     b"GGUF": "a GGUF file, for llama.cpp",
     b"version https://git-lfs": "a Git LFS pointer; download the file itself with `git lfs pull`",
@@ -178,4 +185,9 @@ def kind_of(source: Source) -> str | None:
     # The length of the header, then the header.
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= source.size:
         return SAFETENSORS
+    if head.startswith(_GZIP):
+        # R compresses its files.
+        with contextlib.suppress(zlib.error):
+            start = zlib.decompressobj(wbits=31).decompress(head, 5)
+            head = start if start.startswith(_R_FILES) else head
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)

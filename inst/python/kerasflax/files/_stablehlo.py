@@ -20,6 +20,8 @@ import numpy as np
 
 from .. import _host, _keras, _messages
 from .._errors import ArgumentError, FileError
+from .._messages import spec_text, value_text
+from .._paths import SEPARATOR
 from . import _replace, _source
 
 PyTree = Any
@@ -161,7 +163,7 @@ def import_model(
 def _inputs(model: Any) -> PyTree:
     if not isinstance(model, keras.Model):
         raise ArgumentError(
-            f"`model` must be a Keras model, got {type(model).__name__}.",
+            f"`model` must be a Keras model, got {value_text(model)}.",
             advice="Put the layer into a model.",
         )
     functional = _keras.functional(model)
@@ -190,7 +192,13 @@ def _specs(inputs: PyTree) -> PyTree:
 
 
 def _specs_text(tree: PyTree) -> str:
-    text = str(
-        jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(np.shape(x))}", tree)
-    )
+    """The dtypes and shapes of the arrays in a tree, each with its path."""
+    texts = [
+        ": ".join(
+            [jax.tree_util.keystr(keys, simple=True, separator=SEPARATOR)] * bool(keys)
+            + [spec_text(leaf) if hasattr(leaf, "dtype") else value_text(leaf)]
+        )
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    text = ", ".join(texts) or "nothing"
     return text if len(text) <= 300 else f"{text[:297]}..."
