@@ -381,16 +381,16 @@ def test_output_shapes_are_known_if_the_input_determines_them(inputs, outputs):
 
 
 def test_init_sees_the_dtypes_of_the_inputs():
-    class Tokens(nn.Module):
+    class Embedded(nn.Module):
         @nn.compact
         def __call__(self, inputs):
             return nn.Embed(7, 4)(inputs["tokens"]) * inputs["keep"][..., None]
 
     inputs = {
-        "tokens": keras.Input((None,), dtype="int32", name="ids"),
+        "tokens": keras.Input((None,), dtype="int32", name="tokens"),
         "keep": keras.Input((None,), dtype="bool", name="keep"),
     }
-    model = keras.Model(inputs, FlaxLayer(Tokens())(inputs))
+    model = keras.Model(inputs, FlaxLayer(Embedded())(inputs))
     assert model.output_shape == (None, None, 4)
     data = {"tokens": np.array([[1, 2, 3]]), "keep": np.array([[True, False, True]])}
     assert model.predict(data, verbose=0)[0, 1].tolist() == [0, 0, 0, 0]
