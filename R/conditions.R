@@ -49,20 +49,21 @@ problems_in <- function(exception) {
   sprintf("%s: %s", names(problems), unlist(problems, use.names = FALSE))
 }
 
-# The exception as the parent of an R condition, without its text, which would be printed twice.
-# NULL for an error of the core that no other exception caused: Python knows no more about it.
+# The exception as the parent of an R condition, without its text, which would be printed twice. For
+# an error of the core, the parent is the exception that caused it, if there is one: its traceback
+# says more than the error.
 python_parent <- function(exception) {
-  if (is_instance(exception, "error") && is.null(cause_of(exception))) {
-    return(NULL)
+  origin <- if (is_instance(exception, "error")) cause_of(exception) else exception
+  if (!is.null(origin)) {
+    rlang::error_cnd(
+      class = "kerasflax_python_exception",
+      message = paste0(
+        sub("^python[.]builtin[.]", "", class(origin)[[1]]),
+        " in Python. `reticulate::py_last_error()` has its traceback."
+      ),
+      exception = origin
+    )
   }
-  rlang::error_cnd(
-    class = "kerasflax_python_exception",
-    message = paste0(
-      class(exception)[[1]],
-      " in Python. `reticulate::py_last_error()` has its traceback."
-    ),
-    exception = exception
-  )
 }
 
 # reticulate does not document how a Python exception carries the R condition that caused it. With

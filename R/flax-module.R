@@ -343,7 +343,11 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
   } else if ("setup" %in% names && !is_r_method(parts$setup)) {
     c(
       "{.arg setup} must be a function whose first argument is {.arg self}.",
-      x = "It is {describe(parts$setup)}."
+      x = if (is.function(parts$setup)) {
+        "It does not take {.arg self}."
+      } else {
+        "It is {describe(parts$setup)}."
+      }
     )
   } else if (any(names %in% c(reserved_fields, reserved))) {
     c(
