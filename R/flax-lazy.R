@@ -58,3 +58,25 @@ flax_lazy <- function(factory, ...) {
   }
   call_core("LazyModule", factory, !!!lapply(arguments, as_field_value))
 }
+
+#' @export
+print.kerasflax.LazyModule <- function(x, ...) {
+  cat("<flax_lazy> ", format_lazy(x), "\n", sep = "")
+  invisible(x)
+}
+
+format_lazy <- function(x) {
+  factory <- reticulate::py_get_attr(x, "factory")
+  name <- if (reticulate::py_has_attr(factory, "__name__")) {
+    reticulate::py_to_r(reticulate::py_get_attr(factory, "__name__"))
+  } else {
+    "factory"
+  }
+  arguments <- c(as.list(x$arguments), x$keywords)
+  values <- vapply(arguments, \(value) {
+    if (inherits(value, "kerasflax.LazyModule")) format_lazy(value) else format_default(value)
+  }, "")
+  prefixes <- if (is.null(names(arguments))) "" else names(arguments)
+  prefixes <- ifelse(nzchar(prefixes), paste(prefixes, "= "), "")
+  paste0(name, "(", toString(paste0(prefixes, values)), ")")
+}

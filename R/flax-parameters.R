@@ -33,7 +33,8 @@
 #' * `layer`: the name of the Keras layer;
 #' * `collection`: for example `params` or `batch_stats`; `NA` for layers that are not Flax layers;
 #' * `path`: the path of the weight within the layer;
-#' * `shape`: a list of integer vectors, which are empty for scalars; `dtype`;
+#' * `shape`: a list of integer vectors, which are empty for scalars; [write.csv()] and
+#'   [as.character()] give texts such as `3x2`; `dtype`;
 #' * `size`: the number of elements, and `bytes`; both are doubles;
 #' * `trainable`;
 #' * with `stats = TRUE`, also `mean`, `sd`, `min` and `max`, which are `NaN` for an empty or
@@ -116,6 +117,7 @@ new_parameters <- function(columns) {
   for (name in names(columns)) {
     columns[[name]] <- as.vector(columns[[name]], typeof(types[[name]]))
   }
+  columns$shape <- new_shapes(columns$shape)
   structure(
     columns,
     class = c("flax_parameters", "data.frame"),
@@ -234,3 +236,22 @@ format_bytes <- function(bytes) {
 shape_text <- function(shape) {
   vapply(shape, \(sizes) if (length(sizes)) paste(sizes, collapse = "x") else "scalar", "")
 }
+
+# The column of shapes: a list that write.csv() and format() can convert to text. Packages that know
+# lists by their class find "list".
+new_shapes <- function(shapes) structure(shapes, class = c("flax_shapes", "list"))
+
+#' @export
+as.character.flax_shapes <- function(x, ...) shape_text(x)
+
+#' @export
+format.flax_shapes <- function(x, ...) format(shape_text(x), ...)
+
+#' @export
+print.flax_shapes <- function(x, ...) {
+  print(shape_text(x), quote = FALSE, ...)
+  invisible(x)
+}
+
+#' @export
+`[.flax_shapes` <- function(x, i) new_shapes(unclass(x)[i])

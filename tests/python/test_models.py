@@ -236,11 +236,21 @@ def test_variables_of_a_layer_or_of_another_model_are_no_variables_of_a_model():
     with pytest.raises(VariablesError) as error:
         _models.set_variables(model, {"net": both["net"]["params"]})
     assert error.value.problems == {
-        "net": "The value lacks one level: the module has these variables in 'params'."
+        "net": "it lacks one level: the module has these variables in 'params'."
     }
     with pytest.raises(VariablesError) as error:
         _models.set_variables(model, {"third": both["net"]})
     assert error.value.problems == {"third": "the model has no Flax layer of this name"}
+
+
+def test_a_model_that_is_checked_and_then_saved_warns_once(tmp_path):
+    factory = LazyModule(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    model = model_of(factory, "net")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _models.check_savable(model)
+        kerasflax.save_model(model, tmp_path / "model.keras")
+    assert len(caught) == 1
 
 
 def test_two_layers_with_the_same_name_are_an_error():

@@ -20,7 +20,19 @@ test_that("R functions create modules from arguments and submodules", {
   expect_identical(dim(as.array(layer(matrix(1, 2, 3)))), c(2L, 2L))
   conv <- layer_flax_module_wrapper(module = flax_lazy(nnx$Conv, 1, 2, kernel_size = c(3, 3)))
   expect_identical(dim(as.array(conv(array(1, c(2, 5, 5, 1))))), c(2L, 5L, 5L, 2L))
-  expect_output(print(flax_lazy(nnx$Linear, 3, 4)), "LazyModule(Linear, 3.0, 4.0)", fixed = TRUE)
+})
+
+test_that("a lazy module prints the call that it stands for", {
+  skip_without_flax()
+  nnx <- flax_nnx()
+  net <- function(rngs, ...) NULL
+  expect_output(print(flax_lazy(nnx$Linear, 3, 4)), "<flax_lazy> Linear(3, 4)", fixed = TRUE)
+  expect_output(
+    print(flax_lazy(net, 2L, sizes = c(3, 4), part = flax_lazy(nnx$Linear, 3, 4), bias = NULL)),
+    "<flax_lazy> net(2L, sizes = list(3, 4), part = Linear(3, 4), bias = NULL)",
+    fixed = TRUE
+  )
+  expect_output(print(flax_lazy(net)), "<flax_lazy> net()", fixed = TRUE)
 })
 
 test_that("a factory that does not create a module is an error", {

@@ -107,7 +107,7 @@ test_that("a model's table has a row for each weight of every layer, with the ri
   expect_equal(unique(parameters$layer), c("net", "middle", "norm", "head"))
   rownames(parameters) <- paste0(parameters$layer, "/", parameters$path)
   kernel <- parameters["net/params/Conv_0/kernel", ]
-  expect_equal(kernel$shape, list(c(3L, 3L, 1L, 4L)))
+  expect_equal(kernel$shape[[1]], c(3L, 3L, 1L, 4L))
   expect_equal(kernel$collection, "params")
   expect_equal(kernel$bytes, 4 * kernel$size)
   expect_false(parameters["net/batch_stats/BatchNorm_0/mean", "trainable"])
@@ -332,6 +332,33 @@ test_that("rows print as a tree, and a table without some columns prints as a da
     print(x, n = "all")
   })
   expect_identical(capture.output(print(x, n = NULL)), capture.output(print(x)))
+})
+
+test_that("write.csv() writes a table and rows of it, with shapes as text", {
+  x <- five_weights(stats = TRUE)
+  for (table in list(x, x[2:1, ], rbind(x[1, ], x[2, ]))) {
+    path <- withr::local_tempfile(fileext = ".csv")
+    write.csv(table, path, row.names = FALSE)
+    read <- read.csv(path, colClasses = c(shape = "character"))
+    expect_identical(read$shape, vapply(table$shape, paste, "", collapse = "x"))
+    for (name in c("layer", "path", "size", "trainable", "mean", "n_nonfinite")) {
+      expect_equal(read[[name]], table[[name]], info = name)
+    }
+  }
+  shapes <- new_shapes(list(integer(), c(3L, 2L)))
+  expect_identical(as.character(shapes), c("scalar", "3x2"))
+  expect_identical(shapes[2][[1]], c(3L, 2L))
+  expect_output(print(shapes), "scalar 3x2", fixed = TRUE)
+})
+
+test_that("statistics have room at 80 columns, and other columns are dropped first", {
+  x <- five_weights(stats = TRUE)
+  for (width in c(80, 120)) {
+    withr::local_options(cli.width = width)
+    lines <- capture.output(print(x))
+    expect_true(all(nchar(lines) <= width))
+    expect_true(all(vapply(c("mean", "sd", "min", "max"), \(name) any(grepl(name, lines)), NA)))
+  }
 })
 
 test_that("a table becomes a tibble with all its columns", {

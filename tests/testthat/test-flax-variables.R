@@ -251,3 +251,34 @@ test_that("values from R are converted to the dtypes of the module", {
     class = "kerasflax_error_variables"
   )
 })
+
+test_that("variables of another level are named in one sentence", {
+  skip_without_flax()
+  nn <- flax_linen()
+  model <- keras_model_sequential(4) |>
+    layer_flax_module_wrapper(nn$Dense(3L), name = "net") |>
+    layer_dense(3)
+  layer <- model$layers[[1]]
+  variables <- flax_variables(layer)
+  file <- withr::local_tempfile(fileext = ".msgpack")
+  flax_write(model, file)
+  new_layer <- function(variables) {
+    layer_flax_module_wrapper(array(1, c(1, 4)), nn$Dense(3L), variables = variables)
+  }
+  expect_snapshot(
+    error = TRUE,
+    transform = \(lines) gsub("'[^']*[.]msgpack'", "'w.msgpack'", lines),
+    {
+      flax_variables(layer) <- variables$params
+      flax_variables(layer) <- flax_variables(model)
+      flax_variables(model) <- variables
+      flax_variables(model) <- list(net = variables$params)
+      new_layer(variables$params)
+      new_layer(flax_variables(model))
+      new_layer(flax_read(file))
+      flax_read(file, like = layer)
+    }
+  )
+  flax_variables(layer) <- flax_read(file, like = layer, rename = c("net/(.*)" = "\\1"))
+  expect_equal(flax_variables(layer), variables)
+})

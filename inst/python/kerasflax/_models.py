@@ -146,7 +146,7 @@ def fitted_variables(
             problems[str(name)] = "the model has no Flax layer of this name"
             continue
         try:
-            fitted.append((layers[name], layers[name].by_path.fitted(tree)))
+            fitted.append((layers[name], layers[name].by_path.fitted(tree, what="it")))
         except VariablesError as error:
             below = {f"{name}/{path}": problem for path, problem in error.problems.items()}
             problems |= below or {name: error.what}
@@ -164,7 +164,10 @@ def check_savable(model: keras.layers.Layer) -> None:
     Raises:
         ConfigError: A module or its arguments cannot be described; the message names the field.
     """
-    keras.saving.serialize_keras_object(model)
+    with warnings.catch_warnings():
+        # Saving warns.
+        warnings.simplefilter("ignore")
+        keras.saving.serialize_keras_object(model)
 
 
 # Freezing ----------------------------------------------------------------------------------------

@@ -96,8 +96,14 @@ class VariablesByPath:
         values = self.values()
         return self._held.template.merge({path: change(value) for path, value in values.items()})
 
-    def fitted(self, given: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+    def fitted(
+        self, given: Mapping[str, PyTree], *, what: str = "The value"
+    ) -> dict[str, jax.Array]:
         """The arrays by path that `assign` takes, from a nested dict. Nothing is assigned.
+
+        Args:
+            given: The nested dict, with all variables or some.
+            what: What messages call it.
 
         Raises:
             NotBuiltError: The layer has no variables yet.
@@ -112,7 +118,7 @@ class VariablesByPath:
             fixed_shape=lambda path: True,
             place=lambda path, _: variables[path].value.sharding,
             partial=True,
-            what="The value",
+            what=what,
         )
 
     def stored(self, given: Any) -> Any:
