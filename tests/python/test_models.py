@@ -16,6 +16,7 @@ from kerasflax import (
     FlaxLayer,
     LazyModule,
     NotBuiltError,
+    StateError,
     VariablesError,
     _models,
 )
@@ -241,6 +242,26 @@ def test_variables_of_a_layer_or_of_another_model_are_no_variables_of_a_model():
     with pytest.raises(VariablesError) as error:
         _models.set_variables(model, {"third": both["net"]})
     assert error.value.problems == {"third": "the model has no Flax layer of this name"}
+
+
+def test_a_callback_gets_the_weights_during_an_epoch_from_its_model():
+    class Read(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            name = layer.name
+            if batch == 0:
+                # Nothing has asked the callback for its model.
+                with pytest.raises(StateError, match="get the layer from `self"):
+                    _ = layer.flax_variables
+            weights.append(self.model.get_layer(name).flax_variables["params"]["kernel"])
+
+    layer, weights = FlaxLayer(nn.Dense(2)), []
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    before = layer.flax_variables["params"]["kernel"]
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=2, verbose=0, callbacks=[Read()])
+    assert len(weights) == 2
+    assert not np.array_equal(weights[0], before)
+    np.testing.assert_array_equal(weights[1], layer.flax_variables["params"]["kernel"])
 
 
 def test_a_model_that_is_checked_and_then_saved_warns_once(tmp_path):

@@ -77,7 +77,7 @@ def test_a_report_of_mismatches_precedes_the_error_that_lists_them(tmp_path):
         ({"(.*)": r"\2"}, r"cannot replace .* by '\\\\2'"),
         ({"(.*)": 4}, "cannot replace"),
         (lambda path: 3, "must return a path, or None"),
-        (3, "must be a dict from patterns to replacements, or a function, got 3"),
+        (3, "must be a dict from patterns to replacements, or a function, got int 3"),
     ],
 )
 def test_the_error_for_an_invalid_rename_says_why(rename, message, tmp_path):
