@@ -106,9 +106,9 @@ class LazyModule:
         with converting_whole_floats():
             module = _make_all(self.factory(*arguments, **keywords), rngs)
         if not isinstance(module, nnx.Module):
-            name = getattr(self.factory, "__name__", "The factory")
+            name = getattr(self.factory, "__name__", "factory")
             raise ModuleError(
-                f"{name} must return an instance of `flax.nnx.Module`, got {value_text(module)}."
+                f"`{name}` must return an instance of `flax.nnx.Module`, got {value_text(module)}."
             )
         return module
 
