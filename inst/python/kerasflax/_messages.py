@@ -30,7 +30,7 @@ def value_text(value: Any) -> str:
         return shown
     if value is None:
         return "None"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 

@@ -299,9 +299,12 @@ def test_errors_name_the_path_of_the_part_that_raised():
         (lambda: FlaxLayer(nnx.Linear), "got the class Linear, not an instance"),
         (
             lambda: FlaxLayer(LazyModule(lambda rngs: 3)),
-            "must return a `flax.nnx.Module`, got int: 3",
+            "must return an instance of `flax.nnx.Module`, got int 3",
         ),
-        (lambda: FlaxLayer(LazyModule(nn.Dense, 3)), "must return a `flax.nnx.Module`, got Dense"),
+        (
+            lambda: FlaxLayer(LazyModule(nn.Dense, 3)),
+            "must return an instance of `flax.nnx.Module`, got Dense",
+        ),
         (lambda: LazyModule(3), "got int"),
         (lambda: LazyModule(nnx.Linear(1, 1, rngs=rngs())), "got Linear"),
         (
