@@ -160,7 +160,10 @@ class FlaxLayer(keras.layers.Layer):
         self._ordered_variables: tuple[keras.Variable, ...] = ()
         self._held = Held()
         self._recorded = Recorded()
-        self._given = _Given(_variables.overlaid(self._adapter.values_of(module), variables))
+        self._given = _Given(
+            _variables.overlaid(self._adapter.values_of(module), variables),
+            has_some_of_the_user=variables is not None,
+        )
         self._known_outputs = _KnownOutputs()
         self._last_sown = LastSown()
         # Keras has wrapped the method, and its wrapper marks the layer as built: that is part of
@@ -237,8 +240,8 @@ class FlaxLayer(keras.layers.Layer):
         """
         call = call_of(self)
         spec = _specs(input_shape, call.input_dtypes)
-        template, traced = self._trace_init(spec, call.mask_spec, call.form)
-        template, arrays, given = self._first_values(template, traced, call.inputs)
+        template, traced, used_given = self._trace_init(spec, call.mask_spec, call.form)
+        template, arrays, given = self._first_values(template, traced, call.inputs, used_given)
         variables = _variables.create(
             arrays,
             trainable=self.by_path.is_trainable,
@@ -249,8 +252,9 @@ class FlaxLayer(keras.layers.Layer):
         # Everything exists now. If what follows fails, the transaction undoes it.
         self._given.values = None
         self._recorded.given, self._recorded.input_dtypes = given, call.input_dtypes
-        if not self._follows_policy:
-            # Under a policy, `init` does not get the params that calls get, cast.
+        if not self._follows_policy and not given:
+            # Under a policy, `init` does not get the params that calls get, cast. Outputs may
+            # depend on the shapes of given variables.
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
         self._held.template, self._held.paths = template, tuple(variables)
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
@@ -262,28 +266,36 @@ class FlaxLayer(keras.layers.Layer):
 
     def _trace_init(
         self, spec: PyTree, mask_spec: PyTree, form: Form | None
-    ) -> tuple[_variables.Template, Trace]:
-        init = _build_values.Init(self._adapter, form)
-        traced = trace(init, _build_values.key_spec(), spec, mask_spec)
-        return init.template, traced
+    ) -> tuple[_variables.Template, Trace, bool]:
+        """Trace `init`: the template, the trace, and whether it used given variables."""
+        given = None
+        if self._given.has_some_of_the_user and self._given.values is not None:
+            given = self.by_path.stored(self._given.values)
+        elif self._recorded.given:
+            given = _build_values.stand_ins(self._recorded.given)
+        return _build_values.traced_init(self._adapter, spec, mask_spec, form, given)
 
     def _first_values(
-        self, template: _variables.Template, traced: Trace, inputs: PyTree
+        self, template: _variables.Template, traced: Trace, inputs: PyTree, used_given: bool
     ) -> tuple[_variables.Template, dict[str, jax.Array], Mapping[str, Spec]]:
         """The template, the arrays by path, and the specs that differ from those of `init`."""
-        if self._given.values is not None:
-            given = self.by_path.stored(self._given.values)
-            return _build_values.given_values(
-                self._adapter,
-                given,
-                template,
-                traced.result[1],
-                is_trainable=self.by_path.is_trainable,
-            )
-        name = self._adapter.name
-        arrays = _build_values.initial_values(traced, inputs, self._drawn_seed, name)
         specs = self._recorded.given
-        return *_build_values.with_specs(template, arrays, specs), specs
+        first_values = functools.partial(
+            _build_values.initial_values, traced, inputs, self._drawn_seed, self._adapter.name
+        )
+        if self._given.values is None:
+            known = specs if used_given else {}
+            arrays = first_values(wanted=lambda path: path not in known)
+            return *_build_values.with_specs(template, arrays, specs), specs
+        return _build_values.given_values(
+            self._adapter,
+            self.by_path.stored(self._given.values),
+            template,
+            traced.result[1],
+            first_values,
+            is_trainable=self.by_path.is_trainable,
+            used_given=used_given,
+        )
 
     def _check_paths(self, variables: Mapping[str, keras.Variable]) -> None:
         if SEED_PATH in variables:
@@ -679,10 +691,11 @@ class _Given:
 
     Attributes:
         values: A nested dict of arrays, or None.
+        has_some_of_the_user: Whether some are not the module's own.
     """
 
-    def __init__(self, values: Mapping[str, PyTree] | None) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[str, PyTree] | None, *, has_some_of_the_user: bool) -> None:
+        self.values, self.has_some_of_the_user = values, has_some_of_the_user
 
 
 class _KnownOutputs:

@@ -30,9 +30,11 @@ def streams(state: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
         A dict from stream names to scalar keys.
     """
     key = jax.random.wrap_key_data(state, impl="threefry2x32")
-    return {name: jax.random.fold_in(key, _fold(name)) for name in names}
+    return {name: named(key, name) for name in names}
 
 
-def _fold(name: str) -> int:
+def named(key: jax.Array, name: str) -> jax.Array:
+    """The key of a name under a key."""
     # Python's hash() of a string differs between processes.
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    fold = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    return jax.random.fold_in(key, fold)

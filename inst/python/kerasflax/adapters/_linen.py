@@ -26,7 +26,9 @@ from flax.core.scope import Scope
 from .. import _host, _rng
 from .._errors import StateError
 from ..tracing._trace import TraceAgainError
+from ._bridges import Streams, passing_on, wrapped_methods
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
+from ._lazy import RNGS
 from ._signature import Signature, as_attention_mask, signature_of, unbound
 from ._whole_numbers import integer_names, whole_floats_to_integers
 
@@ -46,6 +48,8 @@ class _Learned:
     """The knowledge about a module that its runs have accumulated.
 
     Attributes:
+        first: The random streams to supply to `init`, where Linen replaces a missing one by
+            "params", but NNX modules in it do not.
         streams: The random streams to supply, by mode. The key is True for training.
         drawing: The modes in which the module has drawn random numbers.
         sown: The places where the module has sown or perturbed: collection, module path, and name.
@@ -53,6 +57,7 @@ class _Learned:
         mode_by_position: Whether the mode is passed by position instead of by name.
     """
 
+    first: frozenset[str] = frozenset()
     streams: Mapping[bool, frozenset[str]] = dataclasses.field(
         default_factory=lambda: {True: frozenset({_USUAL_STREAM}), False: frozenset()}
     )
@@ -70,11 +75,13 @@ class _Seen:
         drawn: Streams from which the module took a key.
         queried: Streams whose presence the module checked.
         sown: The places where the module sowed or perturbed: collection, module path, and name.
+        in_nnx: The streams that NNX modules in it used.
     """
 
     drawn: set[str] = dataclasses.field(default_factory=set)
     queried: set[str] = dataclasses.field(default_factory=set)
     sown: set[tuple[str, ...]] = dataclasses.field(default_factory=set)
+    in_nnx: Streams = dataclasses.field(default_factory=Streams)
 
 
 class LinenAdapter:
@@ -95,20 +102,27 @@ class LinenAdapter:
         self.takes_mask = self._signature.takes_mask
         self.allows_unused = method is not None
         self.allows_extra_collections = True
+        self.is_abstract = False
         # Replaced as a whole and never changed in place, so that restoring this attribute undoes
         # everything that a failed build has learned.
         self._learned = _Learned()
 
     @in_turn
     def init(
-        self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
+        self,
+        key: jax.Array,
+        inputs: PyTree,
+        *,
+        mask: PyTree = None,
+        overlay: Callable[[Mapping[str, PyTree]], Mapping[str, PyTree]] | None = None,
     ) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. The values are those of `module.init(key, inputs)`."""
-        outputs, variables, self._learned = self._init_by_name_or_position(key, inputs, mask)
+        given = overlay({}) if overlay else None
+        outputs, variables, self._learned = self._init_by_name_or_position(key, inputs, mask, given)
         return outputs, self.state(flax.core.unfreeze(variables))
 
     def _init_by_name_or_position(
-        self, key: jax.Array, inputs: PyTree, mask: PyTree
+        self, key: jax.Array, inputs: PyTree, mask: PyTree, given: PyTree
     ) -> tuple[PyTree, PyTree, _Learned]:
         """Run `_init` with the mode as learned, and by position if that fails.
 
@@ -118,38 +132,54 @@ class LinenAdapter:
         """
         known = self._learned.mode_by_position
         try:
-            return self._init(key, inputs, mask, mode_by_position=known)
+            return self._init(key, inputs, mask, given, mode_by_position=known)
         except TraceAgainError:
             raise
         except Exception:
             if known or not self._signature.takes_mode_by_position:
                 raise
-            result = self._try_init_by_position(key, inputs, mask)
+            result = self._try_init_by_position(key, inputs, mask, given)
             if result is None:
                 # The error of the usual way is the one that helps the user.
                 raise
             return result
 
     def _try_init_by_position(
-        self, key: jax.Array, inputs: PyTree, mask: PyTree
+        self, key: jax.Array, inputs: PyTree, mask: PyTree, given: PyTree
     ) -> tuple[PyTree, PyTree, _Learned] | None:
         """Run `_init` with the mode by position. Returns None if the module fails that way, too."""
         try:
-            return self._init(key, inputs, mask, mode_by_position=True)
+            return self._init(key, inputs, mask, given, mode_by_position=True)
         except Exception:
             return None
 
     def _init(
-        self, key: jax.Array, inputs: PyTree, mask: PyTree, *, mode_by_position: bool
+        self, key: jax.Array, inputs: PyTree, mask: PyTree, given: PyTree, *, mode_by_position: bool
     ) -> tuple[PyTree, PyTree, _Learned]:
-        """Run `module.init_with_output()`: its outputs, its variables, and the new knowledge."""
+        """Run `module.init_with_output()`, or `module.apply()` with given variables.
+
+        Returns:
+            The outputs, the variables, and the new knowledge.
+        """
         arguments, keywords = self._arguments(
             inputs, training=False, mask=mask, mode_by_position=mode_by_position
         )
-        with self._running() as seen:
-            init = self._in_mode(False).init_with_output
-            run = functools.partial(init, key, *arguments, method=self.method, **keywords)
-            (outputs, variables), axes = along_axes(self._learned.axes, run)
+        rngs = dict.fromkeys({_PARAMS, *self._learned.first}, key)
+        with self._running(training=False) as seen:
+            module = self._in_mode(False)
+            if given is None:
+                run = functools.partial(module.init_with_output, rngs, *arguments)
+            else:
+                run = functools.partial(module.apply, given, *arguments, rngs=rngs, mutable=True)
+            run = functools.partial(run, method=self.method, **keywords)
+            try:
+                (outputs, variables), axes = along_axes(self._learned.axes, run)
+            except Exception as error:
+                if seen.in_nnx.looked_up <= self._learned.first:
+                    raise
+                first = self._learned.first | seen.in_nnx.looked_up
+                self._learned = dataclasses.replace(self._learned, first=first)
+                raise TraceAgainError from error
         # `init` always draws initial values from "params"; a call may not use that stream at all.
         drawn = seen.drawn - {_PARAMS}
         learned = dataclasses.replace(
@@ -185,7 +215,7 @@ class LinenAdapter:
         arguments, keywords = self._arguments(
             inputs, training=training, mask=mask, mode_by_position=learned.mode_by_position
         )
-        with self._running() as seen:
+        with self._running(training=training) as seen:
             try:
                 apply = functools.partial(
                     self._in_mode(training).apply,
@@ -206,7 +236,7 @@ class LinenAdapter:
                 raise
         if self._learn(seen, variables, training):
             raise TraceAgainError
-        if not training and _USUAL_STREAM in seen.drawn:
+        if not training and _USUAL_STREAM in seen.drawn | seen.in_nnx.drawn:
             warnings.warn(
                 f"{self.name} draws from the stream {_USUAL_STREAM!r} at inference. If dropout "
                 "should be off then, pass the mode on: give the module's method an argument "
@@ -236,6 +266,10 @@ class LinenAdapter:
         """See `Adapter.draws`."""
         return training in self._learned.drawing
 
+    def restarts(self, collection: str) -> bool:
+        """See `Adapter.restarts`."""
+        return False
+
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
         return collection == _PARAMS
@@ -262,12 +296,23 @@ class LinenAdapter:
         return result
 
     @contextlib.contextmanager
-    def _running(self) -> Iterator[_Seen]:
+    def _running(self, *, training: bool) -> Iterator[_Seen]:
         """Set up a run of the module's code: record what it does and place its errors."""
         naming = naming_the_path(
             self.name, nn.Module, lambda module: None if module.scope is None else module.path
         )
-        with _watch() as seen, naming, running_module(), nn.intercept_methods(_with_whole_numbers):
+        with (
+            _watch() as seen,
+            naming,
+            running_module(),
+            nn.intercept_methods(with_whole_numbers),
+            passing_on(
+                training=training,
+                fills=not self._signature.takes_mode,
+                streams=seen.in_nnx,
+                writes=False,
+            ),
+        ):
             yield seen
 
     def _in_mode(self, training: bool) -> nn.Module:
@@ -281,17 +326,18 @@ class LinenAdapter:
             Whether the call must run again, with other streams or without values that are sown.
         """
         learned = self._learned
+        known = learned.streams[training]
+        drawn = seen.drawn | seen.in_nnx.drawn_of(known)
         # A module that checks for a stream in training wants to be random; at inference, it does
         # not, so that only streams that it draws from are supplied.
-        streams = seen.drawn | seen.queried if training else seen.drawn
-        known = learned.streams[training]
+        streams = drawn | seen.queried if training else drawn
         again = bool(streams - known) or any(
             path[0] in variables for path in seen.sown - learned.sown
         )
         self._learned = dataclasses.replace(
             learned,
             streams={**learned.streams, training: known | streams},
-            drawing=learned.drawing | {training} if seen.drawn else learned.drawing,
+            drawing=learned.drawing | {training} if drawn else learned.drawing,
             sown=learned.sown | seen.sown,
         )
         return again
@@ -332,6 +378,9 @@ class LinenAdapter:
 
 def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
     """The methods that a module has beyond those of `nn.Module`, by name."""
+    wrapped = wrapped_methods(module)
+    if wrapped is not None:
+        return wrapped
     not_methods = {field.name for field in dataclasses.fields(module)} | {"setup"}
     return {
         name: getattr(type(module), name)
@@ -349,10 +398,16 @@ def _signature(module: nn.Module, method: Callable[..., Any]) -> Signature:
     if method in _methods_of(module).values():
         name = f"{type(module).__name__}.{name}"
     fields = {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
-    return signature_of(method, f"`{name}`", fields)
+    signature = signature_of(method, f"`{name}`", fields)
+    # The `rngs` of an NNX method are NNX's, which Linen cannot pass.
+    rngs = signature.parameters.get(RNGS)
+    is_optional = rngs is not None and rngs.default is not rngs.empty
+    return (
+        dataclasses.replace(signature, held=signature.held | {RNGS}) if is_optional else signature
+    )
 
 
-def _with_whole_numbers(
+def with_whole_numbers(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -388,7 +443,8 @@ def _watch() -> Iterator[_Seen]:
     seen = _Seen()
 
     def make_rng(method: Callable[..., Any], scope: Scope, name: str = _PARAMS) -> Any:
-        seen.drawn.add(name)
+        if not seen.in_nnx.are_passed_on:
+            seen.drawn.add(name)
         return method(scope, name)
 
     def has_rng(method: Callable[..., Any], module: nn.Module, name: str) -> Any:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 from flax import nnx
 
 from .. import _host, _rng
@@ -27,8 +29,10 @@ from .._errors import FieldError, MethodError, ModuleError, StateError
 from .._messages import value_text
 from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
+from ._bridges import Streams, passing_on, set_mode, wrapped_methods
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._lazy import RNGS, LazyModule, converting_whole_floats
+from ._linen import with_whole_numbers
 from ._signature import Signature, as_attention_mask, signature_of, unbound
 
 PyTree = Any
@@ -173,6 +177,7 @@ class NnxAdapter:
         # Replaced as a whole and never changed in place, so that restoring this attribute undoes
         # everything that a failed build has learned.
         self._learned = _Learned()
+        self.is_abstract = False
         if isinstance(module, LazyModule):
             with self._running(None):
                 self._structure = module.abstractly(
@@ -180,6 +185,7 @@ class NnxAdapter:
                 )
         else:
             self._structure, values = _split_copy(module)
+            self.is_abstract = any(map(_is_abstract, jax.tree.leaves(values)))
             self._specs = jax.tree.map(_spec_of, values)
             self.module = self._structure.merge(self._specs)
         self.allows_unused = self.allows_extra_collections = False
@@ -191,16 +197,23 @@ class NnxAdapter:
                 f"`method` is bound to another {self.name} than `module`, with its own values.",
                 advice="Pass that instance as `module`, or pass the method's name.",
             )
-        methods = _methods_of(kind)
+        methods = self._methods()
         self.method = unbound(kind, method, nnx.Module, methods)
         self._signature = _signature(self.method, self.name, methods)
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
 
+    def _methods(self) -> dict[str, Callable[..., Any]]:
+        if isinstance(self.module, LazyModule):
+            wrapped = self.module.abstractly(wrapped_methods)
+        else:
+            wrapped = wrapped_methods(self.module)
+        return _methods_of(self._structure.kind) if wrapped is None else wrapped
+
     @staticmethod
     def values_of(module: nnx.Module | LazyModule) -> dict[str, PyTree] | None:
-        """See `Adapter.values_of`."""
-        return None if isinstance(module, LazyModule) else _split_copy(module)[1]
+        """See `Adapter.values_of`. The variables of an abstract module have no values."""
+        return None if isinstance(module, LazyModule) else _concrete(_split_copy(module)[1])
 
     def to_flax(self, variables: Mapping[str, PyTree]) -> nnx.Module:
         """See `Adapter.to_flax`: a module."""
@@ -208,17 +221,35 @@ class NnxAdapter:
 
     @in_turn
     def init(
-        self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
+        self,
+        key: jax.Array,
+        inputs: PyTree,
+        *,
+        mask: PyTree = None,
+        overlay: Callable[[Mapping[str, PyTree]], Mapping[str, PyTree]] | None = None,
     ) -> tuple[PyTree, dict[str, PyTree]]:
         """See `Adapter.init`. A `LazyModule` makes its values with `rngs=nnx.Rngs(key)`."""
         if isinstance(self.module, LazyModule):
             with self._running(None):
                 _, variables = _split(_pop_intermediates(self.module.make(nnx.Rngs(key)))[0])
         else:
-            # The module holds its own values, so that nobody uses these.
-            variables = jax.tree.map(_zeros, self._specs)
+            # The module holds its values, so that nobody uses these. An abstract one may get its
+            # random streams from here.
+            variables = self._zeros_and_keys(key)
+        variables = dict(overlay(variables)) if overlay else variables
         outputs, _, _ = self._call(variables, inputs, training=False, mask=mask, key=key)
         return outputs, variables
+
+    def _zeros_and_keys(self, key: jax.Array) -> dict[str, PyTree]:
+        """Zeros for the module's variables, and random keys for its streams."""
+        values = jax.tree.map(_zeros, self._specs)
+        for place in self._structure.variables:
+            if issubclass(self._structure.types[place[0]], nnx.RngKey):
+                own = _rng.named(key, SEPARATOR.join(map(str, place[1:])))
+                _put(
+                    values, place, jax.tree.map(functools.partial(_keys, own), _get(values, place))
+                )
+        return values
 
     @in_turn
     def apply(
@@ -237,6 +268,10 @@ class NnxAdapter:
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`. Streams that the module itself holds are state and do not count."""
         return training in self._learned.drawing
+
+    def restarts(self, collection: str) -> bool:
+        """See `Adapter.restarts`. Random streams may start anew."""
+        return issubclass(self._structure.types.get(collection, object), nnx.RngState)
 
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
@@ -291,14 +326,9 @@ class NnxAdapter:
         if self._takes_rngs:
             keywords[RNGS] = rngs
         # If the method takes the mode and passes it on, that argument wins over the attribute.
-        nnx.Module.set_attributes(
-            module,
-            deterministic=not training,
-            use_running_average=not training,
-            raise_if_not_found=False,
-        )
+        set_mode(module, training=training)
         types = sorted(self._learned.sown, key=_collection)
-        with self._running(module) as seen:
+        with self._running(module, training=training, rngs=rngs) as seen:
             call = functools.partial(_call_method, self.method, arguments, keywords)
             outputs, *captured = nnx.capture(call, *types)(module) if types else (call(module),)
         learned = self._learned
@@ -345,7 +375,9 @@ class NnxAdapter:
         return created
 
     @contextlib.contextmanager
-    def _running(self, module: nnx.Module | None) -> Iterator[set[type]]:
+    def _running(
+        self, module: nnx.Module | None, *, training: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Iterator[set[type]]:
         """Set up a run of the module's code. Yields the types of variables that it sows into."""
         seen: set[type] = set()
 
@@ -388,7 +420,18 @@ class NnxAdapter:
         # 0.12.12. https://flax.readthedocs.io/en/latest/guides/extracting_intermediates.html,
         # https://github.com/google/flax/pull/5584
         watching = replaced((nnx.Module, sow), (nnx.Module, perturb))
-        with watching, naming_the_path(name, nnx.Module, path_of), running_module(keeps_keras=True):
+        with (
+            watching,
+            naming_the_path(name, nnx.Module, path_of),
+            running_module(keeps_keras=True),
+            nn.intercept_methods(with_whole_numbers),
+            passing_on(
+                training=training,
+                fills=module is None or not self._signature.takes_mode,
+                streams=Streams(),
+                layer_rngs=rngs,
+            ),
+        ):
             yield seen
 
     @staticmethod
@@ -464,6 +507,31 @@ def _zeros(spec: Any) -> Any:
     return (
         jax.lax.full(spec.shape, 0, spec.dtype) if isinstance(spec, jax.ShapeDtypeStruct) else spec
     )
+
+
+def _keys(key: jax.Array, zeros: jax.Array) -> jax.Array:
+    """Random keys like an array of keys, which may be in NumPy's dtype, too."""
+    if not jnp.issubdtype(zeros.dtype, jax.dtypes.prng_key):
+        return jax.random.bits(key, zeros.shape, zeros.dtype)
+    data = jax.random.key_data(zeros)
+    bits = jax.random.bits(key, data.shape, data.dtype)
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(zeros))
+
+
+def _is_abstract(value: Any) -> bool:
+    return isinstance(value, jax.ShapeDtypeStruct)
+
+
+def _concrete(tree: dict[Any, PyTree]) -> dict[Any, PyTree]:
+    """Nested dicts without the variables that have no value."""
+    result = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            if below := _concrete(value):
+                result[name] = below
+        elif not any(map(_is_abstract, jax.tree.leaves(value))):
+            result[name] = value
+    return result
 
 
 def _methods_of(kind: type[nnx.Module]) -> dict[str, Callable[..., Any]]:

@@ -37,6 +37,7 @@ class Adapter(Protocol):
         allows_unused: Whether the user may give variables that the method does not use.
         allows_extra_collections: Whether the user may give collections that the module reads but
             does not create.
+        is_abstract: Whether variables of the module have no values, and `init` cannot make them.
     """
 
     base: ClassVar[type]
@@ -46,6 +47,7 @@ class Adapter(Protocol):
     takes_mask: bool
     allows_unused: bool
     allows_extra_collections: bool
+    is_abstract: bool
 
     @classmethod
     def accepts(cls, module: object) -> bool:
@@ -59,14 +61,23 @@ class Adapter(Protocol):
         """
 
     def init(
-        self, key: jax.Array, inputs: PyTree, *, mask: PyTree = None
+        self,
+        key: jax.Array,
+        inputs: PyTree,
+        *,
+        mask: PyTree = None,
+        overlay: Callable[[Variables], Variables] | None = None,
     ) -> tuple[PyTree, Variables]:
         """Call the method in inference mode and return the variables as they are before any call.
+
+        With `overlay`, the method is called with given variables. A module that creates its
+        variables in its first call then creates only those that are not given.
 
         Args:
             key: A typed random key for the initial values. Unused if the module holds values.
             inputs: A pytree of arrays.
             mask: Keras's mask of the inputs, or None.
+            overlay: From the variables known before the call to those with the given ones.
 
         Returns:
             The outputs, and the variables by collection without sown values.
@@ -74,7 +85,7 @@ class Adapter(Protocol):
 
     @staticmethod
     def values_of(module: Any) -> Variables | None:
-        """The values that a module holds, with which its layer starts. None if there are none."""
+        """The values that a module holds, with which its layer starts. None if it holds none."""
 
     def to_flax(self, variables: Variables) -> Any:
         """The module with these values as Flax users handle it: alone, or with its variables."""
@@ -108,6 +119,9 @@ class Adapter(Protocol):
 
     def draws(self, training: bool) -> bool:
         """Whether any call in a mode has asked for random numbers so far."""
+
+    def restarts(self, collection: str) -> bool:
+        """Whether `init` makes a collection that need not be among given variables."""
 
     def trainable(self, collection: str) -> bool:
         """Whether a collection holds weights that gradients train."""

@@ -79,6 +79,11 @@ class Signature:
         return "mask" in self.parameters
 
     @property
+    def takes_mode(self) -> bool:
+        """Whether the method takes the mode, and passes it on itself."""
+        return not self.parameters.keys().isdisjoint(MODE_ARGUMENTS)
+
+    @property
     def takes_mode_by_position(self) -> bool:
         """Whether a mode argument can be passed by position as well as by name."""
         return any(
@@ -88,7 +93,7 @@ class Signature:
 
     def fields(self, *, training: bool) -> dict[str, bool]:
         """The values of the mode fields in a mode."""
-        return _mode_values(self.mode_fields, training)
+        return mode_values(self.mode_fields, training)
 
     def fill(
         self, inputs: Any, *, training: bool, mask: Any = None, mode_by_position: bool = False
@@ -108,7 +113,7 @@ class Signature:
         Raises:
             MethodError: The method takes no input, or an argument without a default is left empty.
         """
-        modes = _mode_values(self.parameters.keys() - self.held, training)
+        modes = mode_values(self.parameters.keys() - self.held, training)
         free = {
             name: p
             for name, p in self.parameters.items()
@@ -235,7 +240,7 @@ def signature_of(
     Raises:
         MethodError: The function takes no arguments, or its signature cannot be read.
     """
-    parameters = list(_parameters(method, name))
+    parameters = list(parameters_of(method, name))
     if not parameters:
         raise MethodError(
             f"{name} takes no arguments.",
@@ -321,11 +326,13 @@ def _required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty
 
 
-def _mode_values(names: Iterable[str], training: bool) -> dict[str, bool]:
+def mode_values(names: Iterable[str], training: bool) -> dict[str, bool]:
+    """The values of those names that are mode arguments."""
     return {name: training is MODE_ARGUMENTS[name] for name in names if name in MODE_ARGUMENTS}
 
 
-def _parameters(method: Callable[..., Any], name: str) -> Any:
+def parameters_of(method: Callable[..., Any], name: str) -> Iterable[inspect.Parameter]:
+    """The parameters of a function, which may be written in the host language."""
     formals = _host.formals(inspect.unwrap(method))
     if formals is not None:
         parameters = [

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .. import _host, _limits, _rng
-from .._errors import ShapeError
+from .._errors import ShapeError, VariablesError
 from .._messages import spec_text
 from ..adapters._protocol import Adapter
-from ..tracing._trace import DependsOnSizeError, Spec, Trace
+from ..tracing._trace import DependsOnSizeError, Spec, Trace, trace
 from . import _variables
 from ._forms import Form, Formed
 
@@ -27,28 +28,93 @@ class Init:
         template: The template of the variables, after a trace.
     """
 
-    def __init__(self, adapter: Adapter, form: Form | None) -> None:
-        self._adapter, self._form = adapter, form
+    def __init__(self, adapter: Adapter, form: Form | None, given: Template | None = None) -> None:
+        self._adapter, self._form, self._given = adapter, form, given
         self.template = _variables.split({})[0]
 
     def __call__(
-        self, key_data: jax.Array, inputs: PyTree, mask: PyTree
+        self,
+        key_data: jax.Array,
+        inputs: PyTree,
+        mask: PyTree,
+        given: Mapping[str, jax.Array] | None = None,
     ) -> tuple[Formed, dict[str, jax.Array]]:
-        """Return the outputs and the variables by path."""
+        """Return the outputs and the variables by path.
+
+        With given variables by path, call the method with these.
+        """
         key = jax.random.wrap_key_data(key_data)
         inputs = self._form.merge(inputs) if self._form else inputs
-        outputs, variables = self._adapter.init(key, inputs, mask=mask)
+        overlay = None if given is None else functools.partial(self._overlaid, given)
+        outputs, variables = self._adapter.init(key, inputs, mask=mask, overlay=overlay)
         self.template, arrays = _variables.split(variables)
         return Formed.of(outputs), arrays
 
+    def _overlaid(self, given: Mapping[str, jax.Array], known: Mapping[str, PyTree]) -> PyTree:
+        if not known:
+            return self._given.merge(given) if self._given else {}
+        template, arrays = _variables.split(known)
+        return template.merge({path: given.get(path, array) for path, array in arrays.items()})
 
-def key_spec() -> Spec:
+
+def traced_init(
+    adapter: Adapter,
+    inputs: PyTree,
+    mask: PyTree,
+    form: Form | None,
+    given: Mapping[str, PyTree] | None,
+) -> tuple[Template, Trace, bool]:
+    """Trace `Adapter.init`, without given variables if that is possible, and otherwise with them.
+
+    A decoder may have to be initialized for a whole sequence, and then be called step by step with
+    the variables for that.
+
+    Args:
+        adapter: The adapter.
+        inputs: The specs of the inputs.
+        mask: The specs of the mask, or None.
+        form: The form of the inputs.
+        given: Variables that the user has given, if there are any.
+
+    Returns:
+        The template of the variables, the trace, and whether the given variables were used.
+
+    Raises:
+        Exception: The module's own code failed, in both cases if variables are given.
+    """
+    init = Init(adapter, form)
+    try:
+        traced = trace(init, _key_spec(), inputs, mask)
+    except Exception as error:
+        # Any code of the module may have failed.
+        if not isinstance(given, Mapping) or not given:
+            raise
+        template, arrays = _variables.split(_variables.plain(given))
+        init = Init(adapter, form, template)
+        specs = {path: Spec.of(jax.eval_shape(jnp.asarray, x)) for path, x in arrays.items()}
+        try:
+            traced = trace(init, _key_spec(), inputs, mask, specs)
+        except Exception as other:
+            if (type(other), str(other)) == (type(error), str(error)):
+                raise error from error.__cause__
+            raise other from error
+        return init.template, traced, True
+    return init.template, traced, False
+
+
+def _key_spec() -> Spec:
     """The spec of the data of `Init`'s random key."""
     key_data = jax.eval_shape(lambda: jax.random.key_data(_rng.initial_key(0)))
     return Spec(key_data.shape, str(key_data.dtype))
 
 
-def initial_values(traced: Trace, inputs: PyTree, seed: int, name: str) -> dict[str, jax.Array]:
+def initial_values(
+    traced: Trace,
+    inputs: PyTree,
+    seed: int,
+    name: str,
+    wanted: Callable[[str], bool] = lambda path: True,
+) -> dict[str, jax.Array]:
     """Compute initial values from a trace of `Init`.
 
     Args:
@@ -56,21 +122,24 @@ def initial_values(traced: Trace, inputs: PyTree, seed: int, name: str) -> dict[
         inputs: The inputs of the call that builds the layer, if there is one.
         seed: The layer's seed.
         name: The module's class, for messages.
+        wanted: Whether to compute the value of a path.
 
     Raises:
         ShapeError: The shape or the value of a variable depends on an unknown size of the input,
             or the array is too large for any memory.
     """
     outputs, expected = traced.result
-    _check_shapes(expected, name)
-    wanted = [False] * len(jax.tree.leaves(outputs)) + [True] * len(expected)
+    # JAX sorts a dict by its keys.
+    paths = sorted(filter(wanted, expected))
+    if not paths:
+        return {}
+    _check_shapes({path: expected[path] for path in paths}, name)
+    leaves = [False] * len(jax.tree.leaves(outputs)) + [path in paths for path in sorted(expected)]
     with jax.ensure_compile_time_eval():
         key_data = jax.random.key_data(_rng.initial_key(seed))
-    # JAX sorts a dict by its keys.
-    paths = sorted(expected)
     shardings = [_variables.sharding(path, expected[path].shape) for path in paths]
     try:
-        arrays = traced.evaluate(wanted, key_data, inputs, shardings)
+        arrays = traced.evaluate(leaves, key_data, inputs, shardings)
     except DependsOnSizeError as error:
         raise ShapeError(
             f"The initial values of {name} depend on an unknown size of the input.",
@@ -109,10 +178,21 @@ def given_values(
     given: Mapping[str, PyTree],
     template: Template,
     expected: Mapping[str, Spec],
+    first_values: Callable[..., dict[str, jax.Array]],
     *,
-    is_trainable: Any,
+    is_trainable: Callable[[str], bool],
+    used_given: bool = False,
 ) -> tuple[Template, dict[str, jax.Array], dict[str, Spec]]:
     """Fit given values to the variables that `init` creates.
+
+    Args:
+        adapter: The adapter.
+        given: The values.
+        template: The template of the variables.
+        expected: The specs of the variables by path.
+        first_values: `initial_values`, as a function of the paths for which it is `wanted`.
+        is_trainable: Whether a path is that of a weight.
+        used_given: Whether the specs are known because the method was called with these values.
 
     Returns:
         The template with the collections that only the user provides; the arrays by path; and the
@@ -125,6 +205,14 @@ def given_values(
     def fixed_shape(path: str) -> bool:
         return is_trainable(path) or not (adapter.allows_extra_collections or path in expected)
 
+    if isinstance(given, Mapping):
+        own = set(_variables.unboxed(_variables.named_leaves(given), expected).values())
+        made = first_values(
+            wanted=lambda path: path not in own and adapter.restarts(_variables.collection_of(path))
+        )
+        if adapter.is_abstract:
+            _check_all_given(expected.keys() - own - made.keys(), expected, adapter.name)
+        given = _variables.overlaid(_variables.nested(made), given) if made else given
     arrays = _variables.fitted(
         expected,
         given,
@@ -135,8 +223,29 @@ def given_values(
     known = {_variables.collection_of(path) for path in template.leaves}
     provided = {name: tree for name, tree in given.items() if name not in known}
     specs = {path: Spec.of(array) for path, array in arrays.items()}
-    differing = {path: spec for path, spec in specs.items() if expected.get(path) != spec}
+    differing = {
+        path: spec for path, spec in specs.items() if used_given or expected.get(path) != spec
+    }
     return template.extended(provided, arrays), arrays, differing
+
+
+def _check_all_given(missing: Iterable[str], expected: Mapping[str, Spec], name: str) -> None:
+    if missing:
+        raise VariablesError(
+            f"{name} is abstract, and these variables have no values:",
+            problems={
+                path: f"missing, expected {spec_text(expected[path])}" for path in sorted(missing)
+            },
+            advice="Give their values as `variables`, or let the layer create the module: "
+            f"{_host.word('lazy module')}.",
+        )
+
+
+def stand_ins(specs: Mapping[str, Spec]) -> dict[str, PyTree]:
+    """Nested dicts of arrays without values."""
+    return _variables.nested(
+        {path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in specs.items()}  # type: ignore[no-untyped-call]
+    )
 
 
 def with_specs(

@@ -350,6 +350,11 @@ def fit_by_path(
     problems |= {
         path: "the array has been deleted" for path, value in arrays.items() if _is_deleted(value)
     }
+    problems |= {
+        path: "has a shape and dtype, but no value"
+        for path, value in arrays.items()
+        if isinstance(value, jax.ShapeDtypeStruct)
+    }
     if not partial:
         problems |= {
             path: f"missing, expected {spec_text(spec)}"

@@ -1,0 +1,266 @@
+"""Flax's bridges between its module systems: `nnx.bridge.ToLinen` and `nnx.bridge.ToNNX`.
+
+A bridge calls a module of one system as a part of the other. It does not pass on what the systems
+handle differently: the mode, which is an attribute in NNX and an argument or a field in Linen; the
+random streams, which Linen finds by name in each call and an NNX module holds; and whether a call
+may write to the state, which only Linen asks for. Here the bridges pass on all three.
+
+The bridges have the methods of the modules that they wrap. NNX is not imported for this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.errors
+from flax import linen as nn
+
+from .. import _host
+from .._errors import MethodError, ModuleError
+from ._context import replaced
+from ._lazy import LazyModule, class_of
+from ._signature import MODE_ARGUMENTS, mode_values, parameters_of
+
+# Gradients train this collection; a Linen module may write to all others.
+_STATE = nn.DenyList(["params"])
+
+
+@dataclasses.dataclass
+class Streams:
+    """A record of the random streams that NNX modules in Linen modules use.
+
+    Attributes:
+        looked_up: The names that modules looked up and that were not supplied.
+        drawn: The tags of the streams from which methods drew. A fallback has the tag "default".
+        are_passed_on: Whether a bridge is taking a key from each of Linen's streams.
+        are_held: Whether a module is taking streams in its constructor, but not yet numbers.
+    """
+
+    looked_up: set[str] = dataclasses.field(default_factory=set)
+    drawn: set[str] = dataclasses.field(default_factory=set)
+    are_passed_on: bool = False
+    are_held: bool = False
+
+    def drawn_of(self, supplied: frozenset[str]) -> set[str]:
+        """The names of Linen's streams that the draws need."""
+        drawn = self.drawn & supplied
+        if self.drawn & {"default"} - supplied:
+            drawn |= self.looked_up - supplied - {"params"} or {"default"}
+        return drawn
+
+
+def wrapped_methods(module: Any) -> dict[str, Callable[..., Any]] | None:
+    """The methods of the module that a bridge wraps, as functions of the bridge, by name.
+
+    Returns:
+        None for a module that is not a bridge.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return None
+    if isinstance(module, nnx.bridge.ToLinen):
+        keywords = {} if not module.skip_rng else {"rngs": None}
+        lazy = LazyModule(module.nnx_class, *module.args, **{**module.kwargs, **keywords})
+        is_class = isinstance(module.nnx_class, type)
+        kind, base, argument = (
+            module.nnx_class if is_class else class_of(lazy),
+            nnx.Module,
+            "nnx_method",
+        )
+    elif isinstance(module, nnx.bridge.ToNNX):
+        kind, base, argument = type(module.to_nnx__module), nn.Module, "method"
+    else:
+        return None
+    return {
+        name: _through(getattr(kind, name), argument)
+        for owner in kind.__mro__
+        if issubclass(owner, base) and owner is not base
+        for name, value in vars(owner).items()
+        if inspect.isfunction(value) and (name == "__call__" or not name.startswith("_"))
+        if name != "setup"
+    }
+
+
+def _through(method: Callable[..., Any], argument: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(bridge: Any, *args: Any, **kwargs: Any) -> Any:
+        return bridge(*args, **{argument: method}, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def passing_on(
+    *,
+    training: bool,
+    fills: bool,
+    streams: Streams,
+    layer_rngs: Any = None,
+    writes: bool = True,
+) -> Iterator[None]:
+    """Let bridges pass on the mode, random streams and state within the block.
+
+    Args:
+        training: The mode.
+        fills: Whether arguments for the mode are filled if a call leaves them out. A method that
+            takes the mode passes it on itself.
+        streams: Gets the names of the streams that NNX modules use.
+        layer_rngs: The `nnx.Rngs` for Linen modules in NNX modules that hold none.
+        writes: Whether Linen modules in NNX modules may write to the state. If a Linen module is
+            around them, they may do what it may do.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        yield
+        return
+
+    def to_nnx(
+        call: Callable[..., Any],
+        module: Any,
+        *args: Any,
+        rngs: Any = None,
+        method: Any = None,
+        mutable: Any = _STATE if writes else None,
+        **kwargs: Any,
+    ) -> Any:
+        linen = module.to_nnx__module
+        fields = {each.name: getattr(linen, each.name, None) for each in dataclasses.fields(linen)}
+        function = method if callable(method) else getattr(type(linen), method or "__call__")
+        arguments, unset = _missing_mode(function, args, kwargs, fields, training)
+        if fills and arguments:
+            kwargs, unset = kwargs | arguments, {}
+        if unset:
+            # The bridge belongs to this call alone.
+            vars(module)["to_nnx__module"] = linen.clone(**unset)
+        run = functools.partial(call, module, *args, method=method, mutable=mutable, **kwargs)
+        try:
+            return run(rngs=rngs)
+        except flax.errors.InvalidRngError:
+            if layer_rngs is None or rngs is not None or module.to_nnx__rngs is not None:
+                raise
+            return run(rngs=layer_rngs)
+        except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
+            if nnx.state(module, nnx.Not(nnx.RngState)):
+                raise
+            raise ModuleError(
+                f"`ToNNX` has no variables for its {type(linen).__name__}.",
+                advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass the"
+                f" module, or let the layer create the module: {_host.word('lazy module')}.",
+            ) from error
+        finally:
+            vars(module)["to_nnx__module"] = linen
+
+    to_nnx.__name__ = "__call__"
+
+    def to_linen(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        module: Any = context.module
+        if not isinstance(module, nnx.bridge.ToLinen) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        factory = module.nnx_class
+
+        def make(*arguments: Any, **keywords: Any) -> Any:
+            streams.are_passed_on, streams.are_held = False, True
+            made = factory(*arguments, **keywords)
+            set_mode(made, training=training)
+            streams.are_held = False
+            return made
+
+        method = kwargs.get("nnx_method")
+        method = method if callable(method) else getattr(factory, method or "__call__", None)
+        if fills and callable(method) and isinstance(factory, type):
+            rest = {name: value for name, value in kwargs.items() if name != "nnx_method"}
+            kwargs = kwargs | _missing_mode(method, args, rest, {}, training)[0]
+        before = streams.are_passed_on, streams.are_held
+        # Linen has no other way to change a field of a bound copy.
+        object.__setattr__(module, "nnx_class", make)
+        streams.are_passed_on = True
+        try:
+            return call(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "nnx_class", factory)
+            streams.are_passed_on, streams.are_held = before
+
+    def look_up(call: Callable[..., Any], module: Any, name: str) -> Any:
+        if not name.startswith("_") and name not in module:
+            streams.looked_up.add(name)
+        return call(module, name)
+
+    def draw(call: Callable[..., Any], stream: Any, *args: Any) -> Any:
+        if not streams.are_held:
+            streams.drawn.add(stream.tag)
+        return call(stream, *args)
+
+    # Flax has no hooks for its bridges and for NNX's streams. The methods are documented, but not
+    # that they may be replaced. Seen to work with flax 0.12.8.
+    # https://flax.readthedocs.io/en/latest/guides/bridge_guide.html
+    rngs_class, stream_class = nnx.Rngs, nnx.RngStream
+    with (
+        replaced(
+            (nnx.bridge.ToNNX, to_nnx),
+            (rngs_class, _named("__getitem__", look_up)),
+            (rngs_class, _named("__getattr__", look_up)),
+            (stream_class, _named("__call__", draw)),
+        ),
+        nn.intercept_methods(to_linen),
+    ):
+        yield
+
+
+def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function under the name of the method that it replaces."""
+    named = functools.partial(function)
+    named.__name__ = name  # type: ignore[attr-defined]
+    return named
+
+
+def set_mode(module: Any, *, training: bool) -> None:
+    """Set the mode of all parts of an NNX module. An argument in a call wins over it."""
+    type(module).set_attributes(
+        module,
+        deterministic=not training,
+        use_running_average=not training,
+        raise_if_not_found=False,
+    )
+
+
+def _missing_mode(
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    training: bool,
+) -> tuple[dict[str, bool], dict[str, bool]]:
+    """The mode that a call of a module does not pass.
+
+    Args:
+        method: The method, as a function of the module.
+        args: The positional arguments of the call.
+        kwargs: The keyword arguments of the call.
+        fields: The values of the module's fields.
+        training: The mode.
+
+    Returns:
+        The missing arguments, and the fields that are None.
+    """
+    try:
+        signature = inspect.Signature(list(parameters_of(method, "method")))
+        given = signature.bind_partial(None, *args, **kwargs).arguments
+    except (MethodError, TypeError, ValueError):
+        # Foreign code may have any signature, and the call itself reports a wrong argument.
+        return {}, {}
+    if any(given.get(name) is not None for name in MODE_ARGUMENTS):
+        return {}, {}
+    unset = [name for name in fields if fields[name] is None]
+    arguments = [name for name in signature.parameters if fields.get(name) is None]
+    return mode_values(arguments, training), mode_values(unset, training)
