@@ -1,10 +1,12 @@
-# Runs the R tests against the installed package, for tools/test. Writes the numbers of passed,
-# failed and skipped tests to build/testthat.txt. Tests that CRAN would skip run too.
+# Runs the R tests against the installed package: all of them, for tools/test, or the files whose
+# names match its argument, a pattern. Writes the numbers of passed, failed and skipped tests to
+# build/testthat.txt. Tests that CRAN would skip run too.
 Sys.setenv(NOT_CRAN = "true")
 # There are two worker processes, each with its own Python.
 Sys.setenv(TESTTHAT_PARALLEL = "TRUE", TESTTHAT_CPUS = "2")
 results <- testthat::test_dir(
   "tests/testthat",
+  filter = if (length(commandArgs(TRUE)) > 0) commandArgs(TRUE)[[1]],
   reporter = testthat::ProgressReporter$new(max_failures = Inf),
   package = "kerasflax",
   load_package = "installed",

@@ -42,7 +42,8 @@ class Case:
         streams: The streams that the module uses, by mode.
         unknown: The sizes of the input that may be unknown: "batch", "all" or "none".
         prepare: From the module and the mode to the module that plain Flax runs.
-        built_on: Inputs of the shapes on which the layer is built, if they differ from `inputs`.
+        built_on: Inputs of the shapes on which the layer is built, if they differ from `inputs`. If
+            the initial values depend on the values of the inputs, these must be ones.
         differentiable: Whether JAX can differentiate the module.
         trainable: The collections that are trained.
         sown: The collections that the module only sows. They are returned, and are not state.

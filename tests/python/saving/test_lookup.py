@@ -13,6 +13,7 @@ from samples import SETTINGS_PACKAGE, Holder, again
 from support import run_code
 
 from kerasflax import ConfigError
+from kerasflax.saving import _allowed
 from kerasflax.saving._to_json import from_config, to_config
 
 # Module classes -----------------------------------------------------------------------------------
@@ -345,3 +346,19 @@ def test_a_file_may_name_only_listed_classes_of_flax():
                     },
                     "it",
                 )
+
+
+def test_a_file_may_name_only_listed_classes_of_any_package_in_the_list(tmp_path, monkeypatch):
+    (tmp_path / "systempackage.py").write_text(
+        "from flax import linen as nn\n"
+        "class Listed(nn.Module):\n    pass\n"
+        "class Other(nn.Module):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("systempackage")
+    listed, other = ({"object": f"systempackage:{name}"} for name in ("Listed", "Other"))
+    assert type(from_config(other, "it")) is package.Other
+    monkeypatch.setitem(_allowed.MODULES, "systempackage", "Listed")
+    assert type(from_config(listed, "it")) is package.Listed
+    with pytest.raises(ConfigError, match="which a file may not name"):
+        from_config(other, "it")

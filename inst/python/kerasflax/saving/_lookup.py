@@ -309,12 +309,14 @@ def _loadable_module_classes() -> Iterator[type]:
 
 
 def _is_loadable(kind: type) -> bool:
-    is_flaxs = (
-        kind.__module__.partition(".")[0] == "flax"
+    package = kind.__module__.partition(".")[0]
+    # In a package that has classes in the list, such as Flax, only the listed ones count.
+    is_packages_own = (
+        any(package == namespace.partition(".")[0] for namespace in _allowed.MODULES)
         and _imported_object(kind.__module__, kind.__qualname__) is kind
     )
     return keras.layers.Layer not in mro(kind) and (
-        not is_flaxs or _allowed.reference_to(_allowed.MODULES, kind) is not None
+        not is_packages_own or _allowed.reference_to(_allowed.MODULES, kind) is not None
     )
 
 
