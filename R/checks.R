@@ -210,14 +210,19 @@ check_flax_object <- function(object, call = caller_env()) {
   )
 }
 
-check_path_patterns <- function(path, call = caller_env()) {
+# `all` says what NULL stands for.
+check_path_patterns <- function(
+  path,
+  arg = "path",
+  all = "every trainable weight",
+  call = caller_env()
+) {
   if (is.null(path) || is.character(path) && length(path) > 0 && !anyNA(path)) {
-    return(check_encoding(path, "path", call = call))
+    return(check_encoding(path, arg, call = call))
   }
   abort_kerasflax(
     c(
-      "{.arg path} must be a character vector of path patterns, or NULL for every trainable \
-      weight.",
+      "{.arg {arg}} must be a character vector of path patterns, or NULL for {all}.",
       x = "It is {describe(path)}.",
       i = "Pass, for example, {.code \"**/kernel\"}."
     ),

@@ -68,3 +68,6 @@ as_r_array <- function(x) {
   }
   if (is_python_object(x)) as.array(x) else x
 }
+
+# Path patterns. A list stays a list in Python, even if it has one element.
+as_patterns <- function(path) if (!is.null(path)) as.list(unname(path))

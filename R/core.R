@@ -37,6 +37,7 @@ core_words <- list(
   "to write" = "`object`",
   register = "`keras3::register_keras_serializable()`",
   "lazy module" = "`flax_lazy()`",
+  "rename away" = "`rename = c(\"{0}\" = NA)`",
   "skip mismatch" = "`skip_mismatch = TRUE`",
   "instead of Layer" = paste(
     "Use a Flax module such as `nn$Dense()`, or a function such as `op_relu()`, or use the Keras",

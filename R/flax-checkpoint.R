@@ -7,7 +7,7 @@
 #' `layer_flax_module_wrapper(module = module, variables = flax_read("w.safetensors"))`.
 #'
 #' # Formats
-#' The suffix of `path` selects the format:
+#' The suffix of `file` selects the format:
 #'
 #' | suffix | format |
 #' |---|---|
@@ -15,7 +15,8 @@
 #' | `.safetensors` | Hugging Face's format, with paths as names; requires safetensors |
 #' | `.orbax`, or none | a directory with an Orbax checkpoint; requires orbax-checkpoint |
 #'
-#' safetensors and orbax-checkpoint are Python packages.
+#' safetensors and orbax-checkpoint are Python packages. `flax_read()` also reads the files without
+#' a suffix that `flax.training.checkpoints` wrote before Orbax existed.
 #'
 #' # Reading
 #' `flax_read()` reads data only. It never runs code from a file, and it checks every length in the
@@ -23,8 +24,26 @@
 #' stores in a single piece, as other programs do, temporarily takes twice its size.
 #'
 #' With `like`, the variables must match those of `like`. Otherwise, a `kerasflax_error_variables`
-#' lists every mismatch by path. With `rename`, weights with other names are mapped to their new
-#' paths; a message lists the weights that were mapped, left over and missing.
+#' lists every mismatch by path. The file may name them as Flax's users save them: as
+#' `module$init()` returns them, in a `TrainState`, by their paths in the module as `nnx$state()`
+#' and `nnx$to_pure_dict()` name them, or below other names such as `model`. What `like` does not
+#' have, such as an optimizer's state, is left over. With `rename`, weights with other names are
+#' mapped to their new paths.
+#'
+#' If weights are renamed, left over or skipped, a message of class `kerasflax_message_report` lists
+#' them. Its fields are `mapped`, `left_over`, `missing` and `skipped`.
+#'
+#' # Parts
+#' `path` and `skip` are patterns of paths, as in [flax_freeze()]. Only variables that `path`
+#' matches and `skip` does not are read or written. A pattern that matches nothing is a
+#' `kerasflax_error_argument`. The result of reading a part is a part, and
+#' `` `flax_variables<-`() `` leaves what it does not name unchanged:
+#'
+#' - Give a model a new head: read the file with `skip = "**/head/**"`, then assign.
+#' - Move a submodule: write it with `path = "**/encoder/**"`, then read it with
+#'   `like = other_model, path = "**/backbone/**"`, and assign. A file that holds nothing but the
+#'   weights that are needed may have other names above all of them. In all other cases, map the
+#'   names: `rename = c("(.*)/encoder/(.*)" = "\\1/backbone/\\2")`.
 #'
 #' # Writing
 #' `flax_write()` writes the file or directory under a temporary name, and renames it when it is
@@ -35,8 +54,12 @@
 #' whole numbers beyond 2^24, or numbers outside the range of single precision, are written in
 #' double precision. Random keys are written as their data.
 #'
-#' @param path The path of the file, or of the directory of an Orbax checkpoint.
+#' @param file The name of the file, or of the directory of an Orbax checkpoint.
 #' @param like A layer, a model, or nested named lists of arrays that the variables must match.
+#' @param path A character vector of path patterns: only matching variables are read or written.
+#'   `NULL` stands for all variables. `flax_read()` compares patterns with the new paths.
+#' @param skip A character vector of path patterns: matching variables are not read or written, and
+#'   the file need not have them.
 #' @param rename How to map paths. Either a named character vector, in which each name is a regular
 #'   expression (in Python's syntax) that matches a whole path, and each value is its replacement,
 #'   with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` drops the weight. Or a
@@ -58,9 +81,21 @@
 #' flax_write(model, "model.msgpack")
 #' variables <- flax_read("model.msgpack", like = model)
 #' flax_variables(model) <- variables
+#'
+#' flax_write(model, "kernel.msgpack", path = "**/kernel")
+#' flax_variables(model) <- flax_read("kernel.msgpack", like = model, skip = "**/bias")
 #' @export
-flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_interactive()) {
-  check_file_path(path)
+flax_read <- function(
+  file,
+  like = NULL,
+  path = NULL,
+  skip = NULL,
+  rename = NULL,
+  progress = rlang::is_interactive()
+) {
+  check_file_path(file, arg = "file")
+  check_path_patterns(path, all = "all variables")
+  check_path_patterns(skip, arg = "skip", all = "none")
   check_rename(rename)
   check_layer_argument(
     list(progress = progress),
@@ -77,26 +112,30 @@ flax_read <- function(path, like = NULL, rename = NULL, progress = rlang::is_int
       advice = "Pass, for example, the layer that the variables are for."
     )
   }
-  mapping <- NULL
+  report <- NULL
   tree <- call_core(
     "read_variables",
-    path,
+    file,
     like = as_variables(like),
+    path = as_patterns(path),
+    skip = as_patterns(skip),
     rename = as_rename(rename),
     progress = if (isTRUE(progress)) as_callback(progress_bar()),
-    report = as_callback(function(report) mapping <<- reticulate::py_str(report)),
+    report = as_callback(function(each) report <<- each),
     .convert = FALSE
   )
-  if (!is.null(rename) && !is.null(mapping)) {
-    rlang::inform(mapping)
+  if (!is.null(report) && !(is.null(rename) && report$is_complete)) {
+    inform_report(report)
   }
   as_nested_list(tree)
 }
 
 #' @rdname flax_read
 #' @export
-flax_write <- function(object, path, metadata = NULL) {
-  check_file_path(path)
+flax_write <- function(object, file, path = NULL, skip = NULL, metadata = NULL) {
+  check_file_path(file, arg = "file")
+  check_path_patterns(path, all = "all variables")
+  check_path_patterns(skip, arg = "skip", all = "none")
   if (!is_keras_layer(object)) {
     check_variables(
       object,
@@ -109,8 +148,27 @@ flax_write <- function(object, path, metadata = NULL) {
     check_metadata(metadata)
     metadata <- as.list(metadata)
   }
-  call_core("write_variables", as_single(as_variables(object)), path, metadata = metadata)
+  call_core(
+    "write_variables",
+    as_single(as_variables(object)),
+    file,
+    path = as_patterns(path),
+    skip = as_patterns(skip),
+    metadata = metadata
+  )
   invisible(object)
+}
+
+# Signals a message that says how the weights of a file were assigned.
+inform_report <- function(report) {
+  rlang::inform(
+    reticulate::py_str(report),
+    class = "kerasflax_message_report",
+    mapped = vapply(report$mapped, identity, ""),
+    left_over = as.character(report$left_over),
+    missing = as.character(report$missing),
+    skipped = as.character(report$skipped)
+  )
 }
 
 check_metadata <- function(metadata, call = caller_env()) {

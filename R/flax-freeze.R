@@ -43,8 +43,7 @@ flax_unfreeze <- function(object, path = NULL) set_frozen(object, path, FALSE)
 set_frozen <- function(object, path, value, call = caller_env()) {
   check_flax_object(object, call = call)
   check_path_patterns(path, call = call)
-  patterns <- if (!is.null(path)) as.list(unname(path))
-  result <- call_core("set_frozen", object, patterns, value, .call = call)
+  result <- call_core("set_frozen", object, as_patterns(path), value, .call = call)
   if (!is.null(result[[2]])) {
     rlang::warn(result[[2]])
   }

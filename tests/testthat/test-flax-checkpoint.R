@@ -86,6 +86,13 @@ test_that("errors about unusable files and arguments say what was found", {
     flax_read(at("other.msgpack"), progress = NA)
     flax_read(at("other.msgpack"), like = 3)
     flax_read(at("other.msgpack"), rename = "a")
+    flax_read(at("other.msgpack"), path = "**/krnel")
+    flax_read(at("other.msgpack"), like = layer, path = "**/kernel", skip = "params/**")
+    flax_read(at("other.msgpack"), path = 3)
+    flax_read(at("other.msgpack"), skip = NA_character_)
+    flax_write(layer, at("new.msgpack"), path = "params")
+    flax_write(layer, at("new.msgpack"), skip = "**")
+    flax_write(layer, at("new.msgpack"), skip = character())
     flax_write(3, at("new.msgpack"))
     flax_write(NULL, at("new.msgpack"))
     flax_write("w.msgpack", at("new.msgpack"))
@@ -199,4 +206,122 @@ test_that("text in `rename` that is not valid UTF-8 is an error", {
   }
   read <- suppressMessages(flax_read(path, rename = c(a = latin_word("latin1"))))
   expect_named(read, "caf\u00e9")
+})
+
+classifier <- function(classes, encoder = "encoder", name = "net") {
+  nn <- flax_linen()
+  encode <- flax_module("Encoder", call = function(self, inputs) {
+    inputs |> (nn$Dense(3L))() |> nn$relu() |> (nn$Dense(4L))()
+  })
+  classify <- flax_module("Classifier",
+    setup = function(self) {
+      reticulate::py_set_attr(self, encoder, encode())
+      self$head <- nn$Dense(classes)
+    },
+    call = function(self, inputs) self$head(reticulate::py_get_attr(self, encoder)(inputs))
+  )
+  keras_model_sequential(5) |> layer_flax_module_wrapper(classify(), name = name)
+}
+
+test_that("a model with a new head takes all other weights from a file", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  saved <- classifier(2L)
+  flax_write(saved, path)
+  model <- classifier(6L)
+  before <- flax_variables(model)$net$params
+  expect_error(flax_read(path, like = model), "expected float32(4, 6), got shape (4, 2)",
+    fixed = TRUE, class = "kerasflax_error_variables"
+  )
+  expect_snapshot(part <- flax_read(path, like = model, skip = "**/head/**"))
+  flax_variables(model) <- part
+  after <- flax_variables(model)$net$params
+  expect_identical(after$encoder, flax_variables(saved)$net$params$encoder)
+  expect_identical(after$head, before$head)
+  report <- expect_message(
+    flax_read(path, like = model, skip = "**/head/**"),
+    class = "kerasflax_message_report"
+  )
+  expect_identical(report$skipped, c("net/params/head/bias", "net/params/head/kernel"))
+  expect_identical(report$missing, character())
+  expect_length(report$mapped, 4)
+})
+
+test_that("a submodule moves to another model under another name through a file", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  saved <- classifier(2L)
+  flax_write(saved, path, path = "**/encoder/**")
+  expect_named(flax_read(path)$net$params, "encoder")
+  model <- classifier(3L, "backbone", "other")
+  before <- flax_variables(model)$other$params
+  part <- suppressMessages(flax_read(path, like = model, path = "**/backbone/**"))
+  by_name <- suppressMessages(flax_read(
+    path,
+    like = model,
+    path = "**/backbone/**",
+    rename = c("net/(.*)/encoder/(.*)" = "other/\\1/backbone/\\2")
+  ))
+  for (read in list(part, by_name)) {
+    flax_variables(model) <- list(other = list(params = before))
+    flax_variables(model) <- read
+    after <- flax_variables(model)$other$params
+    expect_identical(after$backbone, flax_variables(saved)$net$params$encoder)
+    expect_identical(after$head, before$head)
+  }
+})
+
+test_that("a checkpoint of an NNX module and a train state are read with `like` alone", {
+  skip_without_flax()
+  skip_without_package("orbax.checkpoint")
+  skip_without_package("optax")
+  nnx <- reticulate::import("flax.nnx", convert = FALSE)
+  orbax <- reticulate::import("orbax.checkpoint")
+  folder <- withr::local_tempdir()
+  save <- function(tree, name) {
+    checkpointer <- orbax$StandardCheckpointer()
+    checkpointer$save(file.path(folder, name), tree)
+    checkpointer$close()
+  }
+  module <- nnx$Linear(3L, 2L, rngs = nnx$Rngs(0L))
+  save(nnx$state(module), "nnx")
+  layer <- layer_flax_module_wrapper(module = nnx$Linear(3L, 2L, rngs = nnx$Rngs(1L)))
+  layer(matrix(1, 2, 3))
+  flax_variables(layer) <- flax_read(file.path(folder, "nnx"), like = layer)
+  expect_identical(
+    flax_variables(layer)$params$kernel,
+    reticulate::py_to_r(reticulate::import("numpy", convert = FALSE)$asarray(module$kernel[]))
+  )
+
+  model <- dense_model()
+  params <- flax_variables(model)$dense$params
+  state <- reticulate::import("flax.training.train_state")$TrainState$create(
+    apply_fn = NULL,
+    params = as_variables(params),
+    tx = reticulate::import("optax")$adam(0.1)
+  )
+  save(state, "state")
+  expect_message(
+    read <- flax_read(file.path(folder, "state"), like = model),
+    "Left over:.*opt_state/\\*\\*.*step",
+    class = "kerasflax_message_report"
+  )
+  expect_identical(as.array(read$dense$params$kernel), params$kernel)
+})
+
+test_that("load_model_weights(skip_mismatch = TRUE) loads each weight that fits", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".weights.h5")
+  saved <- classifier(2L)
+  save_model_weights(saved, path)
+  model <- classifier(6L)
+  before <- flax_variables(model)$net$params
+  output <- reticulate::py_capture_output(
+    load_model_weights(model, path, skip_mismatch = TRUE),
+    type = "stderr"
+  )
+  after <- flax_variables(model)$net$params
+  expect_identical(after$encoder, flax_variables(saved)$net$params$encoder)
+  expect_identical(after$head, before$head)
+  expect_match(output, "params/head/kernel: expected float32(4, 6), got shape", fixed = TRUE)
 })

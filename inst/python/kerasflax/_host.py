@@ -36,6 +36,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "to write": "`variables`",
         "register": "`keras.saving.register_keras_serializable()`",
         "lazy module": "`kerasflax.LazyModule`",
+        "rename away": '`rename={{"{0}": None}}`',
         "skip mismatch": "`skip_mismatch=True`",
         "instead of Layer": "Use a Flax module such as `nn.Dense`, or `keras.ops`, or use the "
         "Keras layer before or after the Flax layer.",

@@ -19,6 +19,7 @@ from typing import Any
 from ._errors import ArgumentError
 
 SEPARATOR = "/"
+Patterns = str | Sequence[str] | None
 # Limits for a layer from a file: the number of patterns, the length of a pattern in characters, and
 # the number of sets in a pattern. Names without wildcards do not count.
 MOST_PATTERNS, LONGEST, MOST_SETS = 256, 10_000, 64
@@ -96,30 +97,97 @@ def is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def matched(pattern: str, paths: Sequence[str]) -> list[str]:
+def matched(pattern: str, paths: Sequence[str], what: str = "trainable weight") -> list[str]:
     """Select the paths that match a pattern, in their order.
+
+    Args:
+        pattern: The pattern.
+        paths: The paths.
+        what: What messages call the thing with a path.
 
     Raises:
         ArgumentError: No path matches. The message lists the nearest ones.
     """
-    found = [path for path in paths if path == pattern]
-    if is_pattern(pattern):
-        is_match = _matcher(pattern)
-        found = [path for path in paths if is_match(path.split(SEPARATOR))]
+    is_match = _predicate(pattern)
+    found = [path for path in paths if is_match(path)]
     if not found:
         below = f"{pattern}{SEPARATOR}"
         near = [f"{below:.{_SHOWN}}**"] if any(path.startswith(below) for path in paths) else []
         near += difflib.get_close_matches(pattern[:_SHOWN], paths[:_NEAR], cutoff=0)
-        what = f"No trainable weight has a path that matches {pattern[:_SHOWN]!r}"
+        problem = f"No {what} has a path that matches {pattern[:_SHOWN]!r}"
         if not near:
-            raise ArgumentError(
-                f"{what}: there are no trainable weights.", advice="Remove the pattern."
-            )
+            raise ArgumentError(f"{problem}: there are no {what}s.", advice="Remove the pattern.")
         raise ArgumentError(
-            f"{what}.",
+            f"{problem}.",
             advice=f"Correct the pattern: the nearest of {len(paths)} are {', '.join(near)}.",
         )
     return found
+
+
+class Selection:
+    """The weights that `path` selects and `skip` does not exclude, by patterns of their paths.
+
+    Args:
+        path: One or more patterns, or None for all weights.
+        skip: One or more patterns, or None.
+
+    Raises:
+        ArgumentError: An argument is not a pattern or a list of patterns.
+    """
+
+    def __init__(self, path: Patterns = None, skip: Patterns = None) -> None:
+        self._path = _patterns(path, "path")
+        self._skip = _patterns(skip, "skip") or []
+        self.is_all = path is None and skip is None
+        self._selects = [_predicate(pattern) for pattern in self._path or []]
+        self._skips = [_predicate(pattern) for pattern in self._skip]
+
+    def __contains__(self, path: object) -> bool:
+        if not isinstance(path, str):
+            return False
+        is_in = self._path is None or any(selects(path) for selects in self._selects)
+        return is_in and not any(skips(path) for skips in self._skips)
+
+    def check(self, paths: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Check that each pattern matches a path, and that something is selected.
+
+        Args:
+            paths: The paths to select from.
+            others: Paths that are left out in any case, so that `skip` may name them.
+
+        Raises:
+            ArgumentError: A pattern matches nothing, or `skip` excludes all that `path` selects.
+        """
+        selected = paths
+        if self._path is not None:
+            lists = [matched(pattern, paths, "weight") for pattern in self._path]
+            selected = list(dict.fromkeys(path for found in lists for path in found))
+        for pattern in self._skip:
+            if not any(map(_predicate(pattern), others)):
+                matched(pattern, selected, "weight" if self._path is None else "weight of `path`")
+        if selected and not any(path in self for path in selected):
+            which = "every weight" if self._path is None else "every weight that `path` selects"
+            raise ArgumentError(f"`skip` excludes {which}.", advice="Exclude fewer weights.")
+
+
+def _patterns(value: Patterns, argument: str) -> list[str] | None:
+    if value is None:
+        return None
+    patterns = [value] if isinstance(value, str) else value
+    is_list = isinstance(patterns, Sequence) and not isinstance(patterns, bytes)
+    if not is_list or not patterns or not all(isinstance(each, str) for each in patterns):
+        raise ArgumentError(
+            f"`{argument}` must be a pattern of paths, or a list of patterns, got {value!r}."
+        )
+    return list(patterns)
+
+
+def _predicate(pattern: str) -> Callable[[str], bool]:
+    """A function that tells whether a path matches a pattern."""
+    if not is_pattern(pattern):
+        return pattern.__eq__
+    is_match = _matcher(pattern)
+    return lambda path: is_match(path.split(SEPARATOR))
 
 
 def _matcher(pattern: str) -> Callable[[Sequence[str]], bool]:

@@ -162,28 +162,35 @@ def test_every_mismatch_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_of_a_model_or_of_a_layer_is_told_from_one_of_the_other(suffix, tmp_path):
+def test_a_file_of_a_model_is_read_for_its_layer_and_a_file_of_a_layer_for_its_model(
+    suffix, tmp_path
+):
     layer = FlaxLayer(nn.Dense(3), name="net-1")
     model = keras.Sequential([keras.Input((2,)), layer])
     path, other = tmp_path / f"model{suffix}", tmp_path / f"layer{suffix}"
     write_variables(model, path)
     write_variables(layer, other)
-    with pytest.raises(VariablesError) as error:
-        read_variables(path, like=layer)
-    assert str(error.value) == (
-        f"{str(path)!r} has one level too many: the variables of `like` are in 'net-1'.\n"
-        r"""Pass `rename={"net\\-1/(.*)": "\\1"}`."""
-    )
-    read = read_variables(path, like=layer, rename={"net\\-1/(.*)": "\\1"})
+    read = read_variables(path, like=layer)
     np.testing.assert_array_equal(read["params"]["kernel"], layer.variables[1])
+    read = read_variables(other, like=model)
+    np.testing.assert_array_equal(read["net-1"]["params"]["kernel"], layer.variables[1])
+
+
+def test_a_file_of_a_layer_of_which_a_model_has_two_lacks_one_level(tmp_path):
+    layers = [FlaxLayer(nn.Dense(2), name=name) for name in ("a", "b")]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    path = tmp_path / "layer.msgpack"
+    write_variables(layers[0], path)
     with pytest.raises(VariablesError) as error:
-        read_variables(other, like=model)
+        read_variables(path, like=model)
     assert str(error.value) == (
-        f"{str(other)!r} lacks one level: `like` has these variables in 'net-1'.\n"
-        r"""Pass `rename={"(.*)": "net-1/\\1"}`."""
+        f"{str(path)!r} lacks one level: `like` has these variables in 'a' or 'b'.\n"
+        r"""Pass `rename={"(.*)": "a/\\1"}`."""
     )
-    read = read_variables(other, like=model, rename={"(.*)": "net-1/\\1"})
-    assert read.keys() == {"net-1"}
+    with pytest.raises(VariablesError, match="b/params/kernel: missing"):
+        read_variables(path, like=model, rename={"(.*)": "a/\\1"})
+    read = read_variables(path, like=model, rename={"(.*)": "a/\\1"}, skip="b/**")
+    np.testing.assert_array_equal(read["a"]["params"]["kernel"], layers[0].variables[1])
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -311,7 +318,7 @@ def test_errors_about_arguments_name_the_argument(tmp_path):
     ):
         write_variables([ARRAY], tmp_path / "w.msgpack")
     for path in (None, "", "a\0b.msgpack"):
-        with pytest.raises(ArgumentError, match="`path` must be the name of a file"):
+        with pytest.raises(ArgumentError, match="`file` must be the name of a file"):
             write_variables(TREE, path)
     with pytest.raises(ArgumentError, match=r"Only `\.safetensors` files have `metadata`"):
         write_variables(TREE, tmp_path / "w.msgpack", metadata={})
@@ -330,7 +337,7 @@ def test_the_error_for_a_path_that_is_not_a_file_says_what_it_is(tmp_path):
         read_variables(tmp_path / "pipe.msgpack")
     with pytest.raises(FileError, match="is a directory without an Orbax checkpoint"):
         read_variables(tmp_path)
-    with pytest.raises(ArgumentError, match="`path` must be the name of a file"):
+    with pytest.raises(ArgumentError, match="`file` must be the name of a file"):
         read_variables(3)
 
 

@@ -198,6 +198,14 @@ class Template:
         ]
         return jax.tree.unflatten(self.treedef, leaves)
 
+    def merge_part(self, arrays: Mapping[str, Any]) -> dict[str, PyTree]:
+        """The part of the tree that has these arrays, by path, without what they leave empty."""
+        leaves = [
+            leaf.wrap(arrays[path]) if leaf.is_array and path in arrays else _ABSENT
+            for path, leaf in self.leaves.items()
+        ]
+        return _pruned(jax.tree.unflatten(self.treedef, leaves))
+
 
 def split(tree: PyTree) -> tuple[Template, dict[str, Any]]:
     """Split a tree into its template and its arrays by path (the data of typed random keys)."""
@@ -208,6 +216,39 @@ def split(tree: PyTree) -> tuple[Template, dict[str, Any]]:
         for path, leaf in leaves.items()
         if leaf.is_array
     }
+
+
+def part(tree: PyTree, paths: Container[str]) -> dict[str, PyTree]:
+    """The part of a tree that has the leaves at these paths, without what is empty then."""
+    leaves = [leaf if path in paths else _ABSENT for path, leaf in named_leaves(tree).items()]
+    return _pruned(jax.tree.unflatten(jax.tree.structure(tree), leaves))
+
+
+# Stands for a leaf that a part of a tree does not have.
+_ABSENT = object()
+
+
+def _pruned(tree: PyTree) -> dict[str, PyTree]:
+    pruned = _without_absent(tree)
+    return {} if pruned is None else pruned
+
+
+def _without_absent(tree: PyTree) -> PyTree:
+    """The tree without absent leaves and empty dicts; None if nothing is left.
+
+    Another container that has lost a leaf becomes a dict, in which the others keep their names.
+    """
+    if tree is _ABSENT:
+        return None
+    if not isinstance(tree, dict):
+        if not any(leaf is _ABSENT for leaf in jax.tree.leaves(tree)):
+            return tree
+        children = jax.tree_util.tree_flatten_with_path(
+            tree, is_leaf=lambda node: node is not tree
+        )[0]
+        tree = {_key_name(keys[0]): child for keys, child in children}
+    below = {name: _without_absent(subtree) for name, subtree in tree.items()}
+    return {name: subtree for name, subtree in below.items() if subtree is not None} or None
 
 
 def overlaid(base: Mapping[str, PyTree] | None, over: Any) -> Any:

@@ -17,11 +17,12 @@ import numpy as np
 
 from .. import _host, _limits, _messages, _models, _paths
 from .._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
+from .._layer import FlaxLayer
 from .._messages import value_text
 from .._paths import SEPARATOR
 from ..bridge import _variables
-from . import _msgpack, _orbax, _replace, _safetensors, _source
-from ._rename import Rename, Report, rename_advice, rename_function, targets_of
+from . import _msgpack, _orbax, _places, _replace, _safetensors, _source
+from ._rename import Rename, Report, advice_on_mismatches, rename_function, targets_of
 from ._source import Progress, Source
 
 PyTree = Any
@@ -43,9 +44,11 @@ _FOREIGN = {
 
 
 def read_variables(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
     *,
     like: keras.layers.Layer | PyTree = None,
+    path: _paths.Patterns = None,
+    skip: _paths.Patterns = None,
     rename: Rename | None = None,
     progress: Progress | None = None,
     report: Callable[[Report], object] | None = None,
@@ -56,70 +59,105 @@ def read_variables(
     as much memory as the arrays. The exception is an array that an Orbax checkpoint stores as a
     single chunk, as other programs do: it takes twice its size while it is read.
 
+    With `like`, the file may name the variables as Flax's users save them: as `module.init()`
+    returns them; as a `TrainState` holds them; by their paths in the module, as `nnx.state()` and
+    `nnx.to_pure_dict()` name them; below other names, such as `model`; or as the same part of
+    another module, such as `encoder` for `backbone`. What is not a variable of `like`, such as an
+    optimizer's state, is left over.
+
     Args:
-        path: A Flax file (`.msgpack`), a safetensors file (`.safetensors`), or, under any other
-            name, a directory that holds an Orbax checkpoint.
-        like: A layer, a model, or a nested dict of arrays or of their specs. The file must have the
-            same paths and shapes, and dtypes of a compatible kind.
+        file: A Flax file (`.msgpack`, or what `flax.training.checkpoints` writes), a safetensors
+            file (`.safetensors`), or, under any other name, a directory that holds an Orbax
+            checkpoint.
+        like: A layer, a model, or a nested dict of arrays or of their specs. The file must have
+            its variables, with the same shapes, and dtypes of a compatible kind.
+        path: One or more patterns of paths (see `kerasflax._paths`). Only these variables are read.
+            The paths are those of the result.
+        skip: One or more patterns of paths. These variables are not read, and the file need not
+            have them.
         rename: How to rename weights: a dict from regular expressions to replacements (`\1` for a
             group), of which the first that matches the whole path is used; or a function from path
             to path. A new path of None leaves the weight out. Paths that nothing matches stay as
             they are.
         progress: Called repeatedly with the number of bytes read so far and their total.
-        report: Called once with the `Report` of mapped, left-over and missing paths, before an
-            error about them is raised.
+        report: Called once with the `Report` of mapped, left-over, missing and skipped paths,
+            before an error about them is raised.
 
     Returns:
         Nested dicts of NumPy arrays, with the dtypes of the file (bfloat16 and 8-bit floats are
-        those of `ml_dtypes`). With `like`, they have its structure. Without it, names are those of
-        the file: only `.msgpack` has integers as names, and names in a `.safetensors` file, and
-        renamed ones, are split at "/". For typed random keys a file holds their data.
+        those of `ml_dtypes`). With `like`, they have its structure, without what is skipped: assign
+        them to `FlaxLayer.flax_variables`, which sets only what is named. Without it, names are
+        those of the file: only `.msgpack` has integers as names, and names in a `.safetensors`
+        file, and renamed ones, are split at "/". For typed random keys a file holds their data.
 
     Raises:
-        ArgumentError: `path` or `rename` is invalid, or `rename` sends two weights to one path.
+        ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that
+            `path` selects, or `rename` sends two weights to one path.
         FileError: The file does not exist, is damaged, or is of another kind.
         PackageError: The file requires safetensors or Orbax, which is not installed.
-        VariablesError: The variables do not fit `like`; the error lists every mismatch by path.
+        VariablesError: The variables do not fit `like`, and the error lists every mismatch by path;
+            or the file has them in several places.
     """
-    path = _source.named(path)
+    source = _source.named(file, "file")
     rename_path = rename_function(rename)
-    template, expected = (None, None) if like is None else _template(_tree_of(like, "`like`"))
+    selection = _paths.Selection(path, skip)
+    template, expected = (None, {}) if like is None else _template(_tree_of(like, "`like`"))
     try:
-        tree = _read(path, progress)
-        if template is None and rename is None:
+        tree = _read(source, progress)
+        if template is None and rename is None and selection.is_all:
             return tree
-        named = _named(tree, path)
+        named = _named(tree, source)
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+        raise FileError(f"{str(source)!r} cannot be read: {error.strerror or error}.") from error
     except RecursionError as error:
-        raise FileError(f"{str(path)!r} nests deeper than Python can recurse.") from error
-    targets = targets_of(named, rename_path)
-    if expected is not None:
-        shorter = _variables.unboxed([new for new in targets.values() if new is not None], expected)
-        targets = {old: None if new is None else shorter[new] for old, new in targets.items()}
+        raise FileError(f"{str(source)!r} nests deeper than Python can recurse.") from error
+    renamed = targets_of(named, rename_path)
+    needed = {path: spec for path, spec in expected.items() if path in selection}
+    targets = renamed
+    if template is not None:
+        kept = [new for new in renamed.values() if new is not None]
+        wanted = _places.Wanted(expected, needed, _levels(like))
+        places = _places.located(kept, wanted, repr(str(source)))
+        targets = {old: None if new is None else places[new] for old, new in renamed.items()}
+    names = list(dict.fromkeys([*expected, *(new for new in targets.values() if new is not None)]))
+    outside = [renamed[old] for old, new in targets.items() if new is None]
+    selection.check(names, [path for path in outside if path is not None])
+    skipped = dict.fromkeys(path for path in names if path not in selection)
+    targets = {old: new for old, new in targets.items() if new not in skipped}
     moved = {new: named[old] for old, new in targets.items() if new is not None}
     if report:
-        report(Report.of(targets, moved if expected is None else expected))
-    if template is None or expected is None:
-        return _variables.nested(moved)
-    what = repr(str(path))
-    _variables.refuse_other_level(expected, moved, what=what, owner="`like`", is_file=True)
+        report(
+            Report.of(
+                targets,
+                moved if template is None else needed,
+                skipped,
+                is_rename_unused=rename is not None and all(o == n for o, n in renamed.items()),
+            )
+        )
+    if template is None:
+        return _variables.part(tree, moved) if rename is None else _variables.nested(moved)
+    what = repr(str(source))
+    _variables.refuse_other_level(needed, moved, what=what, owner="`like`", is_file=True)
     fitted = _variables.fitted_by_path(
-        expected,
+        needed,
         {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
         others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
         what=what,
-        advice=rename_advice(targets),
+        advice=advice_on_mismatches(
+            renamed, names_differ=bool(needed.keys() - moved and moved.keys() - needed)
+        ),
     )
-    return template.merge(fitted)
+    return template.merge(fitted) if selection.is_all else template.merge_part(fitted)
 
 
 def write_variables(
     variables: keras.layers.Layer | Mapping[str, PyTree],
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
     *,
+    path: _paths.Patterns = None,
+    skip: _paths.Patterns = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write variables to a file that Flax, safetensors or Orbax can read.
@@ -131,15 +169,19 @@ def write_variables(
             below the layers' names; or a nested dict of arrays. Typed random keys are written as
             their data, and boxes of metadata (`nn.Partitioned`) as Flax writes them: as a dict of
             their fields, whose names are not part of a path.
-        path: The name of the file. Its suffix determines the format: `.msgpack` (like
+        file: The name of the file. Its suffix determines the format: `.msgpack` (like
             `flax.serialization`), `.safetensors` (the names are the weights' paths; empty dicts and
             None are lost), or, with any other name, an Orbax checkpoint directory (which cannot
             hold arrays without elements). Only `.msgpack` keeps integers as names; in the other
             formats they become text.
+        path: One or more patterns of paths (see `kerasflax._paths`). Only these variables are
+            written, under their whole paths.
+        skip: One or more patterns of paths. These variables are not written.
         metadata: Text by name, for `.safetensors`.
 
     Raises:
-        ArgumentError: An argument is invalid, or the suffix is that of another format.
+        ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that
+            `path` selects, or the suffix is that of another format.
         FileError: The file cannot be written.
         NotBuiltError: The layer has no variables yet.
         PackageError: The format requires safetensors or Orbax, which is not installed.
@@ -147,14 +189,20 @@ def write_variables(
         VariablesError: A value is not an array of numbers, or the format does not support its
             dtype. Nothing has been written.
     """
-    path = _source.named(path)
+    target = _source.named(file, "file")
+    selection = _paths.Selection(path, skip)
     try:
         # Not `Path.resolve()`, which raises for a link to itself.
-        path = Path(os.path.realpath(path))
-        write = _writer(path, metadata)
+        target = Path(os.path.realpath(target))
+        write = _writer(target, metadata)
         argument = _host.word("to write")
-        tree, arrays = _state_dict(_plain_within_limits(_tree_of(variables, argument), argument))
-        with _replace.replacing(path) as new:
+        chosen = _plain_within_limits(_tree_of(variables, argument), argument)
+        if not selection.is_all:
+            paths = list(_variables.named_leaves(chosen))
+            selection.check(paths)
+            chosen = _variables.part(chosen, selection)
+        tree, arrays = _state_dict(chosen)
+        with _replace.replacing(target) as new:
             write(tree, arrays, new)
     except KerasFlaxError:
         raise
@@ -163,7 +211,7 @@ def write_variables(
             f"{_host.word('to write')} nests deeper than Python can recurse."
         ) from error
     except OSError as error:
-        raise FileError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+        raise FileError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from error
 
 
 # Files and formats --------------------------------------------------------------------------------
@@ -189,11 +237,14 @@ def _read(path: Path, progress: Progress | None) -> PyTree:
     with _source.opened(path, progress) as source:
         kind = _source.kind_of(source)
         named = _source.SAFETENSORS if suffix == ".safetensors" else None
-        if suffix not in _FILE_READERS or kind not in (None, named):
+        read = _FILE_READERS.get(suffix)
+        if read is None and suffix not in _FOREIGN and _msgpack.is_dict(source):
+            # `flax.training.checkpoints` names its files `checkpoint_1`.
+            read = _msgpack.read
+        if read is None or kind not in (None, named):
             raise FileError(
                 f"{str(path)!r} is {kind or 'a file of unknown kind'}.", advice=_READABLE
             )
-        read = _FILE_READERS[suffix]
         tree = read(source)
     return _variables.nested(tree) if read is _safetensors.read else tree
 
@@ -277,6 +328,12 @@ def _tree_of(value: Any, argument: str) -> Mapping[str, PyTree]:
             f" got {value_text(value)}."
         )
     return value
+
+
+def _levels(like: Any) -> int:
+    """How many names come before a variable's path in the module: the collection, or two."""
+    is_model = isinstance(like, keras.layers.Layer) and not isinstance(like, FlaxLayer)
+    return 1 + is_model
 
 
 def _plain_within_limits(tree: PyTree, argument: str) -> PyTree:

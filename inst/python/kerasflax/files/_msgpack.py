@@ -97,6 +97,12 @@ def _pieces(tree: PyTree) -> Iterator[bytes]:
         yield flax.serialization.msgpack_serialize(tree)
 
 
+def is_dict(source: Source) -> bool:
+    """Whether a file that has not been read yet begins like a dict with entries."""
+    code = source.head()[:1]
+    return b"\x80" < code < b"\x90" or code in (b"\xde", b"\xdf")
+
+
 def read(source: Source) -> dict[Any, PyTree]:
     """Read nested dicts of arrays; numbers become arrays of shape ().
 

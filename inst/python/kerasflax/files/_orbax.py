@@ -162,6 +162,8 @@ def _identity_of(status: os.stat_result) -> tuple[int, int, int]:
 def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
     if not is_checkpoint(path):
         inside = sorted(str(mark.parent) for mark in _marks(path))
+        # The files of `flax.training.checkpoints`.
+        inside += sorted(str(file) for file in path.glob("checkpoint_*") if file.is_file())
         raise FileError(
             f"{str(path)!r} is a directory without an Orbax checkpoint: it has no `{_MARK}`.",
             advice=f"Give one of the checkpoints in it: {', '.join(inside[:5])}."

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from .. import _host
 from .._errors import ArgumentError
 from .._messages import value_text
+from .._paths import SEPARATOR
 
 Rename = Mapping[str, "str | None"] | Callable[[str], "str | None"]
 # From a path in a file to its new path, or None if the weight is left out.
@@ -21,36 +22,56 @@ class Report:
 
     Attributes:
         mapped: From each used path of the file to its new path.
-        left_over: Paths of the file that were not used.
-        missing: Paths of `like` that received no weight.
+        left_over: Paths of the file that were not used, nor skipped.
+        missing: Paths of `like` that received no weight, and were not skipped.
+        skipped: The new paths, in `like` or the file, that `path` and `skip` leave out.
+        is_rename_unused: Whether `rename` was given and has changed no path.
     """
 
     mapped: Mapping[str, str]
     left_over: Sequence[str]
     missing: Sequence[str]
+    skipped: Sequence[str] = ()
+    is_rename_unused: bool = False
 
     @classmethod
-    def of(cls, targets: Targets, expected: Iterable[str]) -> Report:
-        """Report how targets match the expected paths."""
+    def of(
+        cls,
+        targets: Targets,
+        expected: Iterable[str],
+        skipped: Iterable[str] = (),
+        *,
+        is_rename_unused: bool = False,
+    ) -> Report:
+        """Report how targets match the expected paths, without the skipped ones."""
         wanted = dict.fromkeys(expected)
         mapped = {old: new for old, new in targets.items() if new is not None and new in wanted}
         filled = set(mapped.values())
         left_over = [old for old in targets if old not in mapped]
-        return cls(mapped, left_over, [path for path in wanted if path not in filled])
+        missing = [path for path in wanted if path not in filled]
+        return cls(mapped, left_over, missing, list(skipped), is_rename_unused)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all weights of the file were used, and none is missing or skipped."""
+        return not (self.left_over or self.missing or self.skipped)
 
     def __str__(self) -> str:
-        renamed = [f"{old} -> {new}" for old, new in self.mapped.items() if old != new]
+        renamed = {
+            old: new for old, new in self.mapped.items() if any(_without_common_end(old, new))
+        }
         sections = {
-            f"Mapped (and {len(self.mapped) - len(renamed)} unchanged)": renamed,
-            "Left over": self.left_over,
+            f"Mapped (and {len(self.mapped) - len(renamed)} unchanged)": _renamed_lines(renamed),
+            "Left over": _above_the_used(self.left_over, self.mapped),
             "Missing": self.missing,
+            "Skipped": _above_the_used(self.skipped, self.mapped.values()),
         }
         lines = [
             "\n".join([f"{title}:", *(f"  {path}" for path in paths)])
             for title, paths in sections.items()
             if paths
         ]
-        if not renamed:
+        if self.is_rename_unused:
             paths = [*self.mapped, *self.left_over]
             lines.insert(
                 0,
@@ -58,6 +79,46 @@ class Report:
                 f" {', '.join(paths[:5])}.",
             )
         return "\n".join(lines)
+
+
+def _renamed_lines(renamed: Mapping[str, str]) -> list[str]:
+    """One line for all paths that differ only in the same names at their beginning."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for old, new in renamed.items():
+        groups.setdefault(_without_common_end(old, new), []).append(old)
+    lines = []
+    for (above, new_above), paths in groups.items():
+        if len(paths) == 1:
+            lines.append(f"{paths[0]} -> {renamed[paths[0]]}")
+        else:
+            lines.append(f"{_below(above)} -> {_below(new_above)} ({len(paths)} weights)")
+    return lines
+
+
+def _below(above: str) -> str:
+    return SEPARATOR.join([above, "**"] if above else ["**"])
+
+
+def _without_common_end(old: str, new: str) -> tuple[str, str]:
+    """Two paths without the names at their ends that are the same."""
+    # The field of a box is not a part of a path.
+    olds, news = old.removesuffix(f"{SEPARATOR}value").split(SEPARATOR), new.split(SEPARATOR)
+    while olds and news and olds[-1] == news[-1]:
+        olds.pop()
+        news.pop()
+    return SEPARATOR.join(olds), SEPARATOR.join(news)
+
+
+def _above_the_used(paths: Iterable[str], used: Iterable[str]) -> list[str]:
+    """The paths, with one pattern for all paths below a name that has nothing used below it."""
+    above_used = {path[:end] for path in used for end, part in enumerate(path) if part == SEPARATOR}
+
+    def shown(path: str) -> str:
+        ends = (end for end, part in enumerate(path) if part == SEPARATOR)
+        unused = next((path[:end] for end in ends if path[:end] not in above_used), None)
+        return path if unused is None else _below(unused)
+
+    return list(dict.fromkeys(map(shown, paths)))
 
 
 def rename_function(rename: Rename | None) -> Callable[[str], str | None]:
@@ -120,13 +181,18 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
     return targets
 
 
-def rename_advice(targets: Targets) -> str:
-    """Advise how to fix names that do not fit, with the changes that `rename` has made."""
+def advice_on_mismatches(targets: Targets, *, names_differ: bool) -> str:
+    """Advise what to do about weights that do not fit.
+
+    Args:
+        targets: The changes that `rename` has made.
+        names_differ: Whether weights are missing, and others are left over.
+    """
     renamed = [
         f"  {old} -> {new}" for old, new in targets.items() if new is not None and old != new
     ]
-    return (
-        "\n".join(["Check `rename`, which changed these paths:", *renamed])
-        if renamed
-        else "If only the names differ, map them with `rename`."
-    )
+    if renamed:
+        return "\n".join(["Check `rename`, which changed these paths:", *renamed])
+    if names_differ:
+        return "If only the names differ, map them with `rename`."
+    return "To read the others alone, list these weights in `skip`."

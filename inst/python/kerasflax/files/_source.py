@@ -118,8 +118,12 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
             )
 
 
-def named(path: Any) -> Path:
+def named(path: Any, argument: str = "path") -> Path:
     """Convert a user's argument to a path.
+
+    Args:
+        path: The user's value.
+        argument: The name of the argument, for messages.
 
     Raises:
         ArgumentError: The argument is not the name of a file.
@@ -130,7 +134,7 @@ def named(path: Any) -> Path:
     except TypeError:
         path = ""
     if not path or "\0" in path:
-        raise ArgumentError("`path` must be the name of a file.")
+        raise ArgumentError(f"`{argument}` must be the name of a file.")
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
