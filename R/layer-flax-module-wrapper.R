@@ -103,10 +103,11 @@
 #'   else the default device), so training does not change your arrays. `params` must have the
 #'   shapes that the module expects; other collections can have other shapes (a cache for longer
 #'   sequences).
-#' @param ... Arguments for the layer itself, by name: `name`; `trainable`; `dtype`, a dtype or
-#'   policy that overrides the dtypes that the module declares for its params and its computation;
-#'   `seed`, a whole number from 0 to 2^32 - 1; `regularizers` and `constraints`, named lists whose
-#'   names are path patterns; `activity_regularizer`; `autocast`.
+#' @param ... Arguments for the layer itself, by name: `name`, by default that of the module's class
+#'   (`my_flax_module`); `trainable`; `dtype`, a dtype or policy that overrides the dtypes that the
+#'   module declares for its params and its computation; `seed`, a whole number from 0 to 2^32 - 1;
+#'   `regularizers` and `constraints`, named lists whose names are path patterns;
+#'   `activity_regularizer`; `autocast`.
 #'
 #' @returns Depends on `object`:
 #' * a sequential model: the model, invisibly;
