@@ -265,3 +265,44 @@ def test_the_users_bridge_does_not_change():
     FlaxLayer(module)(VECTORS, training=True)
     assert module.to_nnx__module.use_running_average is None
     np.testing.assert_array_equal(module.mean[...], before)
+
+
+class LinenSower(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(x)
+        self.sow("intermediates", "hidden", x)
+        self.sow("losses", "squares", jnp.sum(x**2))
+        return x
+
+
+class NnxSower(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.linear(x)
+        self.sow(nnx.Intermediate, "hidden", x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: to_nnx(LinenSower()),
+        lambda: LazyModule(lambda rngs: to_nnx(LinenSower(), rngs=rngs)),
+        lambda: nnx.bridge.ToLinen(NnxSower),
+    ],
+    ids=["ToNNX", "lazy ToNNX", "ToLinen"],
+)
+def test_sown_values_pass_through_a_bridge_and_are_not_state(make):
+    layer = FlaxLayer(make())
+    for _ in range(2):
+        outputs = layer(VECTORS)
+    assert all(path.startswith(("params", "Rng")) for path in layer.variables_by_path)
+    (hidden,) = jax.tree.leaves(layer.sown["intermediates"])
+    assert_close(hidden, outputs)
+    if "losses" in layer.sown:
+        assert_close(layer.losses, [np.sum(np.square(outputs))])
+    else:
+        assert isinstance(layer.module, nn.Module)

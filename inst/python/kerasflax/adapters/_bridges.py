@@ -15,13 +15,13 @@ import dataclasses
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.errors
 from flax import linen as nn
 
-from .. import _host
 from .._errors import MethodError, ModuleError
 from ._context import replaced
 from ._lazy import LazyModule, class_of
@@ -39,11 +39,15 @@ class Streams:
         looked_up: The names that modules looked up and that were not supplied.
         drawn: The tags of the streams from which methods drew. A fallback has the tag "default".
         are_passed_on: Whether a bridge is taking a key from each of Linen's streams.
+        sown: The collections into which NNX modules have sown, each with the path of the bridge.
+        path: The path of the bridge that runs.
         are_held: Whether a module is taking streams in its constructor, but not yet numbers.
     """
 
     looked_up: set[str] = dataclasses.field(default_factory=set)
     drawn: set[str] = dataclasses.field(default_factory=set)
+    sown: set[tuple[str, ...]] = dataclasses.field(default_factory=set)
+    path: tuple[str, ...] = ()
     are_passed_on: bool = False
     are_held: bool = False
 
@@ -150,8 +154,8 @@ def passing_on(
                 raise
             raise ModuleError(
                 f"`ToNNX` has no variables for its {type(linen).__name__}.",
-                advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass the"
-                f" module, or let the layer create the module: {_host.word('lazy module')}.",
+                advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass "
+                "the module.",
             ) from error
         finally:
             vars(module)["to_nnx__module"] = linen
@@ -181,7 +185,8 @@ def passing_on(
         if fills and callable(method) and isinstance(factory, type):
             rest = {name: value for name, value in kwargs.items() if name != "nnx_method"}
             kwargs = kwargs | _missing_mode(method, args, rest, {}, training)[0]
-        before = streams.are_passed_on, streams.are_held
+        before = streams.are_passed_on, streams.are_held, streams.path
+        streams.path = module.path
         # Linen has no other way to change a field of a bound copy.
         object.__setattr__(module, "nnx_class", make)
         streams.are_passed_on = True
@@ -189,7 +194,7 @@ def passing_on(
             return call(*args, **kwargs)
         finally:
             object.__setattr__(module, "nnx_class", factory)
-            streams.are_passed_on, streams.are_held = before
+            streams.are_passed_on, streams.are_held, streams.path = before
 
     def look_up(call: Callable[..., Any], module: Any, name: str) -> Any:
         if not name.startswith("_") and name not in module:
@@ -201,6 +206,18 @@ def passing_on(
             streams.drawn.add(stream.tag)
         return call(stream, *args)
 
+    def sow(
+        call: Callable[..., Any], module: Any, variable_type: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        kind = variable_type
+        if not isinstance(kind, str):
+            kind = nnx.variable_name_from_type(kind, allow_register=True)
+        streams.sown.add((kind, *streams.path))
+        with warnings.catch_warnings():
+            # NNX wants `nnx.capture` around the call, but the bridge makes the call.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return call(module, variable_type, *args, **kwargs)
+
     # Flax has no hooks for its bridges and for NNX's streams. The methods are documented, but not
     # that they may be replaced. Seen to work with flax 0.12.8.
     # https://flax.readthedocs.io/en/latest/guides/bridge_guide.html
@@ -211,6 +228,8 @@ def passing_on(
             (rngs_class, _named("__getitem__", look_up)),
             (rngs_class, _named("__getattr__", look_up)),
             (stream_class, _named("__call__", draw)),
+            # An NNX module around a bridge watches `sow` itself.
+            *(() if writes else ((nnx.Module, sow),)),
         ),
         nn.intercept_methods(to_linen),
     ):

@@ -1,4 +1,4 @@
-"""The adapter for `flax.linen` modules. No other file knows Linen.
+"""The adapter for `flax.linen` modules. Only `_bridges` knows Linen as well.
 
 A Linen module does not declare which random streams it uses or which collections it sows into. The
 adapter learns both while it traces the module. A trace that reveals something new starts again with
@@ -181,11 +181,11 @@ class LinenAdapter:
                 self._learned = dataclasses.replace(self._learned, first=first)
                 raise TraceAgainError from error
         # `init` always draws initial values from "params"; a call may not use that stream at all.
-        drawn = seen.drawn - {_PARAMS}
+        drawn, sown = seen.drawn - {_PARAMS}, seen.sown | seen.in_nnx.sown
         learned = dataclasses.replace(
             self._learned,
             streams={mode: known | drawn for mode, known in self._learned.streams.items()},
-            sown=self._learned.sown | seen.sown,
+            sown=self._learned.sown | sown,
             axes=axes,
             mode_by_position=mode_by_position,
         )
@@ -328,17 +328,16 @@ class LinenAdapter:
         learned = self._learned
         known = learned.streams[training]
         drawn = seen.drawn | seen.in_nnx.drawn_of(known)
+        sown = seen.sown | seen.in_nnx.sown
         # A module that checks for a stream in training wants to be random; at inference, it does
         # not, so that only streams that it draws from are supplied.
         streams = drawn | seen.queried if training else drawn
-        again = bool(streams - known) or any(
-            path[0] in variables for path in seen.sown - learned.sown
-        )
+        again = bool(streams - known) or any(path[0] in variables for path in sown - learned.sown)
         self._learned = dataclasses.replace(
             learned,
             streams={**learned.streams, training: known | streams},
             drawing=learned.drawing | {training} if drawn else learned.drawing,
-            sown=learned.sown | seen.sown,
+            sown=learned.sown | sown,
         )
         return again
 

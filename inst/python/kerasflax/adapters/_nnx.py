@@ -1,4 +1,4 @@
-"""The adapter for `flax.nnx` modules. Only `_lazy` and `_constructor` know NNX as well.
+"""The adapter for `flax.nnx` modules. `_lazy`, `_constructor` and `_bridges` know NNX as well.
 
 An NNX module is a graph of objects that hold the values of their variables. The adapter splits it
 into a `_Structure` and values. Inside a trace, it merges the structure with other values into a
@@ -150,12 +150,14 @@ class _Learned:
 
     Attributes:
         sown: The types of variables into which the module sows.
+        sown_in_linen: The types of variables into which Linen modules in it sow.
         drawing: The modes in which the module has drawn numbers from the layer's random streams.
             True stands for training.
         axes: The mapped axes that the module names.
     """
 
     sown: frozenset[type] = frozenset()
+    sown_in_linen: frozenset[type] = frozenset()
     drawing: frozenset[bool] = frozenset()
     axes: frozenset[str] = frozenset()
 
@@ -231,7 +233,8 @@ class NnxAdapter:
         """See `Adapter.init`. A `LazyModule` makes its values with `rngs=nnx.Rngs(key)`."""
         if isinstance(self.module, LazyModule):
             with self._running(None):
-                _, variables = _split(_pop_intermediates(self.module.make(nnx.Rngs(key)))[0])
+                made = self.module.make(nnx.Rngs(key))
+            _, variables = _split(self._pop_sown(made)[0])
         else:
             # The module holds its values, so that nobody uses these. An abstract one may get its
             # random streams from here.
@@ -279,7 +282,8 @@ class NnxAdapter:
 
     def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """See `Adapter.state`."""
-        types = (nnx.Intermediate, nnx.Perturbation, *self._learned.sown)
+        learned = self._learned
+        types = (nnx.Intermediate, nnx.Perturbation, *learned.sown, *learned.sown_in_linen)
         sown = {_collection(kind) for kind in types}
         return {
             name: tree
@@ -328,16 +332,19 @@ class NnxAdapter:
         # If the method takes the mode and passes it on, that argument wins over the attribute.
         set_mode(module, training=training)
         types = sorted(self._learned.sown, key=_collection)
-        with self._running(module, training=training, rngs=rngs) as seen:
+        with self._running(module, training=training, rngs=rngs) as (seen, in_linen):
             call = functools.partial(_call_method, self.method, arguments, keywords)
             outputs, *captured = nnx.capture(call, *types)(module) if types else (call(module),)
         learned = self._learned
-        if seen - learned.sown:
-            self._learned = dataclasses.replace(learned, sown=learned.sown | seen)
+        if seen - learned.sown or in_linen - learned.sown_in_linen:
+            self._learned = dataclasses.replace(
+                learned, sown=learned.sown | seen, sown_in_linen=learned.sown_in_linen | in_linen
+            )
+            self._drop_sown()
             raise TraceAgainError
         if rngs.default.count.get_value() is not undrawn:
             self._learned = dataclasses.replace(learned, drawing=learned.drawing | {training})
-        module, left = _pop_intermediates(module)
+        module, left = self._pop_sown(module)
         structure, state = _split(module)
         sown: dict[str, PyTree] = {}
         for place in self._created(structure):
@@ -346,6 +353,23 @@ class NnxAdapter:
             for path, variable in nnx.to_flat_state(each):
                 _put(sown, (_collection(type(variable)), *path), variable.get_raw_value())
         return outputs, state, sown
+
+    def _pop_sown(self, module: nnx.Module) -> tuple[nnx.Module, Any]:
+        """Remove all known sown values from a module. Returns the module and those values."""
+        return _pop_types(module, nnx.Intermediate, *self._learned.sown_in_linen)
+
+    def _drop_sown(self) -> None:
+        """Drop what Linen modules have sown in `lazy_init` from the module's variables."""
+        if isinstance(self.module, LazyModule):
+            with self._running(None):
+                self._structure = self.module.abstractly(
+                    lambda made: _split(self._pop_sown(made)[0])[0]
+                )
+        else:
+            module, _ = self._pop_sown(nnx.merge(*nnx.split(self.module)))
+            self._structure, values = _split(module)
+            self._specs = jax.tree.map(_spec_of, values)
+            self.module = self._structure.merge(self._specs)
 
     def _created(self, structure: _Structure) -> list[Path]:
         """The places of the variables that a call has created. They are not state, but sown.
@@ -377,9 +401,14 @@ class NnxAdapter:
     @contextlib.contextmanager
     def _running(
         self, module: nnx.Module | None, *, training: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Iterator[set[type]]:
-        """Set up a run of the module's code. Yields the types of variables that it sows into."""
+    ) -> Iterator[tuple[set[type], set[type]]]:
+        """Set up a run of the module's code.
+
+        Yields:
+            The types of variables that it sows into, and those that Linen modules in it sow into.
+        """
         seen: set[type] = set()
+        in_linen: set[type] = set()
 
         def note(kind: type | str) -> bool:
             # `sow` and `perturb` themselves register a type for an unknown name.
@@ -410,6 +439,14 @@ class NnxAdapter:
         ) -> Any:
             return method(module, name, value, variable_type) if note(variable_type) else value
 
+        def sow_in_linen(
+            method: Callable[..., Any], module: nn.Module, col: str, *args: Any, **kwargs: Any
+        ) -> Any:
+            in_linen.add(nnx.variable_type_from_name(col, allow_register=True))
+            return method(module, col, *args, **kwargs)
+
+        sow_in_linen.__name__ = "sow"
+
         def path_of(part: nnx.Module) -> Path | None:
             parts = () if module is None else nnx.iter_modules(module)
             return next((path for path, each in parts if each is part), None)
@@ -419,7 +456,7 @@ class NnxAdapter:
         # are documented, but not that they may be replaced. Seen to work with flax 0.12.6 to
         # 0.12.12. https://flax.readthedocs.io/en/latest/guides/extracting_intermediates.html,
         # https://github.com/google/flax/pull/5584
-        watching = replaced((nnx.Module, sow), (nnx.Module, perturb))
+        watching = replaced((nnx.Module, sow), (nnx.Module, perturb), (nn.Module, sow_in_linen))
         with (
             watching,
             naming_the_path(name, nnx.Module, path_of),
@@ -432,7 +469,7 @@ class NnxAdapter:
                 layer_rngs=rngs,
             ),
         ):
-            yield seen
+            yield seen, in_linen
 
     @staticmethod
     def module_class(
@@ -496,7 +533,11 @@ def _call_method(
 
 def _pop_intermediates(module: nnx.Module) -> tuple[nnx.Module, Any]:
     """Remove the sown values from a module. Returns the module and those values."""
-    return module, nnx.pop(module, nnx.Intermediate)
+    return _pop_types(module, nnx.Intermediate)
+
+
+def _pop_types(module: nnx.Module, *types: type) -> tuple[nnx.Module, Any]:
+    return module, nnx.pop(module, nnx.Any(*types))
 
 
 def _spec_of(value: Any) -> Any:
