@@ -53,7 +53,8 @@
 #' that it names. While the module exists, memory holds its weights twice. [flax_lazy()]
 #' lets the layer create the module, without a second copy. The layer does not change the module.
 #' `layer$to_flax()` returns a module of the same kind with the layer's values (for Linen, the
-#' module and its variables).
+#' module and its variables). A module without values, as `nnx$eval_shape()` returns it, needs
+#' `variables` for its weights; its random streams start from the layer's `seed`.
 #'
 #' `nnx$Param` and its subclasses are trained; all other variable classes are state. Variables are
 #' grouped by collection, under the names that Flax's own bridge uses, or under the name of their
@@ -61,6 +62,7 @@
 #' method takes the mode, the layer sets `deterministic` and `use_running_average` in all
 #' submodules. Random streams are part of the module's state; if a method takes `rngs` and the
 #' module has none, they come from the layer's `seed`. A call must not create or remove variables.
+#' Modules behind `nnx$bridge$ToLinen` and `nnx$bridge$ToNNX` get the mode and random streams, too.
 #'
 #' # State and randomness
 #' Random streams and state are handled for you: the layer supplies the streams that a module asks
@@ -102,7 +104,8 @@
 #'   values. Arrays are copied to where Keras stores its variables (the layout of a distribution, or
 #'   else the default device), so training does not change your arrays. `params` must have the
 #'   shapes that the module expects; other collections can have other shapes (a cache for longer
-#'   sequences).
+#'   sequences). If the module cannot be initialized for the layer's input, the weights are those in
+#'   `variables`.
 #' @param ... Arguments for the layer itself, by name: `name`, by default that of the module's class
 #'   (`my_flax_module`); `trainable`; `dtype`, a dtype or policy that overrides the dtypes that the
 #'   module declares for its params and its computation; `seed`, a whole number from 0 to 2^32 - 1;

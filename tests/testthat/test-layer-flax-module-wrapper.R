@@ -461,3 +461,45 @@ test_that("whole doubles are accepted for integer fields", {
     layer_flax_module_wrapper(images(), nn$Conv(2, kernel_size = c(3, 2.5)))
   })
 })
+
+test_that("bridged modules get the mode and random streams in both directions", {
+  skip_without_flax()
+  nn <- flax_linen()
+  nnx <- flax_nnx()
+  x <- matrix(seq(-1, 1, length.out = 12), 4, 3)
+  net <- flax_module(
+    "Net",
+    api = "nnx",
+    setup = function(self, rngs) {
+      self$norm <- nnx$BatchNorm(3L, rngs = rngs)
+      self$dropout <- nnx$Dropout(0.5, rngs = rngs)
+    },
+    call = function(self, inputs) self$dropout(self$norm(inputs))
+  )
+  to_linen <- nnx$bridge$ToLinen(reticulate::r_to_py(net))
+  dropout <- nnx$bridge$ToNNX(nn$Dropout(0.5), rngs = nnx$Rngs(0L))
+  for (layer in c(
+    layer_flax_module_wrapper(module = to_linen),
+    layer_flax_module_wrapper(module = dropout)
+  )) {
+    first <- as.array(layer(x))
+    expect_identical(as.array(layer(x)), first)
+    training <- as.array(layer(x, training = TRUE))
+    expect_false(identical(training, as.array(layer(x, training = TRUE))))
+  }
+})
+
+test_that("given variables build a module that cannot be initialized for the input", {
+  skip_without_flax()
+  nn <- flax_linen()
+  decoder <- flax_module("Decoder", call = function(self, inputs) {
+    if (self$is_initializing() && inputs$shape[[2]] != 8L) {
+      stop("The cache must be made for 8 steps.")
+    }
+    (nn$MultiHeadDotProductAttention(num_heads = 1L, decode = TRUE))(inputs)
+  })
+  whole <- layer_flax_module_wrapper(module = decoder())
+  whole$build(list(2L, 8L, 4L))
+  step <- layer_flax_module_wrapper(module = decoder(), variables = flax_variables(whole))
+  expect_identical(dim(as.array(step(array(1, c(2, 1, 4))))), c(2L, 1L, 4L))
+})

@@ -95,7 +95,9 @@ class FlaxLayer(keras.layers.Layer):
             the layer is built, to where Keras keeps its variables: the layout of
             `keras.distribution`, or the default device. The weights take twice their memory until
             the caller drops the arrays. Trainable weights must have the module's shapes; other
-            collections may have other shapes.
+            collections may have other shapes. If the module cannot be initialized for the input,
+            but can be called with these variables, they decide which weights there are. An abstract
+            NNX module needs them for all weights; its random streams start from the seed.
         seed: An integer from 0 to 2**32 - 1 for the initial values and the random streams. None
             draws one.
         regularizers: Keras regularizers of weights, by pattern of paths (see `kerasflax._paths`):
