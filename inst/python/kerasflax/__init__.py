@@ -19,6 +19,7 @@ from ._errors import (
 from ._layer import FlaxLayer
 from ._models import freeze, parameters, unfreeze
 from .adapters._lazy import LazyModule
+from .bridge._distribution import distribute
 from .files._checkpoint import read_variables, write_variables
 from .files._keras_model import save_model
 from .files._rename import Report
@@ -42,6 +43,7 @@ __all__ = [
     "StateError",
     "UnsupportedError",
     "VariablesError",
+    "distribute",
     "export_model",
     "freeze",
     "import_model",

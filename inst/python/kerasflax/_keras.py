@@ -157,6 +157,15 @@ def functional(model: keras.Model) -> keras.Model | None:
     return model if isinstance(model, keras.src.models.Functional) else None
 
 
+def layout_of(variable: Any) -> Any:
+    """The layout with which a variable was created, or None.
+
+    A distribution that decides layouts must leave these alone, as Keras's own do. The constructor
+    documents `layout`; there is no public way to read it.
+    """
+    return getattr(variable, "_layout", None)
+
+
 def has_value(variable: keras.Variable) -> bool:
     """Whether a variable holds a value.
 

@@ -26,7 +26,7 @@ from ._errors import (
     VariablesError,
 )
 from .adapters._protocol import Method, adapt
-from .bridge import _arguments, _build_values, _variables, _weights_file
+from .bridge import _arguments, _build_values, _distribution, _variables, _weights_file
 from .bridge._by_path import SEED_PATH, Held, VariablesByPath
 from .bridge._call import Call, LastSown, call_of, running
 from .bridge._forms import Form, Formed, map_leaves, split
@@ -200,6 +200,7 @@ class FlaxLayer(keras.layers.Layer):
         call = Call(self, form=None if form.is_plain else form)
         with contextlib.ExitStack() as stack:
             if self.built:
+                _distribution.check_mesh(self.name, self._held.mesh)
                 stack.enter_context(_keras.scopes_kept())
             else:
                 stack.enter_context(self._transaction(is_done=lambda: self.built))
@@ -242,10 +243,16 @@ class FlaxLayer(keras.layers.Layer):
         """
         call = call_of(self)
         spec = _specs(input_shape, call.input_dtypes)
-        template, traced, used_given = self._trace_init(spec, call.mask_spec, call.form)
-        template, arrays, given = self._first_values(template, traced, call.inputs, used_given)
+        init, traced, used_given = self._trace_init(spec, call.mask_spec, call.form)
+        layouts = functools.partial(
+            _distribution.layouts, named=init.named, is_weight=self.by_path.is_trainable
+        )
+        template, arrays, given = self._first_values(
+            init.template, traced, call.inputs, layouts, used_given
+        )
         variables = _variables.create(
             arrays,
+            layouts({path: array.shape for path, array in arrays.items()}),
             trainable=self.by_path.is_trainable,
             parameter_dtype=self.variable_dtype if self._follows_policy else None,
         )
@@ -259,6 +266,7 @@ class FlaxLayer(keras.layers.Layer):
             # depend on the shapes of given variables.
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
         self._held.template, self._held.paths = template, tuple(variables)
+        self._held.mesh = _distribution.current_mesh()
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
         # exchange the variables of Keras layers.
         self._ordered_variables = tuple(variables.values())
@@ -268,8 +276,8 @@ class FlaxLayer(keras.layers.Layer):
 
     def _trace_init(
         self, spec: PyTree, mask_spec: PyTree, form: Form | None
-    ) -> tuple[_variables.Template, Trace, bool]:
-        """Trace `init`: the template, the trace, and whether it used given variables."""
+    ) -> tuple[_build_values.Init, Trace, bool]:
+        """Trace `init`: the traced function, the trace, and whether it used given variables."""
         given = None
         if self._given.has_some_of_the_user and self._given.values is not None:
             given = self.by_path.stored(self._given.values)
@@ -278,12 +286,22 @@ class FlaxLayer(keras.layers.Layer):
         return _build_values.traced_init(self._adapter, spec, mask_spec, form, given)
 
     def _first_values(
-        self, template: _variables.Template, traced: Trace, inputs: PyTree, used_given: bool
+        self,
+        template: _variables.Template,
+        traced: Trace,
+        inputs: PyTree,
+        layouts: _build_values.Layouts,
+        used_given: bool,
     ) -> tuple[_variables.Template, dict[str, jax.Array], Mapping[str, Spec]]:
         """The template, the arrays by path, and the specs that differ from those of `init`."""
         specs = self._recorded.given
         first_values = functools.partial(
-            _build_values.initial_values, traced, inputs, self._drawn_seed, self._adapter.name
+            _build_values.initial_values,
+            traced,
+            inputs,
+            self._drawn_seed,
+            self._adapter.name,
+            layouts,
         )
         if self._given.values is None:
             known = specs if used_given else {}
@@ -296,6 +314,7 @@ class FlaxLayer(keras.layers.Layer):
             traced.result[1],
             first_values,
             is_trainable=self.by_path.is_trainable,
+            layouts=layouts,
             used_given=used_given,
         )
 
@@ -432,13 +451,14 @@ class FlaxLayer(keras.layers.Layer):
             call drew random numbers.
         """
         held = self._held.template.merge(dict(zip(self._held.paths, arrays, strict=True)))
-        outputs, state, sown = self._adapter.apply(
-            held,
-            form.merge(inputs) if form else inputs,
-            training=training,
-            mask=mask,
-            seed_state=seed_state,
-        )
+        with _distribution.in_force(self._held.mesh):
+            outputs, state, sown = self._adapter.apply(
+                held,
+                form.merge(inputs) if form else inputs,
+                training=training,
+                mask=mask,
+                seed_state=seed_state,
+            )
         # This refuses what is not an array. `jax.tree.map` would return dicts sorted by key.
         for value in jax.tree.leaves((outputs, sown)):
             as_array(value)

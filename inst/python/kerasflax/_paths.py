@@ -108,8 +108,7 @@ def matched(pattern: str, paths: Sequence[str], what: str = "trainable weight") 
     Raises:
         ArgumentError: No path matches. The message lists the nearest ones.
     """
-    is_match = _predicate(pattern)
-    found = [path for path in paths if is_match(path)]
+    found = list(filter(matcher(pattern), paths))
     if not found:
         below = f"{pattern}{SEPARATOR}"
         near = [f"{below:.{_SHOWN}}**"] if any(path.startswith(below) for path in paths) else []
@@ -139,8 +138,8 @@ class Selection:
         self._path = _patterns(path, "path")
         self._skip = _patterns(skip, "skip") or []
         self.is_all = path is None and skip is None
-        self._selects = [_predicate(pattern) for pattern in self._path or []]
-        self._skips = [_predicate(pattern) for pattern in self._skip]
+        self._selects = [matcher(pattern) for pattern in self._path or []]
+        self._skips = [matcher(pattern) for pattern in self._skip]
 
     def __contains__(self, path: object) -> bool:
         if not isinstance(path, str):
@@ -163,7 +162,7 @@ class Selection:
             lists = [matched(pattern, paths, "weight") for pattern in self._path]
             selected = list(dict.fromkeys(path for found in lists for path in found))
         for pattern in self._skip:
-            if not any(map(_predicate(pattern), others)):
+            if not any(map(matcher(pattern), others)):
                 matched(pattern, selected, "weight" if self._path is None else "weight of `path`")
         if selected and not any(path in self for path in selected):
             which = "every weight" if self._path is None else "every weight that `path` selects"
@@ -182,8 +181,8 @@ def _patterns(value: Patterns, argument: str) -> list[str] | None:
     return list(patterns)
 
 
-def _predicate(pattern: str) -> Callable[[str], bool]:
-    """A function that tells whether a path matches a pattern."""
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Parse a pattern into a function that says whether a path matches."""
     if not is_pattern(pattern):
         return pattern.__eq__
     is_match = _matcher(pattern)

@@ -14,7 +14,7 @@ import inspect
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -63,6 +63,32 @@ def _refuse_keras(used: object) -> None:
 def module_is_running() -> bool:
     """Whether a module's code is running. R asks, because the meaning of `[` depends on it."""
     return _running.get()
+
+
+@contextlib.contextmanager
+def logical_rules(rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
+    """Set Flax's rules for logical axes. They apply to Linen and NNX."""
+    # `flax.linen.logical_axis_rules` documents this context manager. Importing Linen is slow.
+    from flax.core.spmd import logical_axis_rules
+
+    with logical_axis_rules(rules):
+        yield
+
+
+def axes_on(spec: Iterable[Any], names: Sequence[str]) -> jax.sharding.PartitionSpec:
+    """A spec with only the axes that a mesh has."""
+    axes: list[str | tuple[str, ...] | None] = []
+    for entry in spec:
+        known = tuple(name for name in axis_names(entry) if name in names)
+        axes.append(known[0] if len(known) == 1 else known or None)
+    return jax.sharding.PartitionSpec(*axes)  # type: ignore[no-untyped-call]
+
+
+def axis_names(entry: Any) -> tuple[str, ...]:
+    """The axis names in one entry of a spec: a name, several, or none."""
+    if isinstance(entry, str):
+        return (entry,)
+    return tuple(entry) if isinstance(entry, (tuple, list)) else ()
 
 
 def along_axes(

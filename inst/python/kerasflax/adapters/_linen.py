@@ -27,7 +27,7 @@ from .. import _host, _rng
 from .._errors import StateError
 from ..tracing._trace import TraceAgainError
 from ._bridges import Streams, passing_on, wrapped_methods
-from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
+from ._context import along_axes, axes_on, in_turn, naming_the_path, replaced, running_module
 from ._lazy import RNGS
 from ._signature import Signature, as_attention_mask, signature_of, unbound
 from ._whole_numbers import integer_names, whole_floats_to_integers
@@ -274,6 +274,18 @@ class LinenAdapter:
         """See `Adapter.trainable`."""
         return collection == _PARAMS
 
+    def partition_specs(self, variables: Mapping[str, PyTree]) -> PyTree:
+        """See `Adapter.partition_specs`."""
+
+        def spec_of(leaf: Any) -> Any:
+            if isinstance(leaf, nn.LogicallyPartitioned):
+                # mypy does not see that `nn` exports this function.
+                specs = leaf.get_partition_spec()
+                return nn.logical_to_mesh(specs, leaf.rules)  # type: ignore[attr-defined]
+            return nn.get_partition_spec(leaf)
+
+        return jax.tree.map(spec_of, variables, is_leaf=_is_box)
+
     def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """See `Adapter.state`."""
         return self._select(variables, sown=False)
@@ -305,6 +317,7 @@ class LinenAdapter:
             _watch() as seen,
             naming,
             running_module(),
+            _boxes_on_any_mesh(),
             nn.intercept_methods(with_whole_numbers),
             passing_on(
                 training=training,
@@ -375,6 +388,10 @@ class LinenAdapter:
         return types.new_class(name, (nn.Module,), {}, lambda body: body.update(namespace))
 
 
+def _is_box(value: Any) -> bool:
+    return isinstance(value, flax.core.meta.AxisMetadata)
+
+
 def _methods_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
     """The methods that a module has beyond those of `nn.Module`, by name."""
     wrapped = wrapped_methods(module)
@@ -434,6 +451,26 @@ def with_whole_numbers(
 def _integer_fields(cls: type[nn.Module]) -> tuple[str, ...]:
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     return tuple(name for name in integer_names(cls) if name in fields)
+
+
+@contextlib.contextmanager
+def _boxes_on_any_mesh() -> Iterator[None]:
+    """Let boxes with axes that the mesh in force does not have be unboxed within the block.
+
+    If a mesh is in force, unboxing constrains the array to the axes that the box names, and JAX
+    refuses an axis that the mesh does not have. Logical axes go through rules instead.
+    """
+
+    def get_partition_spec(method: Callable[..., Any], box: Any) -> Any:
+        spec, mesh = method(box), jax.sharding.get_abstract_mesh()
+        if mesh.empty or isinstance(box, nn.LogicallyPartitioned):
+            return spec
+        return axes_on(spec, mesh.axis_names)
+
+    # `get_partition_spec` is documented, but not that it may be replaced. Seen to work with flax
+    # 0.12.6 to 0.12.12.
+    with replaced((nn.Partitioned, get_partition_spec)):
+        yield
 
 
 @contextlib.contextmanager

@@ -182,10 +182,11 @@ class NnxAdapter:
         self.is_abstract = False
         if isinstance(module, LazyModule):
             with self._running(None):
-                self._structure = module.abstractly(
-                    lambda made: _split(_pop_intermediates(made)[0])[0]
+                wrapped, self._structure = module.abstractly(
+                    lambda made: (wrapped_methods(made), _split(_pop_intermediates(made)[0])[0])
                 )
         else:
+            wrapped = wrapped_methods(module)
             self._structure, values = _split_copy(module)
             self.is_abstract = any(map(_is_abstract, jax.tree.leaves(values)))
             self._specs = jax.tree.map(_spec_of, values)
@@ -199,18 +200,11 @@ class NnxAdapter:
                 f"`method` is bound to another {self.name} than `module`, with its own values.",
                 advice="Pass that instance as `module`, or pass the method's name.",
             )
-        methods = self._methods()
+        methods = _methods_of(kind) if wrapped is None else wrapped
         self.method = unbound(kind, method, nnx.Module, methods)
         self._signature = _signature(self.method, self.name, methods)
         self.takes_mask = self._signature.takes_mask
         self._takes_rngs = _takes_rngs(self._signature, self._structure)
-
-    def _methods(self) -> dict[str, Callable[..., Any]]:
-        if isinstance(self.module, LazyModule):
-            wrapped = self.module.abstractly(wrapped_methods)
-        else:
-            wrapped = wrapped_methods(self.module)
-        return _methods_of(self._structure.kind) if wrapped is None else wrapped
 
     @staticmethod
     def values_of(module: nnx.Module | LazyModule) -> dict[str, PyTree] | None:
@@ -279,6 +273,16 @@ class NnxAdapter:
     def trainable(self, collection: str) -> bool:
         """See `Adapter.trainable`."""
         return issubclass(self._structure.types.get(collection, object), nnx.Param)
+
+    def partition_specs(self, variables: Mapping[str, PyTree]) -> PyTree:
+        """See `Adapter.partition_specs`."""
+        specs: dict[str, PyTree] = {}
+        for place, treedef in self._structure.variables.items():
+            value = _get(variables, place)
+            variable = jax.tree.unflatten(treedef, jax.tree.leaves(value))
+            spec = nnx.get_partition_spec(variable)
+            _put(specs, place, spec.get_raw_value() if _is_variable(spec) else None)
+        return specs
 
     def state(self, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """See `Adapter.state`."""
@@ -459,6 +463,9 @@ class NnxAdapter:
         watching = replaced((nnx.Module, sow), (nnx.Module, perturb), (nn.Module, sow_in_linen))
         with (
             watching,
+            # Keras places the variables. By itself, NNX places those with sharding metadata when
+            # they are created, and refuses axes that the mesh does not have.
+            nnx.use_eager_sharding(False),  # type: ignore[no-untyped-call]
             naming_the_path(name, nnx.Module, path_of),
             running_module(keeps_keras=True),
             nn.intercept_methods(with_whole_numbers),

@@ -126,6 +126,12 @@ class Adapter(Protocol):
     def trainable(self, collection: str) -> bool:
         """Whether a collection holds weights that gradients train."""
 
+    def partition_specs(self, variables: Variables) -> PyTree:
+        """The `jax.sharding.PartitionSpec` of each array, from the module's metadata.
+
+        Logical axes are replaced by the rules in force. A box gives way to the spec of its array.
+        """
+
     def state(self, variables: Variables) -> Variables:
         """The variables without those that the module is known to sow, which are not state."""
 

@@ -14,11 +14,13 @@ from .._errors import ShapeError, VariablesError
 from .._messages import spec_text
 from ..adapters._protocol import Adapter
 from ..tracing._trace import DependsOnSizeError, Spec, Trace, trace
-from . import _variables
+from . import _distribution, _variables
 from ._forms import Form, Formed
 
 PyTree = Any
 Template = _variables.Template
+# From the shapes of variables by path to their shardings, or to None.
+Layouts = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
 
 
 class Init:
@@ -26,11 +28,13 @@ class Init:
 
     Attributes:
         template: The template of the variables, after a trace.
+        named: The `PartitionSpec` from the module's metadata by path, after a trace.
     """
 
     def __init__(self, adapter: Adapter, form: Form | None, given: Template | None = None) -> None:
         self._adapter, self._form, self._given = adapter, form, given
         self.template = _variables.split({})[0]
+        self.named: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -46,7 +50,11 @@ class Init:
         key = jax.random.wrap_key_data(key_data)
         inputs = self._form.merge(inputs) if self._form else inputs
         overlay = None if given is None else functools.partial(self._overlaid, given)
-        outputs, variables = self._adapter.init(key, inputs, mask=mask, overlay=overlay)
+        mesh = _distribution.current_mesh()
+        with _distribution.in_force(mesh):
+            outputs, variables = self._adapter.init(key, inputs, mask=mask, overlay=overlay)
+            if mesh is not None:
+                self.named = _variables.named_leaves(self._adapter.partition_specs(variables))
         self.template, arrays = _variables.split(variables)
         return Formed.of(outputs), arrays
 
@@ -63,7 +71,7 @@ def traced_init(
     mask: PyTree,
     form: Form | None,
     given: Mapping[str, PyTree] | None,
-) -> tuple[Template, Trace, bool]:
+) -> tuple[Init, Trace, bool]:
     """Trace `Adapter.init`, without given variables if that is possible, and otherwise with them.
 
     A decoder may have to be initialized for a whole sequence, and then be called step by step with
@@ -77,7 +85,7 @@ def traced_init(
         given: Variables that the user has given, if there are any.
 
     Returns:
-        The template of the variables, the trace, and whether the given variables were used.
+        The traced `Init`, the trace, and whether the given variables were used.
 
     Raises:
         Exception: The module's own code failed, in both cases if variables are given.
@@ -98,8 +106,8 @@ def traced_init(
             if (type(other), str(other)) == (type(error), str(error)):
                 raise error from error.__cause__
             raise other from error
-        return init.template, traced, True
-    return init.template, traced, False
+        return init, traced, True
+    return init, traced, False
 
 
 def _key_spec() -> Spec:
@@ -113,6 +121,7 @@ def initial_values(
     inputs: PyTree,
     seed: int,
     name: str,
+    layouts: Layouts,
     wanted: Callable[[str], bool] = lambda path: True,
 ) -> dict[str, jax.Array]:
     """Compute initial values from a trace of `Init`.
@@ -122,6 +131,7 @@ def initial_values(
         inputs: The inputs of the call that builds the layer, if there is one.
         seed: The layer's seed.
         name: The module's class, for messages.
+        layouts: From the shapes of variables by path to their shardings.
         wanted: Whether to compute the value of a path.
 
     Raises:
@@ -137,7 +147,8 @@ def initial_values(
     leaves = [False] * len(jax.tree.leaves(outputs)) + [path in paths for path in sorted(expected)]
     with jax.ensure_compile_time_eval():
         key_data = jax.random.key_data(_rng.initial_key(seed))
-    shardings = [_variables.sharding(path, expected[path].shape) for path in paths]
+    placed = layouts({path: expected[path].shape for path in paths})
+    shardings = [placed[path] for path in paths]
     try:
         arrays = traced.evaluate(leaves, key_data, inputs, shardings)
     except DependsOnSizeError as error:
@@ -181,6 +192,7 @@ def given_values(
     first_values: Callable[..., dict[str, jax.Array]],
     *,
     is_trainable: Callable[[str], bool],
+    layouts: Layouts,
     used_given: bool = False,
 ) -> tuple[Template, dict[str, jax.Array], dict[str, Spec]]:
     """Fit given values to the variables that `init` creates.
@@ -192,6 +204,7 @@ def given_values(
         expected: The specs of the variables by path.
         first_values: `initial_values`, as a function of the paths for which it is `wanted`.
         is_trainable: Whether a path is that of a weight.
+        layouts: From the shapes of variables by path to their shardings.
         used_given: Whether the specs are known because the method was called with these values.
 
     Returns:
@@ -213,11 +226,14 @@ def given_values(
         if adapter.is_abstract:
             _check_all_given(expected.keys() - own - made.keys(), expected, adapter.name)
         given = _variables.overlaid(_variables.nested(made), given) if made else given
+    # An error then lists all paths.
+    known_shapes: dict[str, Any] = {path: spec.shape for path, spec in expected.items()}
+    layouts({path: shape for path, shape in known_shapes.items() if None not in shape})
     arrays = _variables.fitted(
         expected,
         given,
         fixed_shape=fixed_shape,
-        place=_variables.sharding,
+        place=lambda path, shape: layouts({path: shape})[path],
         surplus=adapter.allows_unused,
     )
     known = {_variables.collection_of(path) for path in template.leaves}

@@ -36,6 +36,7 @@ class Held:
         frozen: The paths of the weights that are excluded from training one by one.
         has_been_trained: Whether a compiled training step has called the layer. The optimizer has
             then noted which weights it trains.
+        mesh: JAX's mesh of the distribution under which the layer was built, or None.
         lock: Held by a thread while it builds the layer, or reads or sets variables.
     """
 
@@ -45,6 +46,7 @@ class Held:
     )
     frozen: tuple[str, ...] = ()
     has_been_trained: bool = False
+    mesh: Any = None
     lock: Any = dataclasses.field(default_factory=threading.RLock)
 
 

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -565,8 +564,9 @@ def _moved(path: str, array: Any, is_ours: bool, place: Place | None) -> tuple[A
     """The array in memory of its own at its variable's place, or why it cannot be moved there."""
     if place is None:
         return array, None
+    sharding = place(path, tuple(array.shape))
     try:
-        return placed(array if is_ours else copied(array), place(path, tuple(array.shape))), None
+        return placed(array if is_ours else copied(array), sharding), None
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         problem = f"cannot be moved from {_devices_of(array)} to where Keras keeps the weight"
@@ -603,6 +603,7 @@ def _kind(dtype: Any) -> int:
 
 def create(
     arrays: Mapping[str, jax.Array],
+    layouts: Mapping[str, Any],
     *,
     trainable: Callable[[str], bool],
     parameter_dtype: str | None,
@@ -611,6 +612,7 @@ def create(
 
     Args:
         arrays: Initial values by path, which nobody else holds. They are not copied.
+        layouts: The sharding of each variable by path, or None.
         trainable: Whether a path is that of a weight.
         parameter_dtype: The dtype of floating-point weights. Keras casts them to its compute dtype
             if the two differ. None leaves each weight as it is.
@@ -619,27 +621,19 @@ def create(
         Variables by path.
     """
     return {
-        path: _variable(path, array, trainable=trainable(path), parameter_dtype=parameter_dtype)
+        path: _variable(
+            path,
+            array,
+            layouts[path],
+            trainable=trainable(path),
+            parameter_dtype=parameter_dtype,
+        )
         for path, array in arrays.items()
     }
 
 
-def sharding(path: str, shape: tuple[int, ...]) -> Any:
-    """Where Keras's distribution puts a variable under the current name scope.
-
-    None if there is no distribution.
-    """
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return None
-    layout = distribution.get_variable_layout(
-        SimpleNamespace(path=f"{_keras.current_path()}/{path}", shape=shape)
-    )
-    return getattr(layout, "backend_layout", layout)
-
-
 def _variable(
-    path: str, array: jax.Array, *, trainable: bool, parameter_dtype: str | None
+    path: str, array: jax.Array, layout: Any, *, trainable: bool, parameter_dtype: str | None
 ) -> keras.Variable:
     follows_policy = (
         trainable and parameter_dtype is not None and jnp.issubdtype(array.dtype, jnp.floating)
@@ -658,6 +652,7 @@ def _variable(
             trainable=trainable,
             autocast=follows_policy,
             name=name,
+            layout=layout,
         )
 
 

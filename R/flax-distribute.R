@@ -1,0 +1,83 @@
+#' Distribute models over several devices
+#'
+#' @description
+#' `flax_distribute()` sets how Keras distributes the models that you create from then on. The rest
+#' of the script stays the same. Call it before you create layers, models and optimizers.
+#'
+#' The batch is split along the mesh's axis `batch`, or along its first axis if none has this name.
+#' If the mesh has this axis alone, and nothing else is given, every device holds all weights (data
+#' parallelism).
+#'
+#' # Where a weight lives
+#' The first of these rules that places a variable counts:
+#'
+#' 1. `layout`, by pattern of the path (see [flax_freeze()]).
+#' 2. The axis names that the module gives its weights: in Linen `nn$with_partitioning()`, and
+#'    `nn$with_logical_partitioning()` with `rules`; in NNX `nnx$with_partitioning()`. Axes that the
+#'    mesh does not have split nothing.
+#' 3. With `auto = TRUE`, a weight of two or more dimensions and at least 4096 elements is split
+#'    along the mesh's axis `model`, or else along its last axis: the largest dimension of the
+#'    weight that this axis divides. Of equal dimensions, it is the last.
+#' 4. The variable is on every device.
+#'
+#' The variables of optimizers follow their weights. State, such as batch statistics, follows rules
+#' 1, 2 and 4. Constraints on activations, such as `nn$with_logical_constraint()`, take effect.
+#'
+#' @param mesh The size of each axis of the mesh of devices, by name, such as
+#'   `c(batch = 2, model = 4)`. The sizes multiply to the number of devices to use. `NULL` ends the
+#'   distribution.
+#' @param layout A named list. The names are patterns of paths; the values are the mesh axes for the
+#'   dimensions of the weight, with `NA` for a dimension that is not split:
+#'   `list("**/Dense_0/kernel" = c(NA, "model"))`. If several patterns match a path, the last one
+#'   counts.
+#' @param rules The mesh axis for each logical axis, as in `list(mlp = "model", embed = NA)`. `NULL`
+#'   uses Flax's own rules, which `nn$logical_axis_rules()` sets.
+#' @param auto Whether to split large weights that neither `layout` nor the module places.
+#' @param devices Names of the devices to use, such as `c("gpu:0", "gpu:1")`. `NULL` uses the first
+#'   ones that Keras finds.
+#'
+#' @returns The distribution, a Python object, invisibly; or `NULL`. Errors in an argument have the
+#'   class `kerasflax_error_argument`. A layout that does not fit is an error when the model is
+#'   built (`kerasflax_error_shape`), and a pattern that matches nothing when the first batch is
+#'   distributed (`kerasflax_error_argument`).
+#'
+#' @examplesIf interactive()
+#' # Simulates eight devices on a CPU, if it runs before Python starts.
+#' Sys.setenv(XLA_FLAGS = "--xla_force_host_platform_device_count=8")
+#'
+#' flax_distribute(c(batch = 2, model = 4), layout = list("**/kernel" = c(NA, "model")))
+#' flax <- reticulate::import("flax")
+#' model <- keras_model_sequential(3) |>
+#'   layer_flax_module_wrapper(flax$linen$Dense(8L))
+#' flax_distribute(NULL)
+#' @export
+flax_distribute <- function(mesh, layout = NULL, rules = NULL, auto = FALSE, devices = NULL) {
+  check_backend()
+  distribution <- call_core(
+    "distribute",
+    named_for_python(mesh, identity),
+    layout = named_for_python(layout, axes_for_python),
+    rules = named_for_python(rules, axis_for_python),
+    auto = auto,
+    devices = if (!is.null(devices)) as.list(unname(devices)),
+    .convert = FALSE
+  )
+  if (is.null(mesh)) invisible(NULL) else invisible(distribution)
+}
+
+# A named vector or list becomes a dict; the core refuses anything else.
+named_for_python <- function(x, change) if (is.null(names(x))) x else lapply(as.list(x), change)
+
+# The mesh axes of each dimension. NULL, or NA for every dimension, splits nothing.
+axes_for_python <- function(axes) lapply(unname(as.list(axes)), axis_for_python)
+
+# R writes NA for a dimension that is not split, and c("a", "b") in a list for two axes at once.
+axis_for_python <- function(axis) {
+  if (is.null(axis) || identical(anyNA(axis), TRUE)) {
+    NULL
+  } else if (is.character(axis) && length(axis) > 1) {
+    do.call(reticulate::tuple, as.list(unname(axis)))
+  } else {
+    axis
+  }
+}

@@ -1,0 +1,450 @@
+"""Where weights live: a layout for each variable, from patterns, Flax's metadata, or its size.
+
+Keras and JAX distribute the computation. This file only names the layouts and hands them over, and
+puts Keras's mesh in force while a module runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from .. import _host, _keras, _paths
+from .._errors import ArgumentError, ShapeError, StateError
+from .._messages import shape_text
+from ..adapters._context import axes_on, axis_names, logical_rules
+
+# The name of an axis, several axes that split one dimension together, or None.
+Axis = str | tuple[str, ...] | None
+Axes = tuple[Axis, ...]
+
+# The mesh axis that splits the batch, and the one that `auto` splits weights along.
+_BATCH, _MODEL = "batch", "model"
+# `auto` leaves smaller weights whole: to gather one costs more than its memory.
+_SMALLEST_SPLIT = 2**12
+_METADATA = "the module's metadata"
+
+
+class FlaxParallel(keras.distribution.ModelParallel):
+    """The distribution that `distribute` sets. It decides where each variable lives.
+
+    Attributes:
+        layout: Axes by pattern of paths. The last pattern that matches a path counts.
+        rules: Pairs of a logical axis and a mesh axis, as Flax's `logical_axis_rules` takes them;
+            or None.
+        auto: Whether large weights that nothing else places are split along the model axis.
+    """
+
+    def __init__(
+        self,
+        mesh: keras.distribution.DeviceMesh,
+        *,
+        layout: Mapping[str, Axes],
+        rules: tuple[tuple[str, Axis], ...] | None,
+        auto: bool,
+    ) -> None:
+        names = mesh.axis_names
+        super().__init__(
+            layout_map=keras.distribution.LayoutMap(mesh),
+            batch_dim_name=_BATCH if _BATCH in names else names[0],
+        )
+        self.layout, self.rules, self.auto = dict(layout), rules, auto
+        self._matches = {pattern: _paths.matcher(pattern) for pattern in layout}
+        self._unused, self._seen = set(layout), list[str]()
+
+    def axes_of(
+        self, path: str, shape: Sequence[int], *, is_weight: bool, named: Axes = ()
+    ) -> tuple[Axes, str]:
+        """The axes that split a variable, and what decides them.
+
+        Args:
+            path: The variable's path.
+            shape: Its shape.
+            is_weight: Whether gradients train it.
+            named: The axes of this mesh that Flax's metadata names.
+        """
+        if is_weight:
+            self._seen.append(path)
+        found = [pattern for pattern, is_match in self._matches.items() if is_match(path)]
+        self._unused.difference_update(found)
+        if found:
+            return self.layout[found[-1]], f"`layout` for {found[-1]!r}"
+        if named or not (self.auto and is_weight):
+            return named, _METADATA
+        return self._largest_axis(shape), "`auto`"
+
+    def _largest_axis(self, shape: Sequence[int]) -> Axes:
+        """Split the largest dimension that the model axis divides; of equal ones, the last."""
+        axis = model_axis(self.device_mesh.axis_names, self.batch_dim_name)
+        size = _sizes(self.device_mesh)[axis]
+        if len(shape) < 2 or math.prod(shape) < _SMALLEST_SPLIT:
+            return ()
+        divided = [(length, i) for i, length in enumerate(shape) if length % size == 0]
+        if not divided:
+            return ()
+        _, chosen = max(divided)
+        return tuple(axis if i == chosen else None for i in range(len(shape)))
+
+    def get_variable_layout(self, variable: Any) -> Any:
+        """The layout of a variable: the one that it was created with, or one by its path."""
+        # A variable of a Flax layer or of an optimizer brings its layout. Keras's own distributions
+        # read the same attribute.
+        given = _keras.layout_of(variable)
+        if given is not None:
+            return given
+        is_weight = bool(getattr(variable, "trainable", False))
+        shape = tuple(variable.shape)
+        axes, source = self.axes_of(variable.path, shape, is_weight=is_weight)
+        return _layouts({variable.path: (axes, source, shape)}, self.device_mesh)[variable.path]
+
+    def get_data_layout(self, data_shape: Sequence[int]) -> keras.distribution.TensorLayout:
+        """The layout of a batch, split along the batch axis.
+
+        Raises:
+            ArgumentError: A pattern of `layout` has matched no variable so far.
+        """
+        for pattern in self.layout:
+            if pattern in self._unused:
+                _paths.matched(pattern, self._seen)
+        return super().get_data_layout(data_shape)
+
+    def distribute_dataset(self, dataset: Any) -> Any:
+        """Shard a `tf.data.Dataset` over processes. Other data is each process's own already."""
+        # Keras refuses all other data in a job of several processes.
+        is_tf = type(dataset).__module__.startswith("tensorflow")
+        return super().distribute_dataset(dataset) if is_tf else dataset
+
+
+def distribute(
+    mesh: Mapping[str, int] | None,
+    layout: Mapping[str, Any] | None = None,
+    *,
+    rules: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
+    auto: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> FlaxParallel | None:
+    """Distribute the models that are created from now on over several devices.
+
+    This sets Keras's global distribution. Create layers, models and optimizers after it. The batch
+    is split along the mesh's axis `batch`, or its first axis if it has none. With a batch axis
+    alone and nothing else, every device holds all weights (data parallelism).
+
+    The first of these rules that places a variable counts:
+
+    1. `layout`, by pattern of the path.
+    2. The axis names in Flax's metadata: `nn.with_partitioning`, `nn.with_logical_partitioning`
+       with `rules`, `nnx.with_partitioning` and `out_sharding`. Axes that the mesh does not have
+       split nothing. A `keras.distribution.ModelParallel` of your own gets these names, too.
+    3. With `auto=True`, a weight of two or more dimensions and at least 4096 elements is split
+       along the mesh's axis `model`, or else its last axis: the weight's largest dimension that
+       this axis divides; of equal ones, the last.
+    4. The variable is on every device.
+
+    Optimizer slots and moving averages follow their weight. State, such as `batch_stats` and
+    caches, follows rules 1, 2 and 4.
+
+    Args:
+        mesh: The size of each mesh axis by name, such as `{"batch": 2, "model": 4}`. The sizes
+            multiply to the number of devices to use. None ends the distribution.
+        layout: The mesh axes of each dimension by pattern of paths (see `kerasflax._paths`):
+            `{"**/Dense_0/kernel": (None, "model")}`. Dimensions that are not named are not split. A
+            tuple of axes splits one dimension along all of them.
+        rules: The mesh axis for each logical axis in Flax's metadata, as a dict or as pairs in
+            order of precedence. None uses the rules of `flax.linen.logical_axis_rules`.
+        auto: Whether to split large weights that neither `layout` nor metadata places.
+        devices: JAX devices or Keras's names for them, such as `"gpu:0"`. None uses the first ones
+            of `keras.distribution.list_devices()`.
+
+    Returns:
+        The distribution, or None.
+
+    Raises:
+        ArgumentError: The mesh needs more devices than there are, or an argument names an axis that
+            the mesh does not have. Later, when a batch is distributed: a pattern of `layout` has
+            matched nothing.
+        ShapeError: Later, when a variable is created: an axis does not divide its dimension.
+    """
+    if mesh is None:
+        if layout is not None or rules is not None or auto or devices is not None:
+            raise ArgumentError(
+                f"`mesh` is {_host.word('none')}, which ends the distribution, but other arguments "
+                "were given.",
+                advice="Pass the mesh, or no other argument.",
+            )
+        keras.distribution.set_distribution(None)
+        return None
+    sizes = _checked_mesh(mesh)
+    checked_layout = _checked_layout(layout, sizes)
+    checked_rules = _checked_rules(rules, sizes)
+    if auto and len(sizes) == 1:
+        (name,) = sizes
+        raise ArgumentError(
+            f"`auto` splits weights along a second axis of the mesh, but the mesh has {name!r} "
+            "alone.",
+            advice=f"Add an axis: {_host.word('mesh')}.",
+        )
+    device_mesh = keras.distribution.DeviceMesh(
+        tuple(sizes.values()), list(sizes), _checked_devices(devices, math.prod(sizes.values()))
+    )
+    distribution = FlaxParallel(
+        device_mesh, layout=checked_layout, rules=checked_rules, auto=bool(auto)
+    )
+    keras.distribution.set_distribution(distribution)
+    return distribution
+
+
+def model_axis(names: Sequence[str], batch: str) -> str:
+    """The mesh axis along which `auto` splits weights."""
+    if _MODEL in names:
+        return _MODEL
+    return [name for name in names if name != batch][-1]
+
+
+# Checks of arguments -----------------------------------------------------------------------------
+
+
+def _checked_mesh(mesh: Any) -> dict[str, int]:
+    is_mapping = isinstance(mesh, Mapping) and mesh
+    if not is_mapping or not all(isinstance(name, str) and name for name in mesh):
+        raise ArgumentError(
+            f"`mesh` must be the sizes of the mesh's axes by name, got {mesh!r:.100}.",
+            advice=f"Pass, for example, {_host.word('mesh')}.",
+        )
+    sizes = {}
+    for name, size in mesh.items():
+        is_whole = isinstance(size, (int, np.integer)) or (
+            isinstance(size, float) and size.is_integer()
+        )
+        if isinstance(size, bool) or not is_whole or size < 1:
+            raise ArgumentError(
+                f"The size of the mesh's axis {name!r} must be a whole number of at least 1, got "
+                f"{size!r:.60}.",
+                advice=f"Pass, for example, {_host.word('mesh')}.",
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
+def _checked_devices(devices: Sequence[Any] | None, count: int) -> np.ndarray:
+    known = keras.distribution.list_devices()
+    names = known if devices is None else [_device_name(device) for device in devices]
+    if len(names) < count or (devices is not None and len(names) > count):
+        raise ArgumentError(
+            f"The mesh has {count} devices, but there are {len(names)}: {', '.join(names[:8])}.",
+            advice="Change the sizes of `mesh`, whose product is the number of devices. On a CPU, "
+            'XLA_FLAGS="--xla_force_host_platform_device_count=8", set before JAX is imported, '
+            "simulates 8.",
+        )
+    return np.array(names[:count])
+
+
+def _device_name(device: Any) -> str:
+    return device if isinstance(device, str) else f"{device.platform}:{device.id}"
+
+
+def _checked_layout(layout: Any, sizes: Mapping[str, int]) -> dict[str, Axes]:
+    if layout is None:
+        return {}
+    if not isinstance(layout, Mapping) or not all(isinstance(key, str) for key in layout):
+        raise ArgumentError(
+            f"`layout` must be {_host.word('dict')} of mesh axes by pattern of paths, got "
+            f"{layout!r:.100}.",
+            advice=f"Pass, for example, {_host.word('layout')}.",
+        )
+    return {
+        pattern: _checked_axes(axes, f"`layout` for {pattern!r}", sizes)
+        for pattern, axes in layout.items()
+    }
+
+
+def _checked_axes(axes: Any, where: str, sizes: Mapping[str, int]) -> Axes:
+    """The axes of each dimension. A single name is the axis of the first one."""
+    entries = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    checked = tuple(_checked_axis(entry, where, sizes) for entry in entries)
+    flat = [name for entry in checked for name in axis_names(entry)]
+    twice = [name for name in dict.fromkeys(flat) if flat.count(name) > 1]
+    if twice:
+        raise ArgumentError(
+            f"{where} uses the mesh's axis {twice[0]!r} for two dimensions.",
+            advice="An axis can split one dimension of a variable.",
+        )
+    return checked
+
+
+def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int]) -> Axis:
+    if isinstance(axis, (list, tuple)):
+        axis = tuple(axis)
+    is_axis = axis is None or isinstance(axis, str)
+    if not is_axis and not (
+        isinstance(axis, tuple) and axis and all(isinstance(name, str) for name in axis)
+    ):
+        raise ArgumentError(
+            f"{where} must name a mesh axis or {_host.word('none')} for each dimension, got "
+            f"{axis!r:.60}.",
+            advice=f"Pass, for example, {_host.word('layout')}.",
+        )
+    unknown = [name for name in axis_names(axis) if name not in sizes]
+    if unknown:
+        raise ArgumentError(
+            f"{where} names the axis {unknown[0]!r}, but the mesh has {', '.join(sizes)}.",
+            advice="Name an axis of the mesh, or add the axis to it.",
+        )
+    return axis
+
+
+def _checked_rules(rules: Any, sizes: Mapping[str, int]) -> tuple[tuple[str, Axis], ...] | None:
+    if rules is None:
+        return None
+    pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
+    if not all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in pairs
+    ):
+        raise ArgumentError(
+            f"`rules` must give a mesh axis for each logical axis, got {rules!r:.100}.",
+            advice=f"Pass, for example, {_host.word('rules')}.",
+        )
+    return tuple(
+        (name, _checked_axis(axis, f"`rules` for {name!r}", sizes)) for name, axis in pairs
+    )
+
+
+# Layouts -----------------------------------------------------------------------------------------
+
+
+def layouts(
+    shapes: Mapping[str, Sequence[int]],
+    named: Mapping[str, Any],
+    *,
+    is_weight: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Decide where the variables of a layer live, under the name scope in which it is built.
+
+    Args:
+        shapes: The shape of each variable by path.
+        named: The `PartitionSpec` from Flax's metadata by path, if there is one.
+        is_weight: Whether a path is one of a weight.
+
+    Returns:
+        A `jax.sharding.NamedSharding` by path, or None for each without a distribution. Keras takes
+        it for a layout, and `keras.distribution.TensorLayout` takes one axis for each dimension.
+
+    Raises:
+        ShapeError: An axis does not divide its dimension, or there are more axes than dimensions.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return dict.fromkeys(shapes)
+    mesh, scope = distribution.device_mesh, _keras.current_path()
+    decided = {}
+    for path, shape in shapes.items():
+        axes = tuple(axes_on(named.get(path) or (), mesh.axis_names))
+        whole = f"{scope}/{path}" if scope else path
+        axes, source = _decided(
+            distribution, whole, shape, axes if any(axes) else (), is_weight(path)
+        )
+        decided[path] = (axes, source, tuple(shape))
+    return _layouts(decided, mesh)
+
+
+def _decided(
+    distribution: Any, path: str, shape: Sequence[int], named: Axes, is_weight: bool
+) -> tuple[Axes, str]:
+    if isinstance(distribution, FlaxParallel):
+        return distribution.axes_of(path, shape, is_weight=is_weight, named=named)
+    layout = distribution.get_variable_layout(SimpleNamespace(path=path, shape=tuple(shape)))
+    axes = tuple(layout.axes)
+    is_split = any(axes) or not isinstance(distribution, keras.distribution.ModelParallel)
+    return (axes, "the layout map") if is_split else (named, _METADATA)
+
+
+def _layouts(
+    decided: Mapping[str, tuple[Axes, str, tuple[int, ...]]], mesh: keras.distribution.DeviceMesh
+) -> dict[str, Any]:
+    sizes = _sizes(mesh)
+    problems = {
+        path: f"{problem}, by {source}"
+        for path, (axes, source, shape) in decided.items()
+        if (problem := _problem(axes, shape, sizes))
+    }
+    if problems:
+        raise ShapeError(
+            "These variables cannot be split over the devices of the mesh:",
+            problems=problems,
+            advice="Change the mesh, or give these paths other axes in `layout`.",
+        )
+    return {
+        path: jax.sharding.NamedSharding(
+            mesh.backend_mesh,
+            jax.sharding.PartitionSpec(*axes),  # type: ignore[no-untyped-call]
+        )
+        for path, (axes, _, _) in decided.items()
+    }
+
+
+def _problem(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int]) -> str | None:
+    """Say why axes cannot split a shape, or None if they can."""
+    if len(axes) > len(shape):
+        return f"{len(axes)} axes for the shape {shape_text(shape)}"
+    for axis, length in zip(axes, shape, strict=False):
+        parts = math.prod(sizes[name] for name in axis_names(axis))
+        if length % parts:
+            names = " and ".join(map(repr, axis_names(axis)))
+            return f"{names} of size {parts} does not divide {length} in {shape_text(shape)}"
+    return None
+
+
+def _sizes(mesh: keras.distribution.DeviceMesh) -> dict[str, int]:
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))
+
+
+# Running -----------------------------------------------------------------------------------------
+
+
+def current_mesh() -> Any:
+    """JAX's mesh of Keras's distribution, or None."""
+    distribution = keras.distribution.distribution()
+    return None if distribution is None else distribution.device_mesh.backend_mesh
+
+
+@contextlib.contextmanager
+def in_force(mesh: Any) -> Iterator[None]:
+    """Put a mesh, and the rules of the distribution, in force while a module's code runs.
+
+    Constraints on activations inside the module then take effect. They need the names of the axes
+    only: inside a trace, JAX takes the devices from the arguments.
+    """
+    rules = getattr(keras.distribution.distribution(), "rules", None)
+    with contextlib.ExitStack() as stack:
+        if mesh is not None:
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+        if rules is not None:
+            stack.enter_context(logical_rules(rules))
+        yield
+
+
+def check_mesh(name: str, mesh: Any) -> None:
+    """Check that a layer was built under the distribution that is set now, or that none is.
+
+    Raises:
+        StateError: The meshes differ.
+    """
+    now = current_mesh()
+    if now is not None and now != mesh:
+        built = "without a distribution" if mesh is None else f"on the mesh {_mesh_text(mesh)}"
+        raise StateError(
+            f"The layer {name!r} was built {built}, but the distribution now has the mesh "
+            f"{_mesh_text(now)}.",
+            advice="Set the distribution first, then create the model, and load its weights.",
+        )
+
+
+def _mesh_text(mesh: Any) -> str:
+    return " x ".join(f"{name}={size}" for name, size in mesh.shape.items())

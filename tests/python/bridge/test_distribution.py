@@ -1,0 +1,321 @@
+"""Weights and activations over several devices.
+
+Most tests need eight devices. They run in a new process, which the first test starts.
+"""
+
+import jax
+import keras
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from support import cpu_devices, environment, run_python
+
+import kerasflax
+from kerasflax import FlaxLayer, LazyModule, distribute
+
+MESH = {"batch": 2, "model": 4}
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(16, 8)).astype(np.float32)
+Y = RANDOM.normal(size=(16, 4)).astype(np.float32)
+
+on_eight = pytest.mark.skipif("jax.device_count() < 8", reason="needs eight devices")
+
+
+@pytest.mark.skipif("jax.device_count() >= 8", reason="this test starts such a process")
+def test_the_tests_of_this_file_pass_on_eight_devices():
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
+    run = run_python("-m", "pytest", *options, __file__, env=environment(**cpu_devices(8)))
+    assert run.returncode == 0, run.stdout
+    assert "no tests ran" not in run.stdout
+
+
+@pytest.fixture(autouse=True)
+def no_distribution():
+    yield
+    distribute(None)
+
+
+class Linen(nn.Module):
+    """Has metadata with axes of a mesh, logical axes, state, and dropout."""
+
+    @nn.compact
+    def __call__(self, x, training=False):
+        named = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        x = nn.Dense(8, kernel_init=named, name="named")(x)
+        x = nn.BatchNorm(momentum=0.5)(x, use_running_average=not training)
+        logical = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
+        x = nn.Dense(8, kernel_init=logical, name="logical")(x)
+        x = nn.Dropout(0.3, deterministic=not training)(x)
+        elsewhere = nn.with_partitioning(nn.initializers.lecun_normal(), ("expert", None))
+        x = nn.Dense(8, kernel_init=elsewhere, name="elsewhere")(x)
+        return nn.Dense(4, name="last")(x)
+
+
+class Nnx(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, *, rngs):
+        init = nnx.initializers.lecun_normal()
+        self.named = nnx.Linear(
+            8, 8, kernel_init=nnx.with_partitioning(init, (None, "model")), rngs=rngs
+        )
+        self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+        self.logical = nnx.Linear(
+            8, 8, kernel_init=nnx.with_partitioning(init, ("embed", "mlp")), rngs=rngs
+        )
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.elsewhere = nnx.Linear(
+            8, 8, kernel_init=nnx.with_partitioning(init, ("expert", None)), rngs=rngs
+        )
+        self.last = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.named(x))
+        return self.last(self.elsewhere(self.dropout(self.logical(x))))
+
+
+MODULES = {"linen": Linen, "nnx": lambda: LazyModule(Nnx)}
+both = pytest.mark.parametrize("kind", MODULES)
+
+
+def model_of(kind, **options):
+    layer = FlaxLayer(MODULES[kind](), seed=1, name="net", **options)
+    model = keras.Sequential([keras.Input((8,)), layer])
+    # With Adam, the noise in the gradient of a bias before a normalization becomes a whole step.
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    return model, layer
+
+
+def axes_of(layer):
+    """The spec of each variable, as the devices hold it, without unsplit dimensions at the end."""
+    specs = {}
+    for path, variable in layer.by_path.variables.items():
+        spec = [*variable.value.sharding.spec]
+        while spec and spec[-1] is None:
+            spec.pop()
+        specs[path] = tuple(spec)
+    return {path: spec for path, spec in specs.items() if spec}
+
+
+@on_eight
+@both
+def test_metadata_decides_where_weights_live(kind):
+    distribute(MESH)
+    assert axes_of(model_of(kind)[1]) == {"params/named/kernel": (None, "model")}
+
+
+@on_eight
+@both
+def test_rules_name_the_mesh_axis_of_a_logical_one(kind):
+    distribute(MESH, rules={"mlp": "model"})
+    assert axes_of(model_of(kind)[1]) == {
+        "params/named/kernel": (None, "model"),
+        "params/logical/kernel": (None, "model"),
+    }
+    with nn.logical_axis_rules((("embed", "model"),)):
+        distribute(MESH)
+        assert axes_of(model_of(kind)[1])["params/logical/kernel"] == ("model",)
+
+
+@on_eight
+@both
+def test_a_layout_comes_before_metadata_and_its_last_match_counts(kind):
+    distribute(MESH, {"**/kernel": ("model",), "**/last/kernel": (("batch", "model"),)})
+    assert axes_of(model_of(kind)[1]) == {
+        **{f"params/{name}/kernel": ("model",) for name in ("named", "logical", "elsewhere")},
+        "params/last/kernel": (("batch", "model"),),
+    }
+
+
+@on_eight
+def test_auto_splits_the_largest_dimension_that_the_model_axis_divides():
+    distribute(MESH, auto=True)
+    layer = FlaxLayer(nn.Sequential([nn.Dense(128), nn.Dense(126), nn.BatchNorm(True)]))
+    keras.Sequential([keras.Input((128,)), layer])
+    assert axes_of(layer) == {
+        "params/layers_0/kernel": (None, "model"),
+        "params/layers_1/kernel": ("model",),
+    }
+
+
+@on_eight
+@both
+def test_a_model_parallel_of_the_users_own_gets_the_names_too(kind):
+    mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*last/kernel"] = (None, "model")
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts))
+    assert axes_of(model_of(kind)[1]) == {
+        "params/named/kernel": (None, "model"),
+        "params/last/kernel": (None, "model"),
+    }
+
+
+@on_eight
+@both
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"mesh": {"batch": 8}},
+        {"mesh": MESH},
+        {"mesh": MESH, "rules": {"mlp": "model", "embed": None}},
+        {"mesh": MESH, "layout": {"**/kernel": ("model",)}},
+        {
+            "mesh": {"data": 4, "tensor": 2},
+            "layout": {"**/logical/kernel": (None, ("data", "tensor"))},
+        },
+        {"mesh": MESH, "auto": True},
+    ],
+    ids=["data", "metadata", "rules", "layout", "both axes", "auto"],
+)
+def test_eight_devices_compute_the_numbers_of_one(kind, arguments):
+    found = []
+    for setting in ({"mesh": None}, arguments):
+        distribute(**setting)
+        keras.utils.set_random_seed(3)
+        model, layer = model_of(kind)
+        losses = model.fit(X, Y, batch_size=16, epochs=5, shuffle=False, verbose=0).history["loss"]
+        eager = layer(X[:6])
+        found.append(
+            (
+                losses,
+                model.predict(X, batch_size=8, verbose=0),
+                np.asarray(eager),
+                {path: np.asarray(v.value) for path, v in layer.by_path.variables.items()},
+            )
+        )
+        slots = {slot.path: slot.value.sharding for slot in model.optimizer.variables}
+        for weight in layer.trainable_variables:
+            (slot,) = (s for path, s in slots.items() if weight.path.replace("/", "_") in path)
+            assert slot.is_equivalent_to(weight.value.sharding, weight.value.ndim)
+    one, eight = found
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), list(one), list(eight)
+    )
+
+
+class Constrained(nn.Module):
+    """Reports how its activation is split, by the lowered program."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.with_logical_constraint(nn.Dense(8)(x), ("rows", "mlp"))
+
+
+class ConstrainedNnx(nnx.Module):
+    def __init__(self, *, rngs):
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return jax.lax.with_sharding_constraint(self.linear(x), P(None, "model"))
+
+
+@on_eight
+@pytest.mark.parametrize(
+    "module", [Constrained(), LazyModule(ConstrainedNnx)], ids=["linen", "nnx"]
+)
+def test_constraints_on_activations_take_effect(module):
+    distribute(MESH, rules={"mlp": "model"})
+    layer = FlaxLayer(module)
+    layer.build((None, 8))
+    outputs = layer(X)
+    assert outputs.sharding.spec == P(None, "model")
+
+
+@on_eight
+@both
+def test_an_axis_that_does_not_divide_is_an_error_with_the_paths(kind):
+    distribute({"batch": 1, "model": 8}, {"**/bias": ("model",)})
+    with pytest.raises(
+        kerasflax.ShapeError,
+        match=r"params/last/bias: 'model' of size 8 does not divide 4 in \(4\), by `layout`",
+    ):
+        model_of(kind)
+    distribute({"batch": 2, "model": 4}, {"**/bias": (None, "model")})
+    with pytest.raises(kerasflax.ShapeError, match=r"bias: 2 axes for the shape \(8\)"):
+        model_of(kind)
+
+
+@on_eight
+def test_a_pattern_that_fits_nothing_is_an_error_with_the_paths():
+    distribute(MESH, {"**/kernell": (None, "model")})
+    model, _ = model_of("linen")
+    with pytest.raises(kerasflax.ArgumentError, match=r"(?s)'\*\*/kernell'.*net/params/.*/kernel"):
+        model.fit(X, Y, verbose=0)
+
+
+@on_eight
+def test_weights_of_keras_layers_follow_layout_and_auto():
+    distribute(MESH, {"**/bias": ("model",)}, auto=True)
+    layer = keras.layers.Dense(128)
+    layer.build((None, 64))
+    assert layer.kernel.value.sharding.spec == P(None, "model")
+    assert layer.bias.value.sharding.spec == P("model")
+
+
+@on_eight
+def test_a_layer_from_before_the_distribution_is_an_error():
+    model, layer = model_of("linen")
+    distribute(MESH)
+    with pytest.raises(
+        kerasflax.StateError, match=r"built without a distribution.*batch=2 x model"
+    ):
+        model.predict(X, verbose=0)
+    distribute({"batch": 8})
+    model, layer = model_of("linen")
+    distribute(MESH)
+    with pytest.raises(kerasflax.StateError, match=r"built on the mesh batch=8, but.*batch=2 x"):
+        layer(X)
+    distribute(None)
+    assert layer(X).shape == (16, 4)
+
+
+@on_eight
+def test_values_that_a_user_gives_are_split_as_initial_ones_are():
+    module, names = Linen(), ("params", "dropout")
+    variables = module.init(dict.fromkeys(names, jax.random.key(0)), X)
+    distribute(MESH)
+    layer = model_of("linen", variables=variables)[1]
+    assert axes_of(layer) == {"params/named/kernel": (None, "model")}
+    distribute({"batch": 1, "model": 8}, {"**/last/kernel": (None, "model")})
+    with pytest.raises(kerasflax.ShapeError, match="params/last/kernel"):
+        model_of("linen", variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([{}], "`mesh` must be the sizes"),
+        ([[2, 4]], "`mesh` must be the sizes"),
+        ([{"batch": 0}], "'batch' must be a whole number"),
+        ([{"batch": True}], "'batch' must be a whole number"),
+        ([{"batch": 1.5}], "'batch' must be a whole number"),
+        ([{"batch": 999}], "The mesh has 999 devices, but there are"),
+        ([{"batch": 1}, {"a": ("modle",)}], "`layout` for 'a' names the axis 'modle', but"),
+        ([{"batch": 1}, {"a": ("batch", "batch")}], "'batch' for two dimensions"),
+        ([{"batch": 1}, {"a": (1,)}], "must name a mesh axis or None"),
+        ([{"batch": 1}, {1: ("batch",)}], "`layout` must be a dict"),
+        ([None, {"a": ("batch",)}], "`mesh` is None"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(kerasflax.ArgumentError, match=message):
+        distribute(*arguments)
+    assert keras.distribution.distribution() is None
+
+
+def test_auto_needs_a_second_axis_and_rules_name_axes_of_the_mesh():
+    with pytest.raises(kerasflax.ArgumentError, match="the mesh has 'batch' alone"):
+        distribute({"batch": 1}, auto=True)
+    with pytest.raises(kerasflax.ArgumentError, match="`rules` for 'mlp' names the axis 'model'"):
+        distribute({"batch": 1}, rules={"mlp": "model"})
+    with pytest.raises(kerasflax.ArgumentError, match="must give a mesh axis for each"):
+        distribute({"batch": 1}, rules=["mlp"])
+
+
+def test_the_mesh_none_ends_the_distribution():
+    assert distribute({"batch": 1.0}) is keras.distribution.distribution()
+    assert distribute(None) is None
+    assert keras.distribution.distribution() is None

@@ -1,0 +1,61 @@
+test_that("weights are split over devices, and the numbers are those of one device", {
+  skip_without_flax()
+  result <- result_of(
+    '
+    Sys.setenv(XLA_FLAGS = "--xla_force_host_platform_device_count=8")
+    library(keras3)
+    library(kerasflax)
+    nn <- reticulate::import("flax")$linen
+    x <- matrix(seq(-1, 1, length.out = 64), 8)
+    predicted <- function(...) {
+      distribution <- flax_distribute(...)
+      init <- nn$with_logical_partitioning(nn$initializers$ones, reticulate::tuple("embed", "mlp"))
+      model <- keras_model_sequential(8) |>
+        layer_flax_module_wrapper(nn$Dense(8L, kernel_init = init), name = "first", seed = 1) |>
+        layer_flax_module_wrapper(nn$Dense(4L), name = "last", seed = 2) |>
+        compile(optimizer_sgd(0.01), "mse")
+      fit(model, x, x[, 1:4], batch_size = 8, verbose = 0)
+      specs <- if (!is.null(distribution)) {
+        vapply(model$weights, \\(weight) reticulate::py_str(tuple(weight$value$sharding$spec)), "")
+      }
+      names(specs) <- if (!is.null(specs)) vapply(model$weights, \\(weight) weight$path, "")
+      list(predict(model, x, verbose = 0), specs)
+    }
+    tuple <- reticulate::import_builtins(convert = FALSE)$tuple
+    mesh <- c(batch = 2, model = 4)
+    result <- list(
+      one = predicted(NULL),
+      layout = predicted(mesh, layout = list("**/last/**/kernel" = c(NA, "model"))),
+      rules = predicted(mesh, rules = list(mlp = "model", embed = NA)),
+      both = predicted(mesh, layout = list("**/first/**/bias" = list(c("batch", "model"))))
+    )
+    '
+  )
+  for (kind in c("layout", "rules", "both")) {
+    expect_equal(result[[kind]][[1]], result$one[[1]], tolerance = 1e-5)
+  }
+  split <- function(kind) {
+    specs <- grep("'", result[[kind]][[2]], value = TRUE)
+    rlang::set_names(specs, sub("^[^/]*/", "", names(specs)))
+  }
+  expect_identical(split("layout"), c("last/params/kernel" = "(None, 'model')"))
+  expect_identical(split("rules"), c("first/params/kernel" = "(None, 'model')"))
+  expect_identical(split("both"), c("first/params/bias" = "(('batch', 'model'),)"))
+})
+
+test_that("wrong arguments are refused, and the distribution stays as it was", {
+  skip_without_flax()
+  withr::defer(flax_distribute(NULL))
+  expect_snapshot(error = TRUE, {
+    flax_distribute(c(2, 4))
+    flax_distribute(c(batch = 0))
+    flax_distribute(c(batch = 999), devices = "cpu:0")
+    flax_distribute(c(batch = 1), layout = list("**/kernel" = c(NA, "model")))
+    flax_distribute(c(batch = 1), layout = "batch")
+    flax_distribute(c(batch = 1), rules = list(mlp = "model"))
+    flax_distribute(c(batch = 1), auto = TRUE)
+    flax_distribute(NULL, auto = TRUE)
+  })
+  expect_null(reticulate::import("keras")$distribution$distribution())
+  expect_null(flax_distribute(NULL))
+})
