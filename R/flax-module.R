@@ -317,8 +317,8 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
   check_encoding(names, "names(...)", "Use letters, digits and underscores.", call = call)
   is_valid <- grepl("^[A-Za-z][A-Za-z0-9_]*$", names)
   is_na <- vapply(parts, \(x) is.atomic(x) && !is.double(x) && anyNA(x), NA)
-  problem <- if (!all(nzchar(names))) {
-    unnamed <- which(!nzchar(names))
+  unnamed <- which(!nzchar(names))
+  problem <- if (length(unnamed) > 0) {
     c(
       "Fields and methods must have names.",
       x = "{cli::qty(unnamed)}Argument{?s} {unnamed} of {.arg ...} {?has/have} no name.",
