@@ -223,7 +223,6 @@ stop_on_tracer <- function(generic, instead, call = caller_env(2)) {
   abort_kerasflax(
     c(
       "{.code {generic}} is not available for a tensor inside a module.",
-      x = "The tensor has no values yet, or Python's meaning differs from R's.",
       i = "Use {instead}."
     ),
     cause = "tracer",
