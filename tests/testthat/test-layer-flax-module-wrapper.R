@@ -503,3 +503,21 @@ test_that("given variables build a module that cannot be initialized for the inp
   step <- layer_flax_module_wrapper(module = decoder(), variables = flax_variables(whole))
   expect_identical(dim(as.array(step(array(1, c(2, 1, 4))))), c(2L, 1L, 4L))
 })
+
+test_that("layers are named after the classes of their modules", {
+  skip_without_flax()
+  mlp <- flax_module("MyMLP", call = function(self, inputs) (flax_linen()$Dense(3))(inputs))
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(mlp()) |>
+    layer_flax_module_wrapper(mlp()) |>
+    layer_flax_module_wrapper(flax_lazy(flax_nnx()$Linear, 3, 2)) |>
+    layer_flax_module_wrapper(flax_linen()$LayerNorm(), name = "own")
+  names <- vapply(model$layers, \(layer) layer$name, "")
+  # Other tests may have created layers with the same names.
+  expect_equal(sub("_[0-9]+$", "", names), c("my_mlp", "my_mlp", "linear", "own"))
+  expect_identical(anyDuplicated(names), 0L)
+  expect_named(flax_variables(model), names)
+  path <- withr::local_tempfile(fileext = ".keras")
+  save_model(model, path)
+  expect_named(flax_variables(load_model(path)), names)
+})
