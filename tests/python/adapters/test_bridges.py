@@ -306,3 +306,15 @@ def test_sown_values_pass_through_a_bridge_and_are_not_state(make):
         assert_close(layer.losses, [np.sum(np.square(outputs))])
     else:
         assert isinstance(layer.module, nn.Module)
+
+
+def test_a_compiled_method_of_an_nnx_module_gives_the_mode_to_the_linen_modules_in_it():
+    class Compiled(NnxOuter):
+        @nnx.jit
+        def __call__(self, x):
+            return self.inner(nnx.tanh(x))
+
+    layer, plain = FlaxLayer(Compiled(nnx.Rngs(1))), FlaxLayer(NnxOuter(nnx.Rngs(1)))
+    for training in (False, True, False, True):
+        assert_close(layer(VECTORS, training=training), plain(VECTORS, training=training))
+    assert_close(layer.flax_variables["batch_stats"], plain.flax_variables["batch_stats"])

@@ -251,6 +251,12 @@ def set_mode(module: Any, *, training: bool) -> None:
         use_running_average=not training,
         raise_if_not_found=False,
     )
+    nnx = sys.modules["flax.nnx"]
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.bridge.ToNNX):
+            # `nnx.jit` traces a module again if an attribute differs. Linen does not get attributes
+            # with this prefix.
+            part.to_nnx__training = training
 
 
 def _missing_mode(
