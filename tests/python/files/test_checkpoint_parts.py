@@ -173,10 +173,11 @@ def test_a_part_keeps_integers_boxes_and_random_keys(tmp_path):
     path = tmp_path / "w.msgpack"
     write_variables(TREE, path, path=["**/1/*", "**/boxed", "state/**"])
     written = {
-        "params": {"layers": {1: {"w": ARRAY + 1}}, "boxed": {"value": ARRAY}},
+        "params": {"boxed": {"value": ARRAY}, "layers": {1: {"w": ARRAY + 1}}},
         "state": {"key": np.asarray(jax.random.key_data(TREE["state"]["key"]))},
     }
-    assert_same(written, flax.serialization.msgpack_restore(path.read_bytes()))
+    # Some versions of Flax do not restore integers as names.
+    assert path.read_bytes() == flax.serialization.msgpack_serialize(written)
     read = read_variables(path, like=TREE, path=["**/1/*", "**/boxed", "state/**"])
     assert read["state"]["key"] == TREE["state"]["key"]
     assert isinstance(read["params"]["boxed"], nn.Partitioned)

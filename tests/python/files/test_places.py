@@ -152,7 +152,7 @@ def boxed_state():
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state": s, "epoch": np.int32(3)}])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state": s, "epoch": np.asarray(3)}])
 @pytest.mark.parametrize("write", [in_orbax, in_older_orbax, in_msgpack, in_legacy])
 def test_a_train_state_is_read_without_its_optimizer(write, wrap, tmp_path):
     state = boxed_state()
