@@ -7,9 +7,10 @@
 #' its module compactly.
 #'
 #' # Saving
-#' [save_model()] saves a class with its arguments, and an R function by its name in the global
-#' environment. For any other function, it warns that `load_model()` needs the function in
-#' `custom_objects`, under the name of the module's class.
+#' [save_model()] saves a class with its arguments, an R function by its name in the global
+#' environment, and a Python function by the name of its Python module and its own. For any other
+#' function, it warns that `load_model()` needs the function in `custom_objects`, under the name of
+#' the module's class.
 #'
 #' @param factory A subclass of `flax$nnx$Module`, or an R or Python function that returns an
 #'   instance. If it takes `rngs`, it gets `flax$nnx$Rngs`. A model can be saved only if the

@@ -13,20 +13,30 @@
 #' For each Flax module, the file contains its class and its fields, as readable JSON, and its
 #' weights by path. The file contains no code and nothing that could be run. Fields can hold
 #' numbers, strings, `NULL`, arrays, dtypes, lists, tuples, dicts, modules, module classes,
-#' functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, initializers, and the dataclasses
-#' and enums that the declared type of a field names.
+#' functions of `jax$nn`, `jax$numpy`, `jax$lax` and `flax$linen`, initializers, named Python
+#' functions, configs of `ml_collections`, `transformers` and `diffusers`, and dataclasses and enums
+#' that the declared type of a field names or that are in the package of a module's class. A Python
+#' lambda or closure cannot be saved.
 #'
 #' # Requirements for loading
 #' Loading requires the class of each module. A module that consists of parts of `flax$linen` needs
 #' nothing else. If the class comes from a Python package, import the package first. If the class is
 #' defined in R, with [flax_module()] or `%py_class%`, run the code that defines it before
 #' `load_model()`: a class with the same name is found without registration. The same applies to an
-#' R function that was passed as `method` under its name. You can also pass both in
+#' R function that was passed as `method` under its name. A Python function is found in `__main__`,
+#' where `reticulate::py_run_string()` defines it, or in an imported Python module that also defines
+#' a module class of the model. You can also pass classes and functions in
 #' `load_model(custom_objects = )`. If something is not found, a Python error names it, because
 #' `load_model()` belongs to keras3.
 #'
-#' Loading a file never runs code from it and never imports a package. A dataclass that no module
-#' declares as the type of a field is not loaded from a file, unless `custom_objects` contains it.
+#' Loading a file never runs code from it and never imports a package. A dataclass of another
+#' package that no module declares as the type of a field is not loaded from a file, unless
+#' `custom_objects` contains it.
+#'
+#' # Clones
+#' [keras3::clone_model()] needs no file, so it also clones layers that cannot be saved. A clone has
+#' new initial values. If nothing tells with which arguments an NNX module was created, the clone
+#' starts with the layer's current values instead.
 #'
 #' @param model,filepath,overwrite,zipped,... See [keras3::save_model()].
 #'

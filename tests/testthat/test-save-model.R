@@ -140,6 +140,45 @@ test_that("an R function used as `method` is found by its name in the session", 
   expect_match(missing, "'twice'", fixed = TRUE)
 })
 
+test_that("a Python function used as `method` or in a field is found by its name", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".keras")
+  define <- "
+    library(kerasflax)
+    x <- matrix(1, 2, 3)
+    reticulate::py_run_string('
+import functools
+from typing import Any
+from flax import linen as nn
+def halved(x): return x / 2
+class Net(nn.Module):
+  function: Any = None
+  @nn.compact
+  def __call__(self, inputs): return nn.Dense(2)(self.function(inputs))
+def encode(module, inputs, training, by): return by * module(inputs)
+net, thrice = Net(halved), functools.partial(encode, by=3.0)
+')
+    py <- reticulate::py"
+  old <- result_of(c(
+    define,
+    sprintf(
+      "model <- keras_model_sequential(3) |>
+         layer_flax_module_wrapper(py$net, method = py$thrice)
+       save_model(model, '%s')
+       result <- predict(model, x, verbose = 0)",
+      path
+    )
+  ))
+  expect_identical(
+    result_of(c(define, sprintf("result <- predict(load_model('%s'), x, verbose = 0)", path))),
+    old
+  )
+  missing <- run_r(c(define, "reticulate::py_run_string('del encode')",
+    sprintf("try(load_model('%s'))", path)))
+  expect_match(missing, "`method` is the function 'encode'", fixed = TRUE)
+  expect_match(missing, "custom_objects = list(encode = encode)", fixed = TRUE)
+})
+
 test_that("an R function is not saved under a name that now has another function", {
   skip_without_flax()
   path <- withr::local_tempfile(fileext = ".keras")
@@ -203,6 +242,20 @@ test_that("a cloned model has the same module and its own values", {
   expect_false(identical(kernels[[1]], kernels[[2]]))
   config <- get_config(get_layer(clone, "net"))
   expect_identical(config$module, list(object = "flax.linen:Dense", fields = list(features = 2L)))
+})
+
+test_that("a model that cannot be saved can be cloned", {
+  skip_without_flax()
+  nn <- flax_linen()
+  model <- keras_model_sequential(3) |>
+    layer_flax_module_wrapper(nn$Sequential(list(nn$Dense(2L), \(x) x * 2)), \(module, inputs) {
+      module(inputs)
+    })
+  expect_error(save_model(model, withr::local_tempfile(fileext = ".keras")))
+  clone <- clone_model(model)
+  clone$set_weights(model$get_weights())
+  x <- matrix(seq(-1, 1, length.out = 24), 8)
+  expect_identical(predict(clone, x, verbose = 0), predict(model, x, verbose = 0))
 })
 
 test_that("layers and models are restored from their config in R", {

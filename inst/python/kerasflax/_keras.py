@@ -282,6 +282,17 @@ def _is_float(dtype: Any) -> bool:
 # Saving ------------------------------------------------------------------------------------------
 
 
+def is_cloning() -> bool:
+    """Whether this thread runs `keras.models.clone_model`.
+
+    It copies layers by way of their configs, and nothing else tells these configs from those that
+    are saved.
+    """
+    code = inspect.unwrap(keras.models.clone_model).__code__
+    frames = (frame for frame, _ in traceback.walk_stack(inspect.currentframe()))
+    return any(frame.f_code is code for frame in frames)
+
+
 def is_hdf5_store(store: Any) -> bool:
     """Whether the mapping that Keras gives a layer is a part of an HDF5 file, not a dict."""
     return getattr(store, "_h5_entry_group", None) is not None

@@ -32,8 +32,15 @@ from .bridge._call import Call, LastSown, call_of, running
 from .bridge._forms import Form, Formed, map_leaves, split
 from .bridge._memory import copied
 from .bridge._transaction import all_or_nothing
-from .saving import _plan, _to_json
-from .saving._layer_config import FORMAT_VERSION, LayerPlan, Recorded, blamed_on_the_config
+from .saving import _from_json, _plan, _to_json
+from .saving._in_memory import InMemory
+from .saving._layer_config import (
+    FORMAT_VERSION,
+    LayerPlan,
+    Recorded,
+    blamed_on_the_config,
+    spec_from_config,
+)
 from .tracing._trace import Spec, Trace, as_array, trace, until_learned
 
 PyTree = Any
@@ -628,24 +635,45 @@ class FlaxLayer(keras.layers.Layer):
         Raises:
             ConfigError: The module or its method cannot be described; the message names the field.
         """
-        config: dict[str, Any] = super().get_config()
-        if not self._follows_policy:
-            # Keras writes a policy even if the user has not set one.
-            config.pop("dtype", None)
-        method = self._recorded.method or _to_json.method_to_config(self.method, self.module)
-        return config | {
+        own = {
             "format_version": FORMAT_VERSION,
-            "module": _to_json.module_to_config(self.module),
-            "method": method,
             "seed": self.seed,
             "autocast": self.autocast,
-            "regularizers": _serialized(self.regularizers, keras.regularizers.serialize),
-            "constraints": _serialized(self.constraints, keras.constraints.serialize),
             "frozen": self.frozen,
             "given": {
                 path: [list(spec.shape), spec.dtype] for path, spec in self._recorded.given.items()
             },
         }
+        if _keras.is_cloning():
+            return {"name": self.name, "trainable": self.trainable} | own | self._parts_in_memory()
+        config: dict[str, Any] = super().get_config()
+        if not self._follows_policy:
+            # Keras writes a policy even if the user has not set one.
+            config.pop("dtype", None)
+        method = self._recorded.method or _to_json.method_to_config(self.method, self.module)
+        return {
+            **config,
+            **own,
+            "module": _to_json.module_to_config(self.module),
+            "method": method,
+            "regularizers": _serialized(self.regularizers, keras.regularizers.serialize),
+            "constraints": _serialized(self.constraints, keras.constraints.serialize),
+        }
+
+    def _parts_in_memory(self) -> dict[str, InMemory]:
+        """The parts of a clone's config that a file might be unable to describe."""
+        parts = {
+            "module": InMemory(self._adapter.module_of_clone(self._values)),
+            "method": InMemory(self.method, self._recorded.method),
+            "regularizers": InMemory(self.regularizers),
+            "constraints": InMemory(self.constraints),
+            "activity_regularizer": InMemory(self.activity_regularizer),
+        }
+        return parts | ({"dtype": InMemory(self.dtype_policy)} if self._follows_policy else {})
+
+    def _values(self) -> Mapping[str, PyTree]:
+        given = self._given.values
+        return self.flax_variables if given is None else given
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlaxLayer:
@@ -673,8 +701,8 @@ class FlaxLayer(keras.layers.Layer):
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Build the layer for the input that `get_build_config` described."""
-        config = _to_json.require_type(config, Mapping, "The input")
-        spec = _to_json.spec_from_config(
+        config = _from_json.require_type(config, Mapping, "The input")
+        spec = spec_from_config(
             config.get("input_shape"), config.get("input_dtype"), "The input", unknown=True
         )
         with running(Call(self, input_dtypes=spec.dtype)):

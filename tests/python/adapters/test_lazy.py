@@ -1,6 +1,7 @@
 """Constructor calls of NNX modules, and saved models that describe them."""
 
 import collections
+import functools
 import json
 import typing
 
@@ -20,7 +21,8 @@ from test_nnx import IMAGES, LABELS, assert_equal, model_of
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, LazyModule
 from kerasflax.adapters._constructor import find_constructor_call
-from kerasflax.saving._to_json import from_config, to_config
+from kerasflax.saving._from_json import from_config
+from kerasflax.saving._to_json import to_config
 
 
 class Own(nnx.Module):
@@ -141,6 +143,53 @@ def test_saving_an_unknown_constructor_call_warns_what_loading_needs(tmp_path):
     changed = model_of(FlaxLayer(Adapted(rngs())), (2,))
     changed.save(tmp_path / "a.keras")
     keras.models.load_model(tmp_path / "a.keras")
+
+
+class Scaled(nnx.Module):
+    """Keeps something else under the name of an argument. All but `rngs` have defaults."""
+
+    def __init__(self, units=4, *, scale=2.0, rngs):
+        self.linear, self.half = nnx.Linear(3, units, rngs=rngs), scale / 2
+        self.units = f"{units} units"
+
+    def __call__(self, x):
+        return self.linear(x) * self.half
+
+
+CUSTOM = {
+    "the class": Scaled,
+    "a partial of the class": functools.partial(Scaled, 4, scale=2.0),
+    "a function": lambda rngs: Scaled(rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_custom_objects_may_hold_the_class_or_a_factory(name, tmp_path):
+    model = model_of(FlaxLayer(Scaled(rngs=rngs())), (3,))
+    signature = r"`make_scaled\(rngs\)` that returns `Scaled\(units, \*, scale, rngs\)`"
+    with pytest.warns(UserWarning, match=signature):
+        model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", custom_objects={"Scaled": CUSTOM[name]})
+    np.testing.assert_array_equal(
+        loaded.predict(floats(2, 3), verbose=0), model.predict(floats(2, 3), verbose=0)
+    )
+
+
+def test_a_custom_object_that_cannot_create_the_module_is_refused_with_the_reason():
+    with pytest.warns(UserWarning, match=r"make_forgetful\(rngs\)"):
+        node = to_config(Forgetful(4, rngs=rngs()), "module")
+    for given, problem in (
+        (Forgetful, "whose arguments are not in the file: units"),
+        (functools.partial(nnx.Linear, 3), "not in the file: out_features"),
+        (lambda: None, "is not a function of `rngs`"),
+        (3, "is not a function of `rngs`"),
+    ):
+        with (
+            keras.saving.custom_object_scope({"Forgetful": given}),
+            pytest.raises(ConfigError, match=problem) as caught,
+        ):
+            from_config(node, "module")
+        assert "custom_objects={'Forgetful': make_forgetful}" in caught.value.advice
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -353,7 +353,7 @@ def walk_classes():
     from kerasflax import ConfigError
     from kerasflax.adapters import _lazy
     from kerasflax.saving import _allowed
-    from kerasflax.saving._to_json import from_config
+    from kerasflax.saving._from_json import from_config
 
     counts = {"accepted": 0, "refused": 0, "not run": []}
     for name, kind in _allowed.entries(_allowed.MODULES):

@@ -13,7 +13,8 @@ import numpy as np
 from flax import linen as nn
 
 from kerasflax import FlaxLayer
-from kerasflax.saving._to_json import from_config, to_config
+from kerasflax.saving._from_json import from_config
+from kerasflax.saving._to_json import to_config
 
 X = np.linspace(-1, 1, 8 * 5 * 5, dtype=np.float32).reshape(8, 5, 5, 1)
 Y = np.linspace(0, 1, 8 * 3, dtype=np.float32).reshape(8, 3)

@@ -21,7 +21,7 @@ from samples import SETTINGS_PACKAGE, Scale, Sum, Two, again, model_of
 import kerasflax
 from kerasflax import ConfigError, FlaxLayer, ModuleError
 from kerasflax.bridge._forms import Form, split
-from kerasflax.saving._to_json import from_config
+from kerasflax.saving._from_json import from_config
 
 # Hostile descriptions -----------------------------------------------------------------------------
 

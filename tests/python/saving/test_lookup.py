@@ -14,7 +14,8 @@ from support import run_code
 
 from kerasflax import ConfigError
 from kerasflax.saving import _allowed
-from kerasflax.saving._to_json import from_config, to_config
+from kerasflax.saving._from_json import from_config
+from kerasflax.saving._to_json import to_config
 
 # Module classes -----------------------------------------------------------------------------------
 
@@ -149,12 +150,12 @@ def test_a_dataclass_is_found_if_a_module_class_declares_it(tmp_path):
     (tmp_path / "settingspackage.py").write_text(SETTINGS_PACKAGE)
     make = """
         import json, keras, sys
-        from kerasflax.saving import _to_json
+        from kerasflax.saving import _from_json
         {}
         for node in json.loads({!r}):
             try:
-                print(_to_json.from_config(node, "it"))
-            except _to_json.ConfigError as error:
+                print(_from_json.from_config(node, "it"))
+            except _from_json.ConfigError as error:
                 print(error)
             assert ("settingspackage" in sys.modules) == {!r}
     """
@@ -227,7 +228,7 @@ def test_a_method_defined_on_a_command_line_does_not_count_as_generated(method, 
         import dataclasses, os, typing
         from flax import linen as nn
         from kerasflax import ConfigError
-        from kerasflax.saving._to_json import from_config
+        from kerasflax.saving._from_json import from_config
         @dataclasses.dataclass
         class Acts:
             value: str

@@ -19,7 +19,8 @@ from support import run_code
 from kerasflax import ConfigError, FlaxLayer, freeze
 from kerasflax._models import check_savable
 from kerasflax.bridge._forms import Form, split
-from kerasflax.saving._to_json import from_config, to_config
+from kerasflax.saving._from_json import from_config
+from kerasflax.saving._to_json import to_config
 
 FIXTURES = Path(write.__file__).parent
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import itertools
 import operator
@@ -72,6 +73,10 @@ class LazyModule:
                 "`factory` must be an NNX module class or a function that returns an NNX module, "
                 f"got {value_text(factory)}."
             )
+        if isinstance(factory, functools.partial):
+            arguments = (*factory.args, *arguments)
+            keywords = {**factory.keywords, **keywords}
+            factory = factory.func
         if keywords.get(RNGS) is not None:
             raise ArgumentError(
                 f"`rngs` must be {_host.word('none')} or missing, "
@@ -194,6 +199,28 @@ def parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     except (TypeError, ValueError):
         return {}
     return dict(list(parameters.items())[isinstance(factory, type) :])
+
+
+def signature_text(factory: Callable[..., Any]) -> str:
+    """The names of the arguments of a factory, such as `(features, *, rngs)`."""
+    plain = [
+        each.replace(annotation=each.empty, default=each.empty)
+        for each in parameters(factory).values()
+    ]
+    return str(inspect.Signature(plain))
+
+
+def missing_arguments(lazy: LazyModule) -> list[str]:
+    """The arguments without a default, other than `rngs`, that a constructor call lacks."""
+    known = parameters(lazy.factory)
+    given = {RNGS, *list(known)[: len(lazy.arguments)], *lazy.keywords}
+    return [
+        name
+        for name, each in known.items()
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and name not in given
+    ]
 
 
 def takes_rngs(factory: Callable[..., Any]) -> bool:

@@ -262,6 +262,10 @@ class LinenAdapter:
         """See `Adapter.to_flax`."""
         return self.module, variables
 
+    def module_of_clone(self, values: Callable[[], Mapping[str, PyTree]]) -> nn.Module:
+        """See `Adapter.module_of_clone`."""
+        return self.module
+
     def draws(self, training: bool) -> bool:
         """See `Adapter.draws`."""
         return training in self._learned.drawing

@@ -30,6 +30,7 @@ from .._messages import value_text
 from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
 from ._bridges import Streams, passing_on, set_mode, wrapped_methods
+from ._constructor import find_constructor_call
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
 from ._lazy import RNGS, LazyModule, converting_whole_floats
 from ._linen import with_whole_numbers
@@ -214,6 +215,12 @@ class NnxAdapter:
     def to_flax(self, variables: Mapping[str, PyTree]) -> nnx.Module:
         """See `Adapter.to_flax`: a module."""
         return self._structure.merge(variables)
+
+    def module_of_clone(
+        self, values: Callable[[], Mapping[str, PyTree]]
+    ) -> nnx.Module | LazyModule:
+        """See `Adapter.module_of_clone`. Values are needed if the constructor call is unknown."""
+        return find_constructor_call(self.module) or self.to_flax(values())
 
     @in_turn
     def init(

@@ -90,6 +90,14 @@ class Adapter(Protocol):
     def to_flax(self, variables: Variables) -> Any:
         """The module with these values as Flax users handle it: alone, or with its variables."""
 
+    def module_of_clone(self, values: Callable[[], Variables]) -> Any:
+        """The module of a layer that is a clone of this adapter's.
+
+        Args:
+            values: Returns the layer's values, with which the clone starts if only they can make
+                up the module.
+        """
+
     def apply(
         self,
         variables: Variables,

@@ -16,9 +16,10 @@ import jax
 import keras
 from jax.tree_util import GetAttrKey
 
+from .. import _keras
 from .._errors import ConfigError
-from ..saving import _to_json
-from ..saving._from_json import invalid_description
+from ..saving import _from_json, _to_json
+from ..saving._in_memory import InMemory
 from ..saving._plan import MODULE, Plan
 
 PyTree = Any
@@ -56,10 +57,12 @@ class Form:
 
     def get_config(self) -> dict[str, Any]:
         """Describe the form in JSON. A model saves it with each call that it repeats."""
-        return {
-            "model": _to_json.to_config(self.skeleton, "The input"),
-            "positions": list(self.positions),
-        }
+        model = (
+            InMemory(self.skeleton)
+            if _keras.is_cloning()
+            else _to_json.to_config(self.skeleton, "The input")
+        )
+        return {"model": model, "positions": list(self.positions)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Form:
@@ -68,9 +71,9 @@ class Form:
         Raises:
             ConfigError: The description is invalid.
         """
-        config = _to_json.require_type(config, Mapping, "The input's form")
-        plan = _to_json.plan_description(config.get("model"), "The input")
-        positions = _to_json.require_list(config.get("positions"), "The input's form")
+        config = _from_json.require_type(config, Mapping, "The input's form")
+        plan = _from_json.plan_description(config.get("model"), "The input")
+        positions = _from_json.require_list(config.get("positions"), "The input's form")
         try:
             if _has_no_modules(plan) and all(type(each) is int for each in positions):
                 model = plan.make()
@@ -83,7 +86,7 @@ class Form:
             raise ConfigError(
                 f"The input's form has an invalid description: {error!s:.200}."
             ) from error
-        raise invalid_description("The input's form", plan.node)
+        raise _from_json.invalid_description("The input's form", plan.node)
 
     @functools.cached_property
     def _simplified(self) -> PyTree:

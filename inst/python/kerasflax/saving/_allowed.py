@@ -163,7 +163,7 @@ KERAS = {
 # The roles of fields of Flax's modules. A field that is not listed holds data: numbers, text,
 # arrays, dtypes, enums, settings, and lists, tuples and dicts of them. Every field is checked
 # against its declared type too.
-FUNCTION = "a function"  # from the list, created by a factory, or registered
+FUNCTION = "a function"  # from the list, created by a factory, or the user's
 CLASS = "a class"  # of modules, or a function that returns a callable
 MODULE_CLASS = "a class of modules"
 MODULE = "a module"

@@ -23,7 +23,7 @@ import numpy as np
 from .. import _dtypes, _host, _limits, _messages
 from .._errors import ConfigError, KerasFlaxError
 from ..adapters import _lazy
-from . import _allowed, _lookup
+from . import _allowed, _config_objects, _lookup
 from ._field_types import (
     Type,
     is_dataclass,
@@ -32,6 +32,7 @@ from ._field_types import (
     types_of_arguments,
     types_of_fields,
 )
+from ._in_memory import InMemory
 from ._plan import (
     CLASS,
     DATA,
@@ -92,13 +93,28 @@ def from_config(node: Json, path: str) -> Any:
     return plan_description(node, path).make()
 
 
-def plan_description(node: Json, path: str) -> Plan:
+def plan_description(node: Json, path: str, *, module: Json = None) -> Plan:
     """Check a description, and return the plan that creates what it describes.
+
+    Args:
+        node: The description.
+        path: Where the description appears, for messages.
+        module: The description of the module that uses what `node` describes, if it is not a part
+            of `node`. The functions that a file may name depend on it; see `_lookup`.
 
     Raises:
         ConfigError: The description is invalid, or names something that a file may not name.
     """
-    return _Reader().plan(node, Place(path), 0)
+    return _Reader([node, module]).plan(node, Place(path), 0)
+
+
+def plan_function(node: Mapping[str, Any], path: str, *, module: Json) -> Plan:
+    """Check the description of a function or a partial. See `plan_description`.
+
+    Raises:
+        ConfigError: The description is invalid, or no function has the name.
+    """
+    return _Reader([node, module]).function(node, Place(path), 0)
 
 
 # Checks -------------------------------------------------------------------------------------------
@@ -164,7 +180,7 @@ def custom_object_argument(name: str) -> str:
     return _host.word("custom object", shown_name, f"make_{shown_name.lower()}")
 
 
-# Functions of the R session, and registered functions ---------------------------------------------
+# Registered objects, and functions of the R session -----------------------------------------------
 
 
 def registered(name: Any, place: Any) -> Any:
@@ -184,19 +200,12 @@ def registered(name: Any, place: Any) -> Any:
     return found
 
 
-def function_from_config(node: Mapping[str, Any], place: Any) -> Any:
-    """Return a function that is registered, or defined in the R session, under a name.
+def session_function(node: Mapping[str, Any], place: Any) -> Any:
+    """Return the function that is defined in the R session under a name.
 
     Raises:
         ConfigError: No function has the name.
     """
-    if node.keys() == {"registered"}:
-        found = registered(node["registered"], place)
-        if isinstance(found, type) or not callable(found):
-            raise invalid_description(place, node, " is not a function")
-        return found
-    if node.keys() != {"session"}:
-        raise invalid_description(place, node)
     name = require_type(node["session"], str, place)
     found = keras.saving.get_registered_object(name) or _host.function_of_name(name)
     if found is None:
@@ -215,13 +224,15 @@ def function_from_config(node: Mapping[str, Any], place: Any) -> Any:
 class _Reader:
     """Checks one description."""
 
-    def __init__(self) -> None:
-        self._names = _lookup.Names()
+    def __init__(self, description: Any) -> None:
+        self._names = _lookup.Names(description)
         self._types: dict[type, dict[str, Type]] = {}
 
     def plan(self, node: Json, place: Place, depth: int) -> Plan:
         if depth > _DEPTH:
             raise ConfigError(f"The description is nested too deeply at {place}.")
+        if type(node) is InMemory:
+            return constant(node, node.value, TRUSTED)
         if node is None or isinstance(node, _SCALARS):
             return constant(node, node)
         if isinstance(node, list):
@@ -345,11 +356,9 @@ class _Reader:
         name = require_type(node["function"], str, place)
         function = _lookup.find_function(name)
         if function is None:
-            raise ConfigError(
-                f"{place} is the function {summary(name)}, which a file may not name.",
-                advice="Register it, or use a function that only computes arrays, from one of "
-                f"{', '.join(_allowed.FUNCTIONS)}.",
-            )
+            found, is_given = self._names.find_function(name, place)
+            tag = TRUSTED if is_given else FUNCTION
+            return Plan(node, types.FunctionType, tag, lambda: found, value=found)
         is_dtype = isinstance(getattr(function, "dtype", None), np.dtype)
         return Plan(
             node,
@@ -358,6 +367,18 @@ class _Reader:
             lambda: function,
             value=function,
         )
+
+    def function(self, node: Mapping[str, Any], place: Place, depth: int) -> Plan:
+        """Plan a named function, or a partial of one, as a method or a constructor."""
+        if node.keys() == {"session"}:
+            return constant(node, session_function(node, place), TRUSTED)
+        plan = self.plan(node, place, depth)
+        is_function = callable(plan.value) and not isinstance(plan.value, type)
+        if plan.tag not in (FUNCTION, TRUSTED) or not (
+            is_function or plan.kind is functools.partial
+        ):
+            raise invalid_description(place, node, " is not a function")
+        return plan
 
     def read_type(self, node: Any, place: Place, depth: int) -> Plan:
         number_type = _lookup.find_number_type(require_type(node["type"], str, place))
@@ -437,7 +458,9 @@ class _Reader:
         function = self.plan(node["partial"], place, depth + 1)
         arguments = self._items(node.get("arguments", []), place, depth)
         keywords = self._fields(node.get("keywords", {}), place, depth)
-        if function.tag in (FUNCTION, DTYPE) and function.kind is types.FunctionType:
+        if function.tag == FUNCTION and _is_users(function.node):
+            self._check_arguments(function.value, arguments, keywords, place)
+        elif function.tag in (FUNCTION, DTYPE) and function.kind is types.FunctionType:
             # A listed function may call a function passed to it, so accept only data.
             for plan in (*arguments, *keywords.values()):
                 if not plan.is_data:
@@ -497,6 +520,15 @@ class _Reader:
             _check_type(plan, declared.get(name, ()), place + f".{name}")
         return Plan(node, kind, HOLDER, _deferred_call(kind, items, {}, place), items)
 
+    def read_config_object(self, node: Any, place: Place, depth: int) -> Plan:
+        kind = self._class(node["config_object"], _config_objects.is_config_class, place).kind
+        values = self.plan(node.get("values"), place, depth + 1)
+        if values.kind is not dict:
+            raise invalid_description(place, node)
+        way = _config_objects.way_of(kind)
+        make = functools.partial(way.make, kind) if way else kind
+        return Plan(node, kind, HOLDER, _deferred_call(make, [values], {}, place), values.items)
+
     def read_constructor(self, node: Any, place: Place, depth: int) -> Plan:
         constructor = node["constructor"]
         if isinstance(constructor, str):
@@ -504,8 +536,9 @@ class _Reader:
             if not _lazy.is_nnx_class(factory):
                 raise invalid_description(place, constructor, " is not an NNX module class")
         else:
-            factory = function_from_config(require_type(constructor, Mapping, place), place)
-            if not _lazy.takes_rngs(factory):
+            function = self.function(require_type(constructor, Mapping, place), place, depth)
+            factory = function.value
+            if function.kind is functools.partial or not _lazy.takes_rngs(factory):
                 # Functions that create modules take `rngs`. Never call others with a file's values.
                 raise invalid_description(
                     place, constructor, " is not a function of `rngs` that creates a module"
@@ -525,14 +558,28 @@ class _Reader:
         found = keras.saving.get_registered_object(reference) or keras.saving.get_registered_object(
             name
         )
-        if not (callable(found) and _lazy.takes_rngs(found)):
+        advice = f"Pass a function of `rngs` that creates it: {custom_object_argument(name)}."
+        if found is None:
             raise ConfigError(
                 f"{place} is of the class {summary(name)}, and its constructor arguments are "
                 "unknown.",
-                advice="Pass a function of `rngs` that creates it: "
-                f"{custom_object_argument(name)}.",
+                advice=advice,
             )
-        return Plan(node, _lazy.LazyModule, MODULE, lambda: _lazy.LazyModule(found))
+        lazy = _lazy.LazyModule(found) if callable(found) else None
+        if lazy is None or not _lazy.takes_rngs(lazy.factory):
+            raise ConfigError(
+                f"{place} is of the class {summary(name)}, and what was passed or registered under "
+                "this name is not a function of `rngs`.",
+                advice=advice,
+            )
+        missing = _lazy.missing_arguments(lazy)
+        if missing:
+            raise ConfigError(
+                f"{place} is of the class {summary(name)}, whose arguments are not in the file: "
+                f"{', '.join(missing):.200}.",
+                advice=advice,
+            )
+        return Plan(node, _lazy.LazyModule, MODULE, lambda: lazy)
 
     # Fields and arguments
 
@@ -648,6 +695,11 @@ class _Reader:
                 _check_type(plan, declared.get(name, ()), here)
 
 
+def _is_users(node: Any) -> bool:
+    """Whether a description is of a function that is not in the lists."""
+    return "function" in node and _lookup.find_function(node["function"]) is None
+
+
 def _path_part(name: Any) -> str:
     """Format a field as a part of a place. Quote a name that cannot be a field."""
     return f".{name:.60}" if isinstance(name, str) and name.isidentifier() else f"[{summary(name)}]"
@@ -753,7 +805,7 @@ def _deferred_call(
 
 _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[_Reader, Any, Place, int], Plan]]] = {
     "object": (("fields",), _Reader.read_object),
-    "constructor": (("arguments", "keywords"), _Reader.read_constructor),
+    "constructor": (("arguments", "keywords", "class"), _Reader.read_constructor),
     "custom": ((), _Reader.read_custom),
     "type": ((), _Reader.read_type),
     "function": ((), _Reader.read_function),
@@ -766,6 +818,7 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[_Reader, Any, Place, int
     "frozen_dict": ((), _Reader.read_dict),
     "set": ((), _Reader.read_set),
     "frozenset": ((), _Reader.read_set),
+    "config_object": (("values",), _Reader.read_config_object),
     "named_tuple": (("fields",), _Reader.read_named_tuple),
     "enum": (("member",), _Reader.read_enum),
     "dtype": ((), _Reader.read_dtype),

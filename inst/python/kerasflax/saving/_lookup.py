@@ -5,8 +5,12 @@ A file may name anything. A name can only stand for one of these:
 - an entry of the lists in `_allowed`,
 - an object in Keras's registry, or a custom object,
 - a module class that this process has defined,
-- a dataclass, named tuple or enum in the declared type of a field of such a class, unless Python
-  would implicitly call a method of it.
+- a dataclass, named tuple or enum in the declared type of a field of such a class, or in the
+  package of a module class that the description names, unless Python would implicitly call a method
+  of it,
+- a function of `__main__`, or of a Python module that also defines a module class that the
+  description names,
+- a config class of `_config_objects`.
 
 Names are compared with those of existing classes. They are never looked up in a package, and
 nothing is imported for them.
@@ -18,24 +22,27 @@ import abc
 import collections
 import dataclasses
 import enum
+import functools
+import inspect
 import reprlib
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
 import flax.core
 import flax.struct
+import jax
 import keras
 
 from .. import _host, _keras
 from .._errors import ConfigError
 from ..adapters import _lazy
 from ..adapters._protocol import is_base, module_classes
-from . import _allowed
+from . import _allowed, _config_objects
 from ._field_types import (
     classes,
     is_dataclass,
@@ -61,6 +68,60 @@ def find_function(reference: str) -> Any:
 def factories() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield the factories of initializers, with their names."""
     return _allowed.entries(_allowed.FACTORIES)
+
+
+# A Python function, and the objects into which JAX's decorators turn one.
+_FUNCTIONS = (FunctionType, type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
+
+
+def is_python_function(value: Any) -> bool:
+    """Whether a value is a Python function, which may be decorated by JAX."""
+    return isinstance(value, _FUNCTIONS) and _host.formals(value) is None
+
+
+def users_function_name(function: Any, path: str) -> str:
+    """Return the name of a Python function that is not in the lists: its module and qualified name.
+
+    Raises:
+        ConfigError: The function is a lambda or uses variables of a function around it, or its name
+            stands for something else now.
+    """
+    place, name = function.__module__, function.__qualname__
+    held = _held_object(place, name)
+    if held is function:
+        return f"{place}:{name}"
+    codes = [each for each in (function, inspect.unwrap(function)) if hasattr(each, "__code__")]
+    used = [
+        variable
+        for each in codes
+        for variable, cell in zip(each.__code__.co_freevars, each.__closure__ or (), strict=True)
+        if variable != "__class__"
+    ]
+    if name.rpartition(".")[2] == "<lambda>":
+        problem = "it is a lambda, which has no name"
+    elif used:
+        names = ", ".join(f"`{variable}`" for variable in dict.fromkeys(used))
+        problem = f"the function {name} uses {names} of the function around it"
+    elif held is not None:
+        problem = f"the name {name} stands for another object in {place} now"
+    else:
+        return f"{place}:{name}"
+    raise ConfigError(
+        f"{path} cannot be saved: {problem}.",
+        advice="Define it with `def` at the top level of a script or Python module, and pass "
+        "further values with `functools.partial`.",
+    )
+
+
+def _held_object(place: str, name: str) -> Any:
+    """Return the object with a dotted name in an imported module, or None."""
+    found = _imported_object(place, name)
+    return found.__func__ if isinstance(found, staticmethod) else found
+
+
+def _is_named(function: Any, reference: str) -> bool:
+    names = (function.__module__, function.__qualname__) if is_python_function(function) else ()
+    return ":".join(map(str, names)) == reference
 
 
 def is_number_type(value: Any) -> bool:
@@ -136,9 +197,15 @@ class Found:
 
 
 class Names:
-    """Resolves the names of classes while one description is read."""
+    """Resolves the names of classes and functions while one description is read.
 
-    def __init__(self) -> None:
+    Args:
+        description: The description. The module classes that it names decide which functions and
+            settings it may name.
+    """
+
+    def __init__(self, description: Any) -> None:
+        self._description = description
         self._declared: list[type] | None = None
         self._found: dict[Any, Found] = {}
 
@@ -178,8 +245,10 @@ class Names:
             filter(None, (_allowed.find(table, reference) for table in _CLASS_TABLES)), None
         )
         if listed is None:
-            listed = self._find_defined(reference, path) or self._find_declared(
-                reference, is_right, path
+            listed = (
+                self._find_defined(reference, path)
+                or self._find_settings(reference, is_right, path)
+                or _find_config_class(reference)
             )
         if listed is None:
             found = next(filter(None, given), None) or _imported_object(namespace, name)
@@ -193,7 +262,8 @@ class Names:
                 raise _wrong_kind(path, reference)
             raise ConfigError(
                 f"{path} is of the class {reference!r:.80}, which a file may not name: it is not a "
-                "module, and no field of a module is declared to hold it.",
+                "module, no field of a module is declared to hold it, and the file names no module "
+                "of its package.",
                 advice=advice_to_trust(found),
             )
         if not is_right(listed):
@@ -218,16 +288,65 @@ class Names:
             )
         return _newest(defined) if defined else None
 
-    def _find_declared(
+    def find_function(self, reference: str, path: Any) -> tuple[Callable[..., Any], bool]:
+        """Find a function that is not in the lists.
+
+        Returns:
+            The function, and whether the user has registered it or passed it as a custom object.
+
+        Raises:
+            ConfigError: A file may not name such a function.
+        """
+        namespace, _, name = reference.partition(":")
+        keys = (reference, name, name.rpartition(".")[2])
+        for found in map(keras.saving.get_registered_object, keys):
+            if callable(found) and not isinstance(found, type):
+                return found, True
+        for found in _given_objects():
+            if _is_named(found, reference):
+                return found, True
+        found = _held_object(namespace, name)
+        is_near = namespace == "__main__" or namespace in self._places
+        # Python modules also hold functions that they have imported.
+        if is_near and _is_named(found, reference):
+            return found, False
+        if namespace.partition(".")[0] in _LIBRARIES or not name:
+            raise ConfigError(
+                f"{path} is the function {reference!r:.80}, which a file may not name.",
+                advice="Register it, or use a function that only computes arrays, from one of "
+                f"{', '.join(_allowed.FUNCTIONS)}.",
+            )
+        raise _function_not_found(path, namespace, name, is_near=is_near)
+
+    @functools.cached_property
+    def _places(self) -> set[str]:
+        """The Python modules that define the module classes that the description names."""
+        named = set(_named_classes(self._description))
+        return {
+            kind.__module__
+            for kind in _loadable_module_classes()
+            if f"{kind.__module__}:{kind.__qualname__}" in named
+            and kind.__module__.partition(".")[0] not in _LIBRARIES
+        }
+
+    def _find_settings(
         self, reference: str, is_right: Callable[[Any], bool], path: Any
     ) -> type | None:
-        """Return the class with a name that a field of a module class is declared to hold."""
+        """Return the dataclass, named tuple or enum with a name, if a file may name it.
+
+        A field of a module class is declared to hold it, or it is in the package of a module class
+        that the description names.
+        """
         namespace, _, name = reference.partition(":")
         found = [
             kind
             for kind in self.declared()
             if kind.__qualname__ == name and _same_module(kind.__module__, namespace)
         ]
+        if not found and _root(namespace) in set(map(_root, self._places)):
+            kind = _imported_object("__main__" if namespace in _SESSIONS else namespace, name)
+            is_own = isinstance(kind, type) and _same_module(kind.__module__, namespace)
+            found = [kind] if is_own and (_has_fields(kind) or is_enum(kind)) else []
         if not found:
             return None
         kind = _newest(found)
@@ -277,6 +396,12 @@ class Names:
         return self._declared
 
 
+def _find_config_class(reference: str) -> type | None:
+    """Return the class with a name that is in the table of config objects, or inherits from it."""
+    names = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _config_objects.classes()}
+    return names.get(reference)
+
+
 def _has_fields(kind: type) -> bool:
     return is_dataclass(kind) or is_named_tuple(kind)
 
@@ -286,11 +411,36 @@ def is_enum(kind: type) -> bool:
     return enum.Enum in mro(kind)
 
 
-def _registered_classes() -> Iterator[type]:
-    """Return the classes that the user has registered with Keras or passed as custom objects."""
+def _given_objects() -> Iterable[Any]:
+    """Return what the user has registered with Keras or passed as custom objects."""
     objects = keras.saving.get_custom_objects()
-    scope = _keras.custom_objects_in_scope()
-    return (value for value in (*objects.values(), *scope.values()) if isinstance(value, type))
+    return (*objects.values(), *_keras.custom_objects_in_scope().values())
+
+
+def _registered_classes() -> Iterator[type]:
+    return (value for value in _given_objects() if isinstance(value, type))
+
+
+# The keys under which a description names a module class.
+_CLASS_KEYS = ("object", "constructor", "class", "custom", "type")
+
+
+def _named_classes(description: Any) -> Iterator[str]:
+    """Yield the names of classes in a description."""
+    seen: set[int] = set()
+    waiting = [description]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, (Mapping, list, tuple)) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Mapping):
+            yield from (node[key] for key in _CLASS_KEYS if isinstance(node.get(key), str))
+        waiting += node.values() if isinstance(node, Mapping) else node
+
+
+def _root(namespace: str) -> str:
+    return "__main__" if namespace in _SESSIONS else namespace.partition(".")[0]
 
 
 def advice_to_trust(kind: type) -> str:
@@ -360,6 +510,30 @@ def _wrong_kind(path: Any, reference: str) -> ConfigError:
 
 def _not_found(path: Any, namespace: str, name: str) -> ConfigError:
     """Return the error for a class that does not exist: where it was defined, and what to run."""
+    short, where, code = _origin(namespace, name)
+    return ConfigError(
+        f"{path} is of the class {name!r:.80}, {where}.",
+        advice=f"Run {code}, or pass the class: {_host.word('custom object', short, short)}.",
+    )
+
+
+def _function_not_found(path: Any, namespace: str, name: str, *, is_near: bool) -> ConfigError:
+    """Return the error for a function that a file may not name, or that does not exist."""
+    short, where, code = _origin(namespace, name)
+    passed = f"pass the function: {_host.word('custom object', short, short)}."
+    where = f", {where}"
+    if not is_near and namespace in sys.modules:
+        where = f" of {namespace!r:.80}, which defines no module class that the file names"
+    # Code that runs again does not define a function of another function under its name.
+    is_reachable = is_near and "<locals>" not in name
+    return ConfigError(
+        f"{path} is the function {name!r:.80}{where}.",
+        advice=f"Run {code}, or {passed}" if is_reachable else f"{passed[0].upper()}{passed[1:]}",
+    )
+
+
+def _origin(namespace: str, name: str) -> tuple[str, str, str]:
+    """Return the short name of an object, where it was defined, and the code that defines it."""
     short = name.rpartition(".")[2][:80]
     short = short if short.isidentifier() else "Name"
     code = "the code that defines it"
@@ -371,10 +545,7 @@ def _not_found(path: Any, namespace: str, name: str) -> ConfigError:
         where = f"which was defined in {namespace!r:.80}, a module that is not imported"
         if all(part.isidentifier() and not part.startswith("__") for part in namespace.split(".")):
             code = _host.word("import", namespace[:80])
-    return ConfigError(
-        f"{path} is of the class {name!r:.80}, {where}.",
-        advice=f"Run {code}, or pass the class: {_host.word('custom object', short, short)}.",
-    )
+    return short, where, code
 
 
 # Classes that only hold values --------------------------------------------------------------------

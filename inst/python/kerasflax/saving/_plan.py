@@ -178,7 +178,8 @@ def _matches_alternative(plan: Plan, declared: Alternative) -> bool:
     if origin in _NUMBERS:
         return _is_number(plan, origin)
     if origin in _MAPPINGS:
-        return plan.kind in (dict, flax.core.FrozenDict) and all(
+        is_mapping = plan.kind in (dict, flax.core.FrozenDict) or _is_config_object(plan)
+        return is_mapping and all(
             matches_type(item, arguments[-1] if arguments else ()) for item in plan.items
         )
     if origin in _SEQUENCES or origin in _ITERABLES:
@@ -195,6 +196,10 @@ def _matches_alternative(plan: Plan, declared: Alternative) -> bool:
     # The class that a user's function returns is not known until it has been called.
     is_open = plan.tag == MODULE and plan.kind is LazyModule
     return is_open or origin in mro(plan.kind) or _has_open_instances(origin)
+
+
+def _is_config_object(plan: Plan) -> bool:
+    return isinstance(plan.node, Mapping) and "config_object" in plan.node
 
 
 def _is_number(plan: Plan, kind: type) -> bool:

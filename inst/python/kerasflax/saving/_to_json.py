@@ -1,4 +1,4 @@
-"""Modules to JSON that a person can read, and back. The JSON holds no code and no pickle.
+"""Modules to JSON that a person can read. The JSON holds no code and no pickle.
 
 Numbers, text, booleans, None and lists stand for themselves. Everything else is an object with one
 of these keys:
@@ -7,16 +7,18 @@ of these keys:
         A Flax module or another dataclass, with its fields. Flax's own classes omit fields that
         have their defaults.
     {"constructor": "flax.nnx:Linear", "arguments": [3], "keywords": {"out_features": 4}}
-        A module that its class, or a function, creates.
+        A module that its class creates, or a function, whose description takes the place of the
+        name. The key "class" then has the name of the module's class.
     {"custom": "package.module:Name"}
         A module whose constructor arguments are unknown. `custom_objects` must hold a function that
         creates it.
     {"type": "flax.linen:BatchNorm"}
         A module class or a number type.
     {"function": "jax.nn:relu"}
-        A function of one of the namespaces in `_allowed`.
+        A function of one of the namespaces in `_allowed`, or a named function of the user.
     {"initializer": "jax.nn.initializers:normal", "arguments": {"stddev": 0.02}}
     {"partial": <function or type>, "arguments": [...], "keywords": {...}}
+        In a method, the function can be the name of one of the module's own methods.
     {"registered": "package>name"}
         A class or function known to `keras.saving.register_keras_serializable`. An instance also
         has its "config".
@@ -27,6 +29,8 @@ of these keys:
         A list of one number or text. R cannot tell such a list from the scalar.
     {"named_tuple": "package.module:Name", "fields": [...]}
     {"enum": "jax.lax:Precision", "member": "HIGHEST"}
+    {"config_object": "ml_collections.config_dict.config_dict:ConfigDict", "values": {"dict": ...}}
+        An object of a class in `_config_objects`, by its own dict form.
     {"dtype": "bfloat16"}, {"partition_spec": ["data", null]}
     {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}
     {"number": 2.0, "dtype": "float16"}
@@ -45,7 +49,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import flax.core
@@ -53,29 +57,12 @@ import jax
 import keras
 import numpy as np
 
-from .. import _dtypes, _host, _limits, _paths
+from .. import _host
 from .._errors import ConfigError
 from ..adapters import _lazy
-from ..adapters._protocol import is_base, is_module
-from ..tracing._trace import Spec
-from . import _allowed, _lookup
-from ._field_types import mro
-from ._from_json import (
-    custom_object_argument,
-    from_config,
-    function_from_config,
-    invalid_description,
-    is_numeric,
-    plan_description,
-    python_dtype,
-    require_dtype,
-    require_list,
-    require_shape,
-    require_type,
-)
-from ._plan import summary
-
-__all__ = ["from_config", "plan_description", "require_list", "require_type"]
+from ..adapters._protocol import is_module
+from . import _config_objects, _lookup
+from ._from_json import custom_object_argument, is_numeric, python_dtype
 
 Json = Any
 
@@ -101,7 +88,7 @@ def to_config(value: Any, path: str) -> Json:
         node = describe(value, path)
         if node is not None:
             return node
-    raise ConfigError(f"{path} cannot be saved: {_value_summary(value)}.", advice=_advice(value))
+    raise ConfigError(f"{path} cannot be saved: {_problem(value)}.", advice=_advice(value))
 
 
 def module_to_config(module: Any) -> Json:
@@ -115,28 +102,31 @@ def module_to_config(module: Any) -> Json:
         ) from error
 
 
-def _value_summary(value: Any) -> str:
+def _problem(value: Any) -> str:
     if callable(value) and _host.formals(value) is not None:
         return "it is an R function"
-    name = getattr(value, "__qualname__", None)
-    return (
-        f"the {type(value).__name__} {name}"
-        if name
-        else f"{value!r:.60} of class {type(value).__name__}"
-    )
+    if isinstance(value, type):
+        return f"it is the class {value.__module__}.{value.__qualname__}"
+    kind = type(value)
+    if isinstance(value, (MethodType, BuiltinFunctionType)):
+        return f"it is the {kind.__name__} {value.__qualname__}"
+    return f"it is an object of class {kind.__module__}.{kind.__qualname__}"
 
 
 def _advice(value: Any) -> str:
     if callable(value) and _host.formals(value) is not None:
         return "Call it in a method, or use a function of `jax.nn`, `jax.numpy` or `flax.linen`."
-    if callable(value):
+    register = _host.word("register")
+    if isinstance(value, (MethodType, BuiltinFunctionType)):
         return (
-            "Use a named function of `jax.nn`, `jax.numpy` or `flax.linen`, or register this one "
-            f"with {_host.word('register')}."
+            "Use a named function of `jax.nn`, `jax.numpy` or `flax.linen`, or a function of your "
+            "own that calls this one."
         )
+    if isinstance(value, type):
+        return f"Register the class with {register}, or use it in the module's code."
     return (
-        "A field can hold numbers, text, arrays, modules, dataclasses, enums, and lists, tuples "
-        "and dicts of them."
+        f"Give its class a method `get_config()` and register it with {register}, or pass plain "
+        "fields to the module and build the object in it."
     )
 
 
@@ -238,13 +228,8 @@ def _describe_registered(value: Any, path: str) -> Json:
 
 def _describe_call(value: Any, path: str) -> Json:
     if isinstance(value, functools.partial):
-        return {
-            "partial": to_config(value.func, f"{path}: the function"),
-            "arguments": _describe_items(value.args, path),
-            "keywords": {
-                name: to_config(item, f"{path}: {name}") for name, item in value.keywords.items()
-            },
-        }
+        function = to_config(value.func, f"{path}: the function")
+        return {"partial": function, **_describe_arguments(value, path)}
     if isinstance(value, FunctionType):
         for name, factory in _lookup.factories():
             arguments = _factory_arguments(value, factory)
@@ -252,6 +237,30 @@ def _describe_call(value: Any, path: str) -> Json:
                 given = {key: to_config(item, f"{path}: {key}") for key, item in arguments.items()}
                 return {"initializer": name, "arguments": given}
     return None
+
+
+def _describe_arguments(value: Any, path: str) -> dict[str, Json]:
+    """Describe the arguments of a partial."""
+    return {
+        "arguments": _describe_items(value.args, path),
+        "keywords": {
+            name: to_config(item, f"{path}: {name}") for name, item in value.keywords.items()
+        },
+    }
+
+
+def _describe_function(value: Any, path: str) -> Json:
+    if not _lookup.is_python_function(value):
+        return None
+    return {"function": _lookup.users_function_name(value, path)}
+
+
+def _describe_config_object(value: Any, path: str) -> Json:
+    way = _config_objects.way_of(type(value))
+    if way is None:
+        return None
+    name = _lookup.class_name(type(value), path)
+    return {"config_object": name, "values": to_config(way.values(value), path)}
 
 
 def _describe_object(value: Any, path: str) -> Json:
@@ -272,9 +281,21 @@ def _describe_object(value: Any, path: str) -> Json:
                 raise
             continue
         # Flax's defaults are stable. Those of a user's class can change before the file is read.
-        if not (type(value).__module__.startswith("flax.") and _is_field_default(field, value)):
+        # But the class itself finds its functions wherever they are.
+        is_stable = type(value).__module__.startswith("flax.") or _names_function(node)
+        if not (is_stable and _is_field_default(field, value)):
             fields[field.name] = node
     return {"object": _lookup.class_name(type(value), path), "fields": fields}
+
+
+def _names_function(node: Json) -> bool:
+    """Whether a description names a function that is not in the lists."""
+    if isinstance(node, Mapping):
+        name = node.get("function")
+        return (isinstance(name, str) and _lookup.find_function(name) is None) or any(
+            map(_names_function, node.values())
+        )
+    return isinstance(node, list) and any(map(_names_function, node))
 
 
 def _is_field_default(field: dataclasses.Field[Any], owner: Any) -> bool:
@@ -311,23 +332,20 @@ def _describe_constructed(value: Any, path: str) -> Json:
     from ..adapters._constructor import find_constructor_call
 
     lazy = find_constructor_call(value)
-    constructor = lazy and (
-        _lookup.class_name(lazy.factory, path)
-        if isinstance(lazy.factory, type)
-        else _describe_named_function(lazy.factory)
-    )
+    constructor = None if lazy is None else _describe_factory(lazy, path)
     if lazy is None or constructor is None:
         kind = _lazy.class_of(value)
+        name, maker = kind.__name__, f"make_{kind.__name__.lower()}"
         warnings.warn(
-            f"{path}: the arguments with which the {kind.__name__} was created are unknown. To "
-            f"load it, pass a function of `rngs` that creates it: "
-            f"{custom_object_argument(kind.__name__)}. To avoid this, create the module with "
+            f"{path}: the arguments with which the {name} was created are unknown. To load it, "
+            f"define a function `{maker}(rngs)` that returns `{name}{_lazy.signature_text(kind)}`, "
+            f"and pass it: {custom_object_argument(name)}. To avoid this, create the module with "
             f"{_host.word('lazy module')}.",
             stacklevel=2,
         )
         return {"custom": _lookup.class_name(kind, path)}
     return {
-        "constructor": constructor,
+        **constructor,
         "arguments": [
             to_config(item, f"{path}: argument {i + 1}") for i, item in enumerate(lazy.arguments)
         ],
@@ -335,6 +353,23 @@ def _describe_constructed(value: Any, path: str) -> Json:
             name: to_config(item, f"{path}.{name}") for name, item in lazy.keywords.items()
         },
     }
+
+
+def _describe_factory(lazy: _lazy.LazyModule, path: str) -> dict[str, Json] | None:
+    """Describe the class or function that creates a module. None if it has no name."""
+    if isinstance(lazy.factory, type):
+        return {"constructor": _lookup.class_name(lazy.factory, path)}
+    node = _describe_named_function(lazy.factory)
+    if node is not None:
+        return {"constructor": node}
+    if not _lazy.takes_rngs(lazy.factory):
+        return None
+    try:
+        node = _describe_function(lazy.factory, path)
+    except ConfigError:
+        return None
+    name = _lookup.class_name(_lazy.class_of(lazy), path)
+    return node and {"constructor": node, "class": name}
 
 
 _DESCRIBERS = (
@@ -345,6 +380,8 @@ _DESCRIBERS = (
     _describe_container,
     _describe_array,
     _describe_call,
+    _describe_function,
+    _describe_config_object,
     _describe_object,
 )
 
@@ -390,13 +427,11 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array))
 
 
-# The other parts of a layer -----------------------------------------------------------------------
+# Methods ------------------------------------------------------------------------------------------
 
 
 def method_to_config(method: Any, module: Any) -> Json:
-    """Describe the method of a module: None, a method name, or a named function.
-
-    A function has a name if it is registered with Keras, or is defined in the R session.
+    """Describe the method of a module: None, a method name, a named function, or a partial.
 
     Raises:
         ConfigError: The method is any other function.
@@ -407,19 +442,16 @@ def method_to_config(method: Any, module: Any) -> Json:
     kind = _lazy.class_of(module) if _lazy.is_nnx_module(module) else type(module)
     if inspect.getattr_static(kind, name, None) is getattr(method, "__func__", method):
         return name
+    if isinstance(method, functools.partial):
+        function = method_to_config(method.func, module)
+        return {"partial": function, **_describe_arguments(method, "`method`")}
     node = _describe_named_function(method)
     if node is None and _host.formals(method) is not None:
         raise ConfigError(
             f"`method` cannot be saved: the session has no such function named {name!r}.",
             advice="Define it in the global environment under a unique name, and pass that name.",
         )
-    if node is None:
-        raise ConfigError(
-            f"`method` cannot be saved: {_value_summary(method)} is not a method of "
-            f"{kind.__name__}.",
-            advice=f"Make it a method, or register it with {_host.word('register')}.",
-        )
-    return node
+    return to_config(method, "`method`") if node is None else node
 
 
 def _describe_named_function(function: Any) -> Json:
@@ -429,198 +461,3 @@ def _describe_named_function(function: Any) -> Json:
         name = _host.name_of_function(function)
         node = name and {"session": name}
     return node
-
-
-def method_from_config(node: Json) -> Any:
-    """Find the method that `method_to_config` described.
-
-    The name of a method is returned as is. `check_method_name` checks it against the module.
-    """
-    if node is None or isinstance(node, str):
-        return node
-    return function_from_config(require_type(node, Mapping, "method"), "`method`")
-
-
-def check_method_name(method: Any, module: Any) -> None:
-    """Refuse the name of a method that the module's own class does not define for callers.
-
-    Flax's base classes, and Python's special methods other than `__call__`, do not count.
-
-    Raises:
-        ConfigError: The module has no such method.
-    """
-    if not isinstance(method, str) or method == "__call__":
-        return
-    kind = _lazy.class_of(module) if _lazy.is_nnx_module(module) else type(module)
-    bases = [base for base in mro(kind) if is_base(base)]
-    owner = next((base for base in mro(kind) if method in vars(base)), None)
-    if method.startswith("__") or owner is None or any(owner in mro(base) for base in bases):
-        raise ConfigError(
-            "`method` has an invalid description: "
-            f"{kind.__name__:.80} has no method {summary(method)} of its own."
-        )
-
-
-def require_texts(names: Any, path: str) -> list[str]:
-    """Return a list of text, or raise ConfigError."""
-    return [require_type(name, str, path) for name in require_list(names, path)]
-
-
-def specs_from_config(specs: Any, path: str) -> dict[str, Spec]:
-    """Return specs by path, from pairs of a shape and a dtype.
-
-    Raises:
-        ConfigError: A pair is invalid, Keras has no variables of its dtype, or there are too many
-            paths, or too long ones.
-    """
-    result = {}
-    for name, pair in require_type(specs, Mapping, path).items():
-        if len(require_type(pair, list, path)) != 2:
-            raise ConfigError(
-                f"{path} has an invalid description: "
-                f"{summary(pair)} is not a pair of a shape and a dtype."
-            )
-        shape, dtype = pair
-        spec = result[require_type(name, str, path)] = spec_from_config(
-            shape, dtype, f"{path}: {summary(name)}"
-        )
-        try:
-            keras.backend.standardize_dtype(spec.dtype)
-        except ValueError:
-            raise ConfigError(
-                f"{path}: {summary(name)} has the dtype {summary(dtype)}, "
-                "which no Keras variable can have."
-            ) from None
-    problem = _limits.problem_of_paths(result)
-    if problem:
-        raise ConfigError(f"{path} has an invalid description: {problem}.")
-    return result
-
-
-def spec_from_config(shape: Any, dtype: Any, path: str, *, unknown: bool = False) -> Spec:
-    """Return a spec of a shape and a dtype. With `unknown`, sizes may be None."""
-    return Spec(require_shape(shape, path, unknown=unknown), str(require_dtype(dtype, path)))
-
-
-# Keras's own objects ------------------------------------------------------------------------------
-
-_KERAS_KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
-
-
-def regularizers_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a regularizer. The returned function creates it."""
-    return _keras_object(node, "regularizers", keras.regularizers.Regularizer, path)
-
-
-def constraints_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a constraint. The returned function creates it."""
-    return _keras_object(node, "constraints", keras.constraints.Constraint, path)
-
-
-def policy_from_config(node: Json, path: str) -> Callable[[], Any]:
-    """Check the description of a dtype policy. The returned function creates it.
-
-    The policy sets `variable_dtype` and `compute_dtype`.
-    """
-    if isinstance(node, str):
-        try:
-            _dtypes.named(node.removeprefix("mixed_"))
-        except ValueError:
-            raise ConfigError(
-                f"{path} is described as {summary(node)}, "
-                "which is not a dtype policy of a Flax layer."
-            ) from None
-        return lambda: node
-    return _keras_object(
-        node,
-        "dtype_policies",
-        keras.dtype_policies.DTypePolicy,
-        f"{path} (compute_dtype, variable_dtype)",
-    )
-
-
-def by_pattern(
-    nodes: Json, path: str, check: Callable[[Json, str], Callable[[], Any]]
-) -> Callable[[], Any]:
-    """Check descriptions by pattern. The returned function creates a dict of what they describe."""
-    if nodes is None or nodes == []:
-        # R has only one kind of empty list.
-        return lambda: None
-    nodes = require_type(nodes, Mapping, path)
-    patterns = [require_type(pattern, str, path) for pattern in nodes]
-    lengths, sets = map(len, patterns), (pattern.count("[") for pattern in patterns)
-    are_many = sum(map(_paths.is_pattern, patterns)) > _paths.MOST_PATTERNS
-    if (
-        are_many
-        or max(lengths, default=0) > _paths.LONGEST
-        or max(sets, default=0) > _paths.MOST_SETS
-    ):
-        raise ConfigError(
-            f"{path} has an invalid description: it has too many patterns, or too long ones."
-        )
-    makers = {
-        pattern: check(node, f"{path}: {summary(pattern)}") for pattern, node in nodes.items()
-    }
-    return lambda: {pattern: make() for pattern, make in makers.items()}
-
-
-def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[], Any]:
-    """Check one of Keras's own objects, in the format of `keras.saving`, or a registered object.
-
-    Keras's deserializer is not used: it creates whatever is described, such as a layer or a
-    function.
-    """
-    if node is None:
-        return lambda: None
-    if isinstance(node, str):
-        node = {"class_name": _allowed.keras_class_name(table, node), "config": {}}
-    name = require_type(require_type(node, Mapping, path).get("class_name"), str, path)
-    config, registered_name = node.get("config"), node.get("registered_name")
-    if not node.keys() <= _KERAS_KEYS:
-        raise invalid_description(path, node)
-    if name == "function":
-        return _keras_function(registered_name, config, path)
-    config = {} if config == [] else require_type({} if config is None else config, Mapping, path)
-    keys = [key for key in (registered_name, name) if isinstance(key, str)]
-    found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
-    if found is not None:
-        is_right = isinstance(found, type) and (
-            base in mro(found) or any("__call__" in vars(each) for each in mro(found))
-        )
-        if (
-            not is_right
-            or keras.layers.Layer in mro(found)
-            or found.__module__.partition(".")[0] == "kerasflax"
-        ):
-            raise invalid_description(path, node, f" is not a {base.__name__}")
-        return lambda: found.from_config(dict(config))
-    kind = _allowed.keras_class(table, name)
-    if kind is None or not isinstance(node.get("module", "keras"), str | None):
-        given = name[:80] if name.isidentifier() else "Name"
-        raise ConfigError(
-            f"{path} is of the class {summary(name)}, which is neither Keras's own nor registered.",
-            advice=f"Register it, or pass it: {_host.word('custom object', given, given)}.",
-        )
-    if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
-        raise invalid_description(path, node, " has a config that is not only numbers and text")
-    return lambda: kind(**config)
-
-
-def _keras_function(registered_name: Json, name: Json, path: str) -> Callable[[], Any]:
-    keys = [key for key in (registered_name, name) if isinstance(key, str)]
-    found = next(filter(None, map(keras.saving.get_registered_object, keys)), None)
-    if found is None or isinstance(found, type) or not callable(found):
-        raise ConfigError(
-            f"{path} is the function {summary(name)}, which is not registered.",
-            advice="Register it before you load the model.",
-        )
-    return lambda: found
-
-
-def _is_plain(value: Json) -> bool:
-    """Whether a value is a number, text or None, or a short list of them."""
-    if isinstance(value, list):
-        return len(value) <= 32 and all(
-            item is None or isinstance(item, _SCALARS) for item in value
-        )
-    return value is None or isinstance(value, _SCALARS)
