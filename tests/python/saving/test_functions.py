@@ -197,6 +197,22 @@ def test_a_function_is_refused_if_the_file_names_no_class_of_its_module():
         assert FlaxLayer.from_config(config).method is named.encode
 
 
+def test_data_that_looks_like_a_class_does_not_name_one():
+    function = {"function": "named:encode"}
+    looks = {"dict": {"object": "named:Net", "type": "named:Net"}}
+    config = config_of(FlaxLayer(nn.Dense(3)))
+    for change in (
+        {"method": {"partial": function, "keywords": {"by": looks}}},
+        {"method": {"partial": function, "keywords": {"type": "named:Net"}}},
+        {"method": {"partial": function, "keywords": {"by": {"type": "named:Net"}}}},
+    ):
+        with pytest.raises(ConfigError, match="defines no module class that the file names"):
+            FlaxLayer.from_config(config | change)
+    fields = {"value": [looks, function]}
+    with pytest.raises(ConfigError, match="defines no module class that the file names"):
+        from_config({"object": "samples:Holder", "fields": fields}, "it")
+
+
 def test_a_partials_arguments_must_fit_its_function():
     config = config_of(FlaxLayer(named.Net()))
     for keywords in ({"nothing": 1}, {"__class__": 1}):

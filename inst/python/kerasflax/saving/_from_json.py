@@ -99,13 +99,13 @@ def plan_description(node: Json, path: str, *, module: Json = None) -> Plan:
     Args:
         node: The description.
         path: Where the description appears, for messages.
-        module: The description of the module that uses what `node` describes, if it is not a part
-            of `node`. The functions that a file may name depend on it; see `_lookup`.
+        module: The description of the layer's module, if it is not `node`. The functions that a
+            file may name depend on it; see `_lookup`.
 
     Raises:
         ConfigError: The description is invalid, or names something that a file may not name.
     """
-    return _Reader([node, module]).plan(node, Place(path), 0)
+    return _Reader(node if module is None else module).plan(node, Place(path), 0)
 
 
 def plan_function(node: Mapping[str, Any], path: str, *, module: Json) -> Plan:
@@ -114,7 +114,7 @@ def plan_function(node: Mapping[str, Any], path: str, *, module: Json) -> Plan:
     Raises:
         ConfigError: The description is invalid, or no function has the name.
     """
-    return _Reader([node, module]).function(node, Place(path), 0)
+    return _Reader(module).function(node, Place(path), 0)
 
 
 # Checks -------------------------------------------------------------------------------------------

@@ -431,12 +431,27 @@ def _named_classes(description: Any) -> Iterator[str]:
     waiting = [description]
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, (Mapping, list, tuple)) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Mapping):
+        if isinstance(node, Mapping) and id(node) not in seen:
             yield from (node[key] for key in _CLASS_KEYS if isinstance(node.get(key), str))
-        waiting += node.values() if isinstance(node, Mapping) else node
+        if id(node) not in seen:
+            seen.add(id(node))
+            waiting += parts_of(node)
+
+
+# The keys of a description under which another dict has names of its own.
+_NAMES_KEYS = ("dict", "frozen_dict", "fields", "arguments", "keywords")
+
+
+def parts_of(node: Any) -> Iterator[Any]:
+    """Yield the descriptions directly in a description, but no dict of names."""
+    if isinstance(node, (list, tuple)):
+        yield from node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in _NAMES_KEYS and isinstance(value, Mapping):
+                yield from value.values()
+            else:
+                yield value
 
 
 def _root(namespace: str) -> str:

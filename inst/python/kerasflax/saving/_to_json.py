@@ -290,12 +290,9 @@ def _describe_object(value: Any, path: str) -> Json:
 
 def _names_function(node: Json) -> bool:
     """Whether a description names a function that is not in the lists."""
-    if isinstance(node, Mapping):
-        name = node.get("function")
-        return (isinstance(name, str) and _lookup.find_function(name) is None) or any(
-            map(_names_function, node.values())
-        )
-    return isinstance(node, list) and any(map(_names_function, node))
+    name = node.get("function") if isinstance(node, Mapping) else None
+    is_users = isinstance(name, str) and _lookup.find_function(name) is None
+    return is_users or any(map(_names_function, _lookup.parts_of(node)))
 
 
 def _is_field_default(field: dataclasses.Field[Any], owner: Any) -> bool:
