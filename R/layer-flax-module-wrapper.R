@@ -77,11 +77,11 @@
 #'
 #' # Errors
 #' Errors have class `kerasflax_error_<cause>` and inherit from `kerasflax_error`. The cause is one
-#' of `object`, `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer` or
-#' `backend`. The functions for variables and for saving add `not_built`, `file`, `package` and
-#' `config`. A condition that R code inside a module signals reaches you unchanged. Errors from code
-#' that enters Python in another way, such as `fit()` or `layer(x)`, are Python errors whose text
-#' contains the same facts.
+#' of `object`, `module`, `method`, `variables`, `argument`, `field`, `shape`, `state`, `tracer`,
+#' `unsupported` or `backend`. The functions for variables and for saving add `not_built`, `file`,
+#' `package` and `config`. A condition that R code inside a module signals reaches you unchanged.
+#' Errors from code that enters Python in another way, such as `fit()` or `layer(x)`, are Python
+#' errors whose text contains the same facts.
 #'
 #' If `fit()`, `evaluate()` or `predict()` stops with an error, Keras may lose the values of all
 #' weights of the model, also those of its own layers. The next use of the weights then says so.
