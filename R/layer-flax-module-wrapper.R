@@ -55,6 +55,8 @@
 #' `layer$to_flax()` returns a module of the same kind with the layer's values (for Linen, the
 #' module and its variables). A module without values, as `nnx$eval_shape()` returns it, needs
 #' `variables` for its weights; its random streams start from the layer's `seed`.
+#' Two layers of one module have two sets of weights, and a warning says so; to share weights, call
+#' one layer twice, or put both uses into one module.
 #'
 #' `nnx$Param` and its subclasses are trained; all other variable classes are state. Variables are
 #' grouped by collection, under the names that Flax's own bridge uses, or under the name of their

@@ -134,6 +134,84 @@ def test_time_distributed_applies_the_layer_to_each_step(module):
     np.testing.assert_allclose(model.predict(SEQUENCES, verbose=0), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_time_distributed_passes_integers_to_a_module_that_needs_them(tmp_path):
+    tokens = np.arange(24).reshape(4, 3, 2) % 5
+    layer = FlaxLayer(nn.Embed(5, 2))
+    inputs = keras.Input((3, 2), dtype="int32")
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    expected = nn.Embed(5, 2).apply(layer.flax_variables, tokens)
+    np.testing.assert_allclose(model.predict(tokens, verbose=0), expected, rtol=1e-6)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded.predict(tokens, verbose=0), expected, rtol=1e-6)
+
+
+def test_time_distributed_keeps_the_state_of_a_module_in_training():
+    inputs = keras.Input((4, 3))
+    layer = FlaxLayer(nn.BatchNorm(), method=normalize)
+    model = keras.Model(inputs, keras.layers.TimeDistributed(layer)(inputs))
+    model.compile("sgd", "mse")
+    model.fit(SEQUENCES, SEQUENCES, batch_size=8, verbose=0)
+    expected = nn.BatchNorm(use_running_average=False)
+    params = nn.BatchNorm(use_running_average=True).init(jax.random.key(0), SEQUENCES[:, 0])
+    for step in range(4):
+        _, state = expected.apply(params, SEQUENCES[:, step], mutable=["batch_stats"])
+        params = {**params, **state}
+    got = layer.flax_variables["batch_stats"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, state["batch_stats"]
+    )
+
+
+def normalize(module, inputs, training):
+    return module(inputs, use_running_average=not training)
+
+
+def test_bidirectional_says_to_use_flax_s_own_module_which_gives_the_same_as_plain_apply():
+    recurrent = nn.RNN(nn.SimpleCell(2))
+    for arguments in ({}, {"backward_layer": FlaxLayer(recurrent)}):
+        with pytest.raises(kerasflax.KerasFlaxError, match="cannot reverse a Flax module") as error:
+            keras.layers.Bidirectional(FlaxLayer(recurrent), **arguments)
+        assert "`flax.linen.Bidirectional`" in error.value.advice
+    assert not hasattr(FlaxLayer(recurrent), "go_backwards")
+    module = nn.Bidirectional(recurrent, nn.RNN(nn.SimpleCell(2)))
+    layer = FlaxLayer(module)
+    output = layer(SEQUENCES)
+    expected = module.apply(layer.flax_variables, SEQUENCES)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_several_steps_per_execution_give_the_same_losses_and_state():
+    results = []
+    for steps in (1, 2):
+        layer = FlaxLayer(ConvNet(rate=0.0), seed=5)
+        model = keras.Sequential([keras.Input(IMAGES.shape[1:]), layer])
+        model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=steps)
+        model.fit(IMAGES, TARGETS, epochs=2, batch_size=2, shuffle=False, verbose=0)
+        loss = model.evaluate(IMAGES, TARGETS, batch_size=2, verbose=0)
+        prediction = model.predict(IMAGES[:7], batch_size=2, verbose=0)
+        results.append((layer.flax_variables, loss, prediction))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_distribution_over_one_device_does_not_warn_of_a_mix_of_variables():
+    layer = FlaxLayer(ConvNet(), seed=5)
+    devices = jax.devices()[:1]
+    for kind in (keras.distribution.DataParallel, None):
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(kind and kind(devices=devices))
+        try:
+            model = keras.Sequential([keras.Input(IMAGES.shape[1:]), layer, keras.layers.Dense(3)])
+            model.compile("sgd", "mse")
+            model.fit(IMAGES, TARGETS, verbose=0)
+            model.predict(IMAGES, verbose=0)
+            model.train_on_batch(IMAGES, TARGETS)
+        finally:
+            keras.distribution.set_distribution(before)
+
+
 def test_a_cache_advances_with_each_call_and_can_be_reset():
     x = SEQUENCES[:, :, :2]
     layer = FlaxLayer(Decoder())

@@ -15,8 +15,8 @@
     ├── NotBuiltError    (RuntimeError)  a layer has no variables yet
     ├── PackageError     (ImportError)   an optional Python package is not installed, or cannot be
     │                                    imported
-    ├── ShapeError       (ValueError)    a variable depends on an unknown size of the input, or is
-    │                                    too large
+    ├── ShapeError       (ValueError)    the input has a wrong size, or a variable depends on an
+    │                                    unknown size of it or is too large
     ├── StateError       (ValueError)    a call changed the structure of the state, two variables
     │                                    have the same path, or the variables have no values now
     ├── UnsupportedError (NotImplementedError)  Keras changes a layer in a way that needs the code
@@ -124,7 +124,7 @@ class PackageError(KerasFlaxError, ImportError):
 
 
 class ShapeError(KerasFlaxError, ValueError):
-    """A variable depends on an unknown size of the input, or is too large."""
+    """The input has a wrong size, or a variable depends on an unknown size or is too large."""
 
     cause = "shape"
 

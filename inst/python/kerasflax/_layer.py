@@ -7,6 +7,7 @@ the variables.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 from . import _host, _keras, _paths
 from ._errors import (
@@ -26,7 +28,14 @@ from ._errors import (
     VariablesError,
 )
 from .adapters._protocol import Method, adapt
-from .bridge import _arguments, _build_values, _distribution, _variables, _weights_file
+from .bridge import (
+    _arguments,
+    _build_values,
+    _distribution,
+    _sizes,
+    _variables,
+    _weights_file,
+)
 from .bridge._by_path import SEED_PATH, Held, VariablesByPath
 from .bridge._call import Call, LastSown, call_of, running
 from .bridge._forms import Form, Formed, map_leaves, split
@@ -36,6 +45,8 @@ from .saving import _from_json, _plan, _to_json
 from .saving._in_memory import InMemory
 from .saving._layer_config import (
     FORMAT_VERSION,
+    NOT_RECURRENT,
+    USE_BIDIRECTIONAL,
     LayerPlan,
     Recorded,
     blamed_on_the_config,
@@ -81,12 +92,19 @@ class FlaxLayer(keras.layers.Layer):
     arrays. An unknown size of the input is a symbol in the trace; no variable may depend on it.
 
     A `flax.nnx.Module` holds its values. The layer copies them and leaves the module unchanged; a
-    `LazyModule` is built without a second copy. Variables of a subclass of `nnx.Param` are
-    trainable, all others are state. The collections have the names that Flax's bridge gives the
-    types of variables, or the types' own names; arrays that are attributes themselves are the
-    collection `arrays`. Unless the method takes the mode, the layer sets `deterministic` and
-    `use_running_average` of all parts. Random streams are the module's own state. If the method
-    takes `rngs` and the module has none, they come from the layer's seed.
+    `LazyModule` is built without a second copy. Two layers of one module have two sets of weights;
+    to share weights, call one layer twice, or put both uses into one module. Variables of a
+    subclass of `nnx.Param` are trainable, all others are state. The collections have the names that
+    Flax's bridge gives the types of variables, or the types' own names; arrays that are attributes
+    themselves are the collection `arrays`. Unless the method takes the mode, the layer sets
+    `deterministic` and `use_running_average` of all parts. Random streams are the module's own
+    state. If the method takes `rngs` and the module has none, they come from the layer's seed.
+
+    `keras.layers.TimeDistributed` can wrap the layer. `keras.layers.RNN` and `Bidirectional`
+    cannot: use the modules `RNN` and `Bidirectional` of Linen or NNX.
+
+    If a model cannot be saved, `model.save()` has already emptied an older file when the layer
+    raises the error. `kerasflax.save_model()` leaves the older file alone.
 
     Keras's mask goes on to every output that keeps the axes that it masks. A part of the input may
     be None in one call and an array in the next. A Linen module must get a part that needs weights
@@ -173,6 +191,7 @@ class FlaxLayer(keras.layers.Layer):
             _variables.overlaid(self._adapter.values_of(module), variables),
             has_some_of_the_user=variables is not None,
         )
+        _arguments.warn_of_shared_weights(self, self._adapter.holders_of(module))
         self._known_outputs = _KnownOutputs()
         self._last_sown = LastSown()
         # Keras has wrapped the method, and its wrapper marks the layer as built: that is part of
@@ -249,8 +268,7 @@ class FlaxLayer(keras.layers.Layer):
             input_shape: A shape, with None for unknown sizes, or a nested structure of shapes.
         """
         call = call_of(self)
-        spec = _specs(input_shape, call.input_dtypes)
-        init, traced, used_given = self._trace_init(spec, call.mask_spec, call.form)
+        spec, (init, traced, used_given) = self._trace_build(input_shape, call)
         layouts = functools.partial(
             _distribution.layouts, named=init.named, is_weight=self.by_path.is_trainable
         )
@@ -274,12 +292,31 @@ class FlaxLayer(keras.layers.Layer):
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
         self._held.template, self._held.paths = template, tuple(variables)
         self._held.mesh = _distribution.current_mesh()
+        self._held.inputs = spec
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
         # exchange the variables of Keras layers.
         self._ordered_variables = tuple(variables.values())
         # Only after Keras has tracked them as trainable.
         self.by_path.update_trainable()
         self.by_path.explain_missing_values()
+
+    def _trace_build(
+        self, input_shape: PyTree, call: Call
+    ) -> tuple[PyTree, tuple[_build_values.Init, Trace, bool]]:
+        """The spec of the inputs that the module takes, and what `_trace_init` returns for it."""
+        spec = _specs(input_shape, call.input_dtypes)
+        try:
+            with self._blaming_sizes(spec, call.mask_spec, form=call.form):
+                return spec, self._trace_init(spec, call.mask_spec, call.form)
+        except Exception:
+            # `TimeDistributed` passes a shape and no dtype. The input may be tokens.
+            integers = jax.tree.map(lambda each: dataclasses.replace(each, dtype="int32"), spec)
+            if call.input_dtypes is None:
+                with contextlib.suppress(Exception):
+                    traced = self._trace_init(integers, call.mask_spec, call.form)
+                    call.input_dtypes = jax.tree.map(lambda each: each.dtype, integers)
+                    return integers, traced
+            raise
 
     def _trace_init(
         self, spec: PyTree, mask_spec: PyTree, form: Form | None
@@ -390,9 +427,10 @@ class FlaxLayer(keras.layers.Layer):
             seed_state = self.seed_generator.state
             compiled = functools.partial(self._compiled, training=training, form=form)
             apply = jax.checkpoint(compiled) if call.is_rematerialized else compiled
-            formed, state, sown, next_seed_state = until_learned(
-                lambda: apply(arrays, inputs, mask, seed_state.value)
-            )
+            with self._blaming_sizes(inputs, mask, form=form):
+                formed, state, sown, next_seed_state = until_learned(
+                    lambda: apply(arrays, inputs, mask, seed_state.value)
+                )
             self._take_sown(sown)
             if state or next_seed_state is not None:
                 variables = self.by_path.with_seed
@@ -426,6 +464,15 @@ class FlaxLayer(keras.layers.Layer):
             f"{self.name} keeps its weights as they are: Keras cannot quantize the computation of a"
             " Flax module."
         )
+
+    @property
+    def go_backwards(self) -> Any:
+        """Missing, as `hasattr` says; `keras.layers.Bidirectional` asks for it.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(NOT_RECURRENT, advice=USE_BIDIRECTIONAL)
 
     @property
     def enable_lora(self) -> Any:
@@ -472,12 +519,39 @@ class FlaxLayer(keras.layers.Layer):
         # What the module has only read needs no assignment.
         updates = _variables.changed(held, state)
         (formed, sown), updates = _variables.apart((Formed.of(outputs), sown), updates, arrays)
-        updates = _variables.checked_update(self.by_path.variables, updates, self._adapter.name)
+        updates = _variables.checked_update(self.variables_by_path, updates, self._adapter.name)
         next_seed_state = None
         if self._adapter.draws(training):
             # The second word counts calls: see `_rng`.
             next_seed_state = seed_state + jnp.array([0, 1], seed_state.dtype)
         return formed, updates, sown, next_seed_state
+
+    @contextlib.contextmanager
+    def _blaming_sizes(self, inputs: PyTree, mask: PyTree, *, form: Form | None) -> Iterator[None]:
+        """If the module cannot handle the size of an input, say so as Keras's layers do."""
+        try:
+            yield
+        except Exception as error:
+            got, mask = jax.tree.map(Spec.of, (inputs, mask))
+
+            def works(specs: PyTree) -> bool:
+                try:
+                    self._output_spec(specs, mask, training=False, form=form)
+                except Exception:
+                    return False
+                return True
+
+            blamed = _sizes.size_error(
+                self.name,
+                error,
+                got,
+                works,
+                built=self._held.inputs if self.built else None,
+                sizes=[size for x in jax.tree.leaves(self._given.values) for size in np.shape(x)],
+            )
+            if blamed is None:
+                raise
+            raise blamed from error
 
     def _mask_to_pass(self, mask: PyTree) -> PyTree:
         """The mask that the module gets: None if it takes none, or if no input has one."""
@@ -501,7 +575,7 @@ class FlaxLayer(keras.layers.Layer):
         A size that depends on an unknown size is None.
         """
         specs = jax.tree.map(Spec.of, (inputs, self._mask_to_pass(mask)))
-        with _keras.raised_as_is():
+        with _keras.raised_as_is(), self._blaming_sizes(*specs, form=form):
             outputs = self._output_spec(
                 *specs, training=bool(training) and self.trainable, form=form
             )
@@ -596,7 +670,7 @@ class FlaxLayer(keras.layers.Layer):
     @property
     def variables_by_path(self) -> dict[str, keras.Variable]:
         """The Keras variables of every collection by path; empty before the layer is built."""
-        return self.by_path.variables
+        return dict(zip(self._held.paths, self._ordered_variables, strict=True))
 
     @property
     def frozen(self) -> list[str]:

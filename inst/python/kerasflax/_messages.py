@@ -18,6 +18,8 @@ def shape_text(shape: Sequence[int | None]) -> str:
 
 def spec_text(array: Any) -> str:
     """The dtype and shape of an array or spec, such as `float32(None, 3)`."""
+    if not array.shape:
+        return f"{_article(str(array.dtype))} scalar"
     return f"{array.dtype}{shape_text(array.shape)}"
 
 
@@ -46,3 +48,8 @@ def first_line(error: BaseException) -> str:
         Text that is valid Unicode; the name of the exception's class if it has no message.
     """
     return printable((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _article(dtype: str) -> str:
+    # "an int32", and "a uint32", which is pronounced "you-int".
+    return f"an {dtype}" if dtype.startswith("i") else f"a {dtype}"

@@ -205,7 +205,7 @@ def test_an_error_of_kerasflax_names_the_path_in_the_same_sentence():
     with pytest.raises(FieldError) as error:
         FlaxLayer(nn.Dense(2.5))(X)
     assert error.value.what == (
-        "`Dense.features` must be a whole number, got 2.5. (raised in Dense, of class Dense)"
+        "`Dense.features` must be a whole number, got 2.5. (raised in Dense)"
     )
 
 

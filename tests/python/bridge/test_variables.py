@@ -103,7 +103,7 @@ def test_every_mismatch_is_listed_by_path_with_both_sides():
     assert str(error.value) == (
         "`variables` does not fit the module in 6 places:\n"
         "  stats/n: str 'text' is not an array of numbers\n"
-        "  params/b: missing, expected float32()\n"
+        "  params/b: missing, expected a float32 scalar\n"
         "  kernel: not in the module, got float32(2)\n"
         "  params/extra: not in the module, got float32(2)\n"
         "  params/w: expected float32(2), got shape (2, 1)\n"

@@ -206,7 +206,9 @@ def naming_the_path(
         if placed:
             module, path = placed[-1]
             whole = "/".join([name, *map(str, path or ())])
-            place = f"(raised in {whole}, of class {type(module).__name__})"
+            class_name = type(module).__name__
+            is_named = whole.split("/")[-1] == class_name
+            place = f"(raised in {whole}{'' if is_named else f', of class {class_name}'})"
         if isinstance(error, KerasFlaxError):
             error.args = (" ".join(filter(None, (error.what, place))),)
             error.advice = error.advice or advice

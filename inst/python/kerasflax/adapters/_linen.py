@@ -258,6 +258,11 @@ class LinenAdapter:
     def values_of(module: nn.Module) -> None:
         """See `Adapter.values_of`. A Linen module holds no values."""
 
+    @staticmethod
+    def holders_of(module: nn.Module) -> list[Any]:
+        """See `Adapter.holders_of`. A Linen module holds no weights."""
+        return []
+
     def to_flax(self, variables: Mapping[str, PyTree]) -> tuple[nn.Module, Mapping[str, PyTree]]:
         """See `Adapter.to_flax`."""
         return self.module, variables

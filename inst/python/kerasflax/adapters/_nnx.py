@@ -212,6 +212,14 @@ class NnxAdapter:
         """See `Adapter.values_of`. The variables of an abstract module have no values."""
         return None if isinstance(module, LazyModule) else _concrete(_split_copy(module)[1])
 
+    @staticmethod
+    def holders_of(module: nnx.Module | LazyModule) -> list[Any]:
+        """See `Adapter.holders_of`. No weak reference to an `nnx.Variable` is possible."""
+        if isinstance(module, LazyModule):
+            return []
+        modules = (node for _, node in nnx.iter_modules(module))
+        return [node for node in modules if any(map(_is_weight, vars(node).values()))]
+
     def to_flax(self, variables: Mapping[str, PyTree]) -> nnx.Module:
         """See `Adapter.to_flax`: a module."""
         return self._structure.merge(variables)
@@ -552,6 +560,11 @@ def _pop_intermediates(module: nnx.Module) -> tuple[nnx.Module, Any]:
 
 def _pop_types(module: nnx.Module, *types: type) -> tuple[nnx.Module, Any]:
     return module, nnx.pop(module, nnx.Any(*types))
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is a parameter, and not one of a module without values."""
+    return isinstance(value, nnx.Param) and isinstance(value.get_raw_value(), jax.Array)
 
 
 def _spec_of(value: Any) -> Any:

@@ -87,6 +87,10 @@ class Adapter(Protocol):
     def values_of(module: Any) -> Variables | None:
         """The values that a module holds, with which its layer starts. None if it holds none."""
 
+    @staticmethod
+    def holders_of(module: Any) -> list[Any]:
+        """The parts of a module that hold its weights. Two modules may share a part."""
+
     def to_flax(self, variables: Variables) -> Any:
         """The module with these values as Flax users handle it: alone, or with its variables."""
 

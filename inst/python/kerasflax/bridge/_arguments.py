@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import inspect
 import operator
 import re
-from collections.abc import Callable, Mapping
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -65,6 +69,44 @@ def default_name(class_name: str) -> str:
     name = words.strip("_").lower() or "flax_layer"
     count = keras.backend.get_uid(name)
     return name if count == 1 else f"{name}_{count - 1}"
+
+
+# By the `id` of a part of a module: the part, and a layer that has copied its weights.
+_copied_by: dict[int, tuple[weakref.ref[Any], weakref.ref[keras.layers.Layer]]] = {}
+
+
+def warn_of_shared_weights(layer: keras.layers.Layer, parts: Iterable[Any]) -> None:
+    """Warn if another living layer has copied its weights from a part of the same module.
+
+    Args:
+        layer: The layer.
+        parts: The parts of its module that hold the weights that it copies.
+    """
+    parts = list(parts)
+    if any(_copier_of(part) for part in parts):
+        # A layer that nobody holds lives on until its cycles are found.
+        gc.collect()
+    alive = [other.name for other in map(_copier_of, parts) if other is not None]
+    for part in parts:
+        forget = functools.partial(_forget, id(part))
+        if _copier_of(part) is None:
+            _copied_by[id(part)] = (weakref.ref(part, forget), weakref.ref(layer))
+    if alive:
+        warnings.warn(
+            f"The layers {alive[0]!r} and {layer.name!r} copy the weights of the same NNX module. "
+            "Each trains its own copy. To share the weights, call one layer twice, or put both "
+            "uses into one module; for two sets of weights, pass `nnx.clone(module)`.",
+            stacklevel=3,
+        )
+
+
+def _copier_of(part: Any) -> keras.layers.Layer | None:
+    known = _copied_by.get(id(part))
+    return None if known is None else known[1]()
+
+
+def _forget(key: int, _: Any) -> None:
+    _copied_by.pop(key, None)
 
 
 def by_pattern(

@@ -34,6 +34,7 @@ class Held:
         paths: The path of each variable, in the order of the layer's variables.
         template: The tree of variables without its arrays.
         frozen: The paths of the weights that are excluded from training one by one.
+        inputs: The specs of the inputs on which the layer was built.
         has_been_trained: Whether a compiled training step has called the layer. The optimizer has
             then noted which weights it trains.
         mesh: JAX's mesh of the distribution under which the layer was built, or None.
@@ -45,6 +46,7 @@ class Held:
         default_factory=lambda: _variables.split({})[0]
     )
     frozen: tuple[str, ...] = ()
+    inputs: PyTree = None
     has_been_trained: bool = False
     mesh: Any = None
     lock: Any = dataclasses.field(default_factory=threading.RLock)
@@ -63,14 +65,9 @@ class VariablesByPath:
         self._held: Held = layer._held
 
     @property
-    def variables(self) -> dict[str, keras.Variable]:
-        """The Keras variables by path; empty before the layer is built."""
-        return dict(zip(self._held.paths, self._layer._ordered_variables, strict=True))
-
-    @property
     def with_seed(self) -> dict[str, keras.Variable]:
         """The Keras variables and the seed's state, which Keras's files hold."""
-        return self.variables | {SEED_PATH: self._layer.seed_generator.state}
+        return self._layer.variables_by_path | {SEED_PATH: self._layer.seed_generator.state}
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other threads from the variables: calls, assignments and readers take turns."""
@@ -91,7 +88,9 @@ class VariablesByPath:
         """
         with self.alone():
             self.check_values()
-            return {path: variable.value for path, variable in self.variables.items()}
+            return {
+                path: variable.value for path, variable in self._layer.variables_by_path.items()
+            }
 
     def tree(self, change: Callable[[jax.Array], Any] = lambda value: value) -> dict[str, PyTree]:
         """The tree of variables with the layer's own arrays, or with `change` of each."""
@@ -113,7 +112,7 @@ class VariablesByPath:
             VariablesError: Something does not fit; the error lists every place by path.
         """
         self.check_values()
-        variables = self.variables
+        variables = self._layer.variables_by_path
         return _variables.fitted(
             variables,
             self.stored(given),
@@ -132,7 +131,7 @@ class VariablesByPath:
 
     def assign(self, arrays: Mapping[str, jax.Array]) -> None:
         """Set variables to arrays by path, as `fitted` returns them: all or, on an error, none."""
-        variables = self.variables
+        variables = self._layer.variables_by_path
         with self.alone():
             _variables.assign((variables[path], array) for path, array in arrays.items())
 
@@ -145,7 +144,7 @@ class VariablesByPath:
     @property
     def trainable_paths(self) -> list[str]:
         """The paths of all weights, frozen or not."""
-        return [path for path in self.variables if self.is_trainable(path)]
+        return [path for path in self._layer.variables_by_path if self.is_trainable(path)]
 
     def freeze(self, paths: Sequence[str]) -> None:
         """Exclude exactly these weights from training."""
@@ -155,7 +154,7 @@ class VariablesByPath:
 
     def update_trainable(self) -> None:
         """Set `trainable` of each weight by the layer's own setting and by what is frozen."""
-        variables = self.variables
+        variables = self._layer.variables_by_path
         for path in self.trainable_paths:
             variables[path].trainable = self._layer.trainable and path not in self._held.frozen
 
@@ -163,7 +162,9 @@ class VariablesByPath:
     def training_kept(self) -> Iterator[None]:
         """If the block fails, leave everything as trainable or frozen as it was."""
         frozen, trainable = self._held.frozen, self._layer.trainable
-        flags = [(variable, variable.trainable) for variable in self.variables.values()]
+        flags = [
+            (variable, variable.trainable) for variable in self._layer.variables_by_path.values()
+        ]
         try:
             yield
         except BaseException:

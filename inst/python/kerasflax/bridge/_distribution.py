@@ -351,7 +351,12 @@ def layouts(
             distribution, whole, shape, axes if any(axes) else (), is_weight(path)
         )
         decided[path] = (axes, source, tuple(shape))
-    return _layouts(decided, mesh)
+    found = _layouts(decided, mesh)
+    with jax.ensure_compile_time_eval():
+        is_default = set(mesh.backend_mesh.devices.flat) == jax.device_put(0).devices()
+    # Keras leaves an array on the default device as it is, and each of its calls would warn of a
+    # mix if others had a sharding over a mesh.
+    return dict.fromkeys(shapes) if is_default else found
 
 
 def _decided(

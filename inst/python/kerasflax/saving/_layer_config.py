@@ -24,6 +24,13 @@ from ._plan import summary
 Json = Any
 
 FORMAT_VERSION = 1
+NOT_RECURRENT = (
+    "`keras.layers.Bidirectional` cannot reverse a Flax module: it takes Keras's recurrent layers, "
+    "which have the argument `go_backwards`."
+)
+USE_BIDIRECTIONAL = (
+    "Use a module that does it, `flax.linen.Bidirectional` or `flax.nnx.Bidirectional`."
+)
 
 # Arguments that the constructor gets from a config unchanged.
 _UNCHANGED = {"name", "trainable", "autocast", "seed"}
@@ -102,6 +109,9 @@ class LayerPlan:
         if type(seed) is int and -(2**31) <= seed < 0:
             # The config has been through R, whose integers have 31 bits and a sign.
             config["seed"] = seed + 2**32
+        if "go_backwards" in config:
+            # `keras.layers.Bidirectional` adds it to the config of the layer that it copies.
+            raise ConfigError(NOT_RECURRENT, advice=USE_BIDIRECTIONAL)
         unknown = config.keys() - _UNCHANGED
         if unknown:
             names = ", ".join(map(_plan.summary, list(unknown)[:5]))
