@@ -2,6 +2,16 @@
 # `kerasflax_error_<cause>` that names the public function.
 
 check_module <- function(module, call = caller_env()) {
+  if (is_from_earlier_session(module)) {
+    abort_kerasflax(
+      c(
+        "{.arg module} is a Python object of an earlier R session, which no longer exists.",
+        i = "Run the code that creates the module again."
+      ),
+      cause = "module",
+      call = call
+    )
+  }
   if (is_flax_module(module)) {
     return(invisible(module))
   }
@@ -395,7 +405,11 @@ is_python_container <- function(x) {
 is_sequential <- function(x) is_instance(x, "sequential")
 
 # TRUE for lazy modules too. FALSE for Keras layers, which are NNX modules in Keras's NNX mode.
-is_flax_module <- function(x) is_instance(x, "flax_module") && !is_keras_layer(x)
+is_flax_module <- function(x) {
+  inherits(x, "flax_lazy") || is_instance(x, "flax_module") && !is_keras_layer(x)
+}
+
+is_keras_tensor <- function(x) is_instance(x, "keras_tensor")
 
 is_named_list <- function(x) {
   is.list(x) && !is.object(x) && rlang::is_named(x) && !anyDuplicated(names(x))
@@ -409,8 +423,10 @@ describe <- function(x) {
     paste0("the class `", x$`__name__`, "`, not an instance")
   } else if (is_python_object(x)) {
     paste0("a Python object of class `", sub("^python[.]builtin[.]", "", class(x)[[1]]), "`")
+  } else if (inherits(x, "flax_lazy")) {
+    "a module that `flax_lazy()` describes"
   } else if (inherits(x, "flax_module")) {
-    paste0("the constructor of `", attr(x, "name"), "`, not an instance")
+    paste0("the constructor of `", environment(x)$definition$name, "`, not an instance")
   } else if (is.function(x)) {
     "an R function"
   } else if (rlang::is_scalar_atomic(x)) {

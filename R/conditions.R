@@ -89,7 +89,7 @@ cause_of <- function(exception) {
 # The R condition that the exception carries, with advice added to its message.
 as_r_condition <- function(exception) {
   condition <- r_condition_of(exception)
-  condition$message <- paste(c(condition$message, advice_on_if(condition)), collapse = "\n")
+  condition$message <- paste(c(condition$message, advice_on_tensors(condition)), collapse = "\n")
   condition
 }
 
@@ -104,17 +104,38 @@ r_condition_of <- function(exception) {
 
 # The advice that the core adds to the text of a Python exception.
 r_advice <- function(exception) {
-  if (reticulate::py_has_attr(exception, "r_class")) advice_on_if(r_condition_of(exception))
+  if (reticulate::py_has_attr(exception, "r_class")) {
+    advice_on_tensors(r_condition_of(exception))
+  } else {
+    advice_on_vectors(exception)
+  }
 }
 
-# R has no generic for `if`, and its error message about a tensor does not help. NULL for other
-# errors.
-advice_on_if <- function(condition) {
-  if (inherits(condition, "simpleError") && rlang::is_call(condition$call, c("if", "while"))) {
+# R's error messages about tensors do not help. NULL for other errors.
+advice_on_tensors <- function(condition) {
+  if (!inherits(condition, "simpleError") || !rlang::is_call(condition$call)) {
+    return(NULL)
+  }
+  name <- rlang::call_name(condition$call) %||% ""
+  instead <- replacements[[name]]
+  if (name %in% c("if", "while")) {
     paste(
       "If the condition is a tensor: inside a module, a tensor has no values yet, so `if` cannot",
       "test it.",
       "Use `op_where()` to choose by element, or `op_cond()` to choose between computations."
     )
+  } else if (identical(condition$call[[1]], quote(`@`)) || grepl("slot \"r\"", condition$message)) {
+    "If the object is a tensor: before R 4.3, use `op_subset(x, ...)` instead of `x@r[...]`."
+  } else if (!is.null(instead)) {
+    instead <- if (is.function(instead)) operations_like[[name]] else instead
+    sprintf("`%s` is not available for a tensor inside a module. Use %s.", name, instead)
+  }
+}
+
+# Python gets a vector of several elements as a list. Python's message is the only sign of it.
+advice_on_vectors <- function(exception) {
+  message <- reticulate::py_str(exception)
+  if (grepl("Tracer' and 'list'|'list' and '[A-Za-z]*Tracer'", message)) {
+    "Convert the R vector first: `op_convert_to_tensor(c(1, 2))`."
   }
 }

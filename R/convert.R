@@ -26,7 +26,7 @@ as_method <- function(method, name) {
   if (!is.function(method) || is_python_object(method) || inherits(method, "flax_module")) {
     return(method)
   }
-  method <- reticulate::r_to_py(rlang::as_closure(method), convert = TRUE)
+  method <- reticulate::r_to_py(masked(rlang::as_closure(method)), convert = TRUE)
   reticulate::py_set_attr(method, "__name__", name)
   method
 }
@@ -43,17 +43,13 @@ r_method_of_name <- function(name) {
 r_name_of_method <- function(method) {
   name <- reticulate::py_to_r(reticulate::py_get_attr(method, "__name__"))
   f <- get0(name, envir = globalenv(), mode = "function", inherits = FALSE)
-  if (!is.null(f) && identical(rlang::as_closure(f), r_function_of(method))) name
+  if (!is.null(f) && identical(rlang::as_closure(f), unmasked(r_function_of(method)))) name
 }
 
 # Arguments of the layer: Keras needs integers for whole doubles, and tuples for shapes.
 as_layer_arguments <- function(dots) {
   if (is.numeric(dots$seed)) {
-    # R's integers end at 2^31; seeds end at 2^32.
-    dots$seed <- reticulate::py_eval(
-      format(dots$seed, scientific = FALSE, digits = 15),
-      convert = FALSE
-    )
+    dots$seed <- as_python_integer(dots$seed)
   }
   if (!is.null(dots$input_shape)) {
     dots$input_shape <- shape(dots$input_shape)

@@ -8,6 +8,7 @@ python_classes <- list(
   flax_module = c(
     "flax.linen.module.Module", "flax.nnx.module.Module", "kerasflax.LazyModule"
   ),
+  keras_tensor = "keras.src.backend.common.keras_tensor.KerasTensor",
   layer = "keras.src.layers.layer.Layer",
   model = "keras.src.models.model.Model",
   sequential = "keras.src.models.sequential.Sequential"
@@ -88,6 +89,7 @@ register_r <- function() {
     advice = r_advice,
     function_of_name = r_method_of_name,
     name_of_function = r_name_of_method,
+    define_modules = r_define_modules,
     words = core_words
   )
 }

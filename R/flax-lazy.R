@@ -12,6 +12,9 @@
 #' function, it warns that `load_model()` needs the function in `custom_objects`, under the name of
 #' the module's class.
 #'
+#' The description can stand at the top level of a package, and in an RDS file or a saved workspace:
+#' see [flax_module()].
+#'
 #' @param factory A subclass of `flax$nnx$Module`, or an R or Python function that returns an
 #'   instance. If it takes `rngs`, it gets `flax$nnx$Rngs`. A model can be saved only if the
 #'   function takes `rngs`.
@@ -50,15 +53,35 @@ flax_lazy <- function(factory, ...) {
       cause = "argument"
     )
   }
-  if (!inherits(factory, "flax_module")) {
-    factory <- as_method(factory, if (is.symbol(name)) as.character(name) else "factory")
-  }
+  name <- if (is.symbol(name)) as.character(name) else "factory"
   arguments <- rlang::list2(...)
   for (text in Filter(is.character, arguments)) {
     check_encoding(text, "...", "Pass text in valid UTF-8.")
   }
-  call_core("LazyModule", factory, !!!lapply(arguments, as_field_value))
+  kept <- keep_value(factory)
+  make_factory <- function() as_method(kept_value(kept, "factory"), name)
+  new_lazy(make_factory, arguments, call = rlang::current_env())
 }
+
+# Describes a constructor call. `make_factory` returns the constructor in this session.
+new_lazy <- function(make_factory, arguments, call) {
+  kept <- lapply(arguments, keep_value)
+  labels <- if (is.null(names(kept))) rep("...", length(kept)) else names(kept)
+  make <- function(call) {
+    values <- Map(\(value, label) as_field_value(kept_value(value, label, call)), kept, labels)
+    call_core("LazyModule", make_factory(), !!!rlang::set_names(values, names(kept)), .call = call)
+  }
+  structure(list(python = new_remade(make, call)), class = "flax_lazy")
+}
+
+#' @export
+print.flax_lazy <- function(x, ...) {
+  cat("<flax_lazy> ", format_lazy(remade(x$python)), "\n", sep = "")
+  invisible(x)
+}
+
+#' @exportS3Method reticulate::r_to_py flax_lazy
+r_to_py.flax_lazy <- function(x, convert = FALSE) remade(x$python)
 
 #' @export
 print.kerasflax.LazyModule <- function(x, ...) {

@@ -8,17 +8,39 @@
 #'
 #' # Fields
 #' A named argument that is not a method is a field with that default. The default determines the
-#' type of the field. A number, an integer, a logical or a string accepts only values of that type
-#' (a whole number such as `32` is accepted for an integer). A vector of several elements becomes a
-#' tuple, and a named list becomes a dict. If the default is `NULL` or anything else, the field
-#' accepts any value. `flax_field()` declares a field without a default. In a method, read a field
-#' as `self$<field>`.
+#' type of the field. A number, an integer, a logical or a string accepts only values of that type,
+#' and not `NULL` (a whole number such as `32` is accepted for an integer). A vector of several
+#' elements becomes a tuple, and a named list becomes a dict. If the default is `NULL` or anything
+#' else, the field accepts any value. `flax_field()` declares a field without a default. In a method,
+#' read a field as `self$<field>`.
 #'
 #' # Methods
 #' A named argument that is a function whose first argument is `self` is a method. The layer calls
 #' `call`, which takes `inputs` and optionally `training`; see [layer_flax_module_wrapper()]. `call`
 #' can create submodules where it uses them, unless a method `setup` exists. In that case, `setup`
 #' creates them: `self$dense <- nn$Dense(10)`.
+#'
+#' # R functions on tensors
+#' Inside a module, a tensor has a shape and a dtype, but no values yet. These functions work on it:
+#' operators, also with an R vector, which is combined with the last axis; `mean()`, `sum()`,
+#' `max()`, `exp()` and other generics; `dim()`, `nrow()`, `ncol()` and `length()`; `%*%`, `pmax()`,
+#' `pmin()`, `rowSums()`, `rowMeans()`, `colSums()` and `colMeans()`. Other functions of R, such as
+#' `apply()`, `sd()` or `x[1, ]`, stop and name the operation of keras3 to use.
+#'
+#' Functions that are not generic (`%*%`, `rowSums()`) work in methods of a `flax_module()` and in
+#' the `method` of a layer. In a helper function or a `%py_class%`, they stop, with the same advice.
+#' There, `c(1, x)` returns a list, and `x * c(1, 2)` is an error. Before R 4.3, `x@r[...]` is an
+#' error everywhere; use `op_subset()`. Functions of other packages may return wrong results.
+#'
+#' Keras layers, variables and seed generators are errors inside a module, because nothing would
+#' keep their weights or state. Operations such as `op_relu()` are available.
+#'
+#' # Packages and sessions
+#' A definition at the top level of a package, in an RDS file or in a saved workspace can be used in
+#' any session: its Python class is created when a session first uses it. `load_model()` finds the
+#' definitions of loaded packages that depend on kerasflax. Objects from Python, such as a module,
+#' exist in one session only. A package therefore imports `flax.linen` in `.onLoad()` or in
+#' a method.
 #'
 #' # NNX
 #' With `api = "nnx"`, the class is a subclass of `flax$nnx$Module`. Its `setup` takes `rngs`, and
@@ -105,35 +127,84 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     )
   }
   fields <- lapply(parts[!is_method], as_flax_field)
-  methods <- c(parts[is_method], list(`__call__` = call))
-  is_required <- vapply(fields, \(field) field$is_required, NA)
-  types <- lapply(fields, \(field) python_type(field$type))
-  class <- call_core(
-    "module_class",
-    api,
-    .name,
-    "<r-globalenv>",
-    required = as_named_dict(types[is_required]),
-    optional = as_named_dict(Map(with_default, types, fields)[!is_required]),
-    methods = as_named_dict(lapply(methods, \(method) reticulate::r_to_py(method, convert = TRUE)))
+  definition <- rlang::env(
+    emptyenv(),
+    name = .name,
+    api = api,
+    fields = fields,
+    methods = c(parts[is_method], list(`__call__` = call))
   )
+  definition$class <- new_remade(\(call) module_class(definition, call))
+  remember_definition(definition)
   arguments <- lapply(fields, \(field) {
-    if (field$is_required) rlang::missing_arg() else field$default
+    if (field$is_required) rlang::missing_arg() else field$default$value
   })
   if (api == "nnx") {
     arguments <- c(arguments, list(rngs = NULL))
   }
   constructor <- rlang::new_function(
     as.pairlist(arguments),
-    quote(construct_module(class, fields, api, rlang::current_env())),
-    rlang::env(asNamespace("kerasflax"), class = class, fields = fields, api = api)
+    quote(construct_module(rlang::current_env())),
+    rlang::env(asNamespace("kerasflax"), definition = definition)
   )
-  structure(
-    constructor,
-    class = c("flax_module", "function"),
-    name = .name,
-    methods = setdiff(names(methods), "__call__")
+  structure(constructor, class = c("flax_module", "function"))
+}
+
+# The Python class of a module that is defined in R.
+module_class <- function(definition, call) {
+  fields <- definition$fields
+  is_required <- vapply(fields, \(field) field$is_required, NA)
+  types <- lapply(fields, \(field) python_type(field$type))
+  defaults <- Map(
+    \(type, field, name) {
+      reticulate::tuple(type, as_field_value(kept_value(field$default, name, call)))
+    },
+    types[!is_required],
+    fields[!is_required],
+    names(fields)[!is_required]
   )
+  methods <- lapply(definition$methods, \(method) {
+    reticulate::r_to_py(masked(method), convert = TRUE)
+  })
+  call_core(
+    "module_class",
+    definition$api,
+    definition$name,
+    "<r-globalenv>",
+    required = as_named_dict(types[is_required]),
+    optional = as_named_dict(defaults),
+    methods = as_named_dict(methods),
+    .call = call
+  )
+}
+
+# Python finds the classes of a saved model by their names, so it must be able to ask for the
+# classes that no session has used yet: `r_define_modules()`.
+remember_definition <- function(definition) {
+  if (is.null(definition$class$object)) {
+    the$definitions <- c(the$definitions, definition)
+  }
+}
+
+r_define_modules <- function() {
+  definitions <- the$definitions
+  the$definitions <- list()
+  places <- c(list(globalenv()), lapply(dependents(), asNamespace))
+  for (place in places) {
+    constructors <- Filter(\(value) inherits(value, "flax_module"), as.list(place))
+    definitions <- c(definitions, lapply(constructors, \(x) environment(x)$definition))
+  }
+  # A definition with an error signals it when it is used.
+  for (definition in definitions) tryCatch(remade(definition$class), kerasflax_error = identity)
+}
+
+# The loaded packages that depend on kerasflax.
+dependents <- function() {
+  depends <- function(package) {
+    fields <- utils::packageDescription(package, fields = c("Depends", "Imports"))
+    any(grepl("\\bkerasflax\\b", unlist(fields)))
+  }
+  Filter(depends, setdiff(loadedNamespaces(), c("base", "kerasflax")))
 }
 
 #' @rdname flax_module
@@ -147,21 +218,21 @@ flax_field <- function(type = c("any", "integer", "double", "logical", "characte
 
 #' @export
 print.flax_module <- function(x, ...) {
-  fields <- environment(x)$fields
+  definition <- environment(x)$definition
   defaults <- vapply(
-    fields,
-    \(field) if (field$is_required) field$type else format_default(field$default),
+    definition$fields,
+    \(field) if (field$is_required) field$type else format_default(field$default$value),
     ""
   )
   cat(
     "<flax_module> ",
-    attr(x, "name"),
+    definition$name,
     "(",
     toString(sprintf("%s = %s", names(defaults), defaults)),
     ")\n",
     sep = ""
   )
-  methods <- attr(x, "methods")
+  methods <- setdiff(names(definition$methods), "__call__")
   if (length(methods) > 0) {
     cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")
   }
@@ -173,21 +244,31 @@ print.flax_module <- function(x, ...) {
 
 #' @exportS3Method reticulate::r_to_py flax_module
 r_to_py.flax_module <- function(x, convert = FALSE) {
-  environment(x)$class
+  remade(environment(x)$definition$class)
 }
 
 format_default <- function(value) {
-  if (is_python_object(value)) reticulate::py_repr(value) else deparse(value)[[1]]
+  if (is_from_earlier_session(value)) {
+    "<Python object>"
+  } else if (is_python_object(value)) {
+    reticulate::py_repr(value)
+  } else {
+    deparse(value)[[1]]
+  }
 }
 
-# Creates an instance. The constructor's arguments are the variables in its frame.
-construct_module <- function(class, fields, api, frame) {
+# Creates an instance. The constructor's arguments are the variables in its frame, and may have any
+# names.
+construct_module <- function(frame) {
+  definition <- environment(sys.function(sys.parent()))$definition
+  fields <- definition$fields
   given <- mget(as.character(names(fields)), envir = frame, inherits = FALSE)
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
+  check_not_called(given[setdiff(names(given), missing)], definition, frame)
   if (length(missing) > 0) {
     abort_kerasflax(
       c(
-        "{.fn {class$`__name__`}} requires {.arg {missing}}.",
+        "{.fn {definition$name}} requires {.arg {missing}}.",
         i = "Pass {cli::qty(length(missing))}{?it/them} by name."
       ),
       cause = "field",
@@ -195,29 +276,61 @@ construct_module <- function(class, fields, api, frame) {
     )
   }
   values <- Map(
-    \(field, value, name) as_field_value(coerce_field(value, field$type, name, frame)),
+    \(field, value, name) coerce_field(value, field, name, frame),
     fields,
     given,
     names(fields)
   )
-  if (api == "linen") {
-    with_r_conditions(rlang::exec(class, !!!values), call = frame)
-  } else if (is.null(frame$rngs)) {
+  if (definition$api == "nnx" && is.null(frame$rngs)) {
     # The layer has random streams, so it creates the module.
-    call_core("LazyModule", class, !!!values, .call = frame)
-  } else {
-    with_r_conditions(rlang::exec(class, !!!values, rngs = frame$rngs), call = frame)
+    return(new_lazy(\() remade(definition$class), values, call = frame))
   }
+  class <- remade(definition$class, frame)
+  values <- lapply(values, as_field_value)
+  rngs <- if (definition$api == "nnx") list(rngs = frame$rngs)
+  with_r_conditions(rlang::exec(class, !!!values, !!!rngs), call = frame)
 }
 
-# Converts a value to the type of its field. NULL is valid for every type.
-coerce_field <- function(value, type, name, call) {
-  if (is.null(value) || is_python_object(value)) {
+# A constructor creates a module; it is not a layer that an input is piped into.
+check_not_called <- function(given, definition, frame) {
+  inputs <- Filter(\(value) is_keras_tensor(value) || is_sequential(value), given)
+  if (length(inputs) == 0) {
+    return(invisible())
+  }
+  name <- rlang::as_label(rlang::frame_call(frame)[[1]])
+  abort_kerasflax(
+    c(
+      "{.fn {name}} creates a module; it cannot be called on an input.",
+      x = "{.arg {names(inputs)[[1]]}} is a field of {definition$name}, and it is \
+      {describe(inputs[[1]])}.",
+      i = "Pipe the input into the layer: \
+      {.code input |> layer_flax_module_wrapper({name}(...))}."
+    ),
+    cause = "field",
+    call = frame
+  )
+}
+
+# Converts a value to the type of its field. NULL is valid only for a field of any type.
+coerce_field <- function(value, field, name, call) {
+  type <- field$type
+  if (is_from_earlier_session(value)) {
+    is_default <- !field$is_required && identical(value, field$default$value)
+    value <- kept_value(if (is_default) field$default else list(value = value), name, call)
+  }
+  if (is_python_object(value) || is.null(value) && type == "any") {
     return(value)
   }
   if (is.atomic(value) && !is.double(value) && anyNA(value)) {
     abort_kerasflax(
-      c("{.arg {name}} must not be NA, which Python cannot represent.", i = "Pass NULL instead."),
+      c(
+        "{.arg {name}} must not be NA, which Python cannot represent.",
+        i = if (type == "any") {
+          "Pass NULL instead."
+        } else {
+          "Pass a value, or give the field the default NULL, and pass NULL."
+        }
+      ),
       cause = "field",
       call = call
     )
@@ -238,7 +351,11 @@ coerce_field <- function(value, type, name, call) {
   )
   if (!isTRUE(is_right)) {
     abort_kerasflax(
-      c("{.arg {name}} must be of type {.val {type}}.", x = "It is {describe(value)}."),
+      c(
+        "{.arg {name}} must be of type {.val {type}}.",
+        x = "It is {describe(value)}.",
+        i = if (is.null(value)) "To allow NULL, make it the default of the field."
+      ),
       cause = "field",
       call = call
     )
@@ -268,7 +385,7 @@ as_flax_field <- function(default) {
   list(
     type = if (type %in% eval(formals(flax_field)$type)) type else "any",
     is_required = FALSE,
-    default = default
+    default = keep_value(default)
   )
 }
 
@@ -284,8 +401,6 @@ python_type <- function(type) {
     reticulate::import("typing", convert = FALSE)$Any
   )
 }
-
-with_default <- function(type, field) reticulate::tuple(type, as_field_value(field$default))
 
 as_named_dict <- function(values) reticulate::py_dict(as.list(names(values)), unname(values))
 
@@ -311,6 +426,9 @@ check_class_name <- function(name, call = caller_env()) {
 
 # Flax uses these names in every module.
 reserved_fields <- c("parent", "name", "scope", "self", "call")
+
+# What other systems call the method that creates the parts.
+other_setups <- c("initialize", "initialise", "build")
 
 check_module_parts <- function(parts, reserved, call = caller_env()) {
   names <- names(parts) %||% rep("", length(parts))
@@ -339,6 +457,11 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
       "A field must not be NA, which Python cannot represent.",
       x = "{.arg {names[is_na]}} {?is/are} NA.",
       i = "Use {.code NULL} instead."
+    )
+  } else if (any(other_setups %in% names[vapply(parts, is.function, NA)])) {
+    c(
+      "Flax does not call {.arg {intersect(other_setups, names)[[1]]}}.",
+      i = "Name the method {.arg setup}."
     )
   } else if ("setup" %in% names && !is_r_method(parts$setup)) {
     c(

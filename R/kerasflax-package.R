@@ -20,3 +20,6 @@ the <- new.env(parent = emptyenv())
 
 # The Python core: a module that reticulate imports at its first use.
 the$core <- NULL
+
+# Definitions of modules whose Python classes do not exist yet.
+the$definitions <- list()

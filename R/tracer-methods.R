@@ -180,6 +180,95 @@ rbind.jax._src.core.Tracer <- function(...) {
   stop_on_tracer("rbind", "`op_concatenate(list(...), axis = 1)`")
 }
 
+#' @rawNamespace S3method("sort", "jax._src.core.Tracer")
+#' @noRd
+sort.jax._src.core.Tracer <- function(x, decreasing = FALSE, ...) {
+  stop_on_tracer("sort", "`op_sort(x, axis = )`")
+}
+
+#' @rawNamespace S3method("median", "jax._src.core.Tracer")
+#' @noRd
+median.jax._src.core.Tracer <- function(x, na.rm = FALSE, ...) {
+  stop_on_tracer("median", "`op_quantile(x, 0.5, axis = )`")
+}
+
+#' @rawNamespace S3method("quantile", "jax._src.core.Tracer")
+#' @noRd
+quantile.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("quantile", "`op_quantile(x, probs, axis = )`")
+}
+
+#' @rawNamespace S3method("unique", "jax._src.core.Tracer")
+#' @noRd
+unique.jax._src.core.Tracer <- function(x, incomparables = FALSE, ...) {
+  stop_on_tracer("unique", "`op_where()`: the number of unique values is unknown")
+}
+
+#' @rawNamespace S3method("solve", "jax._src.core.Tracer")
+#' @noRd
+solve.jax._src.core.Tracer <- function(a, b, ...) {
+  stop_on_tracer("solve", "`op_solve(a, b)` or `op_inv(a)`")
+}
+
+#' @rawNamespace S3method("as.list", "jax._src.core.Tracer")
+#' @noRd
+as.list.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.list", "`op_unstack(x, axis = )`, or operations on the whole tensor")
+}
+
+#' @rawNamespace S3method("as.vector", "jax._src.core.Tracer")
+#' @noRd
+as.vector.jax._src.core.Tracer <- function(x, mode = "any") {
+  stop_on_tracer("as.vector", "`op_reshape(x, -1)`")
+}
+
+#' @rawNamespace S3method("as.matrix", "jax._src.core.Tracer")
+#' @noRd
+as.matrix.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.matrix", "`op_reshape(x, c(...))`")
+}
+
+#' @rawNamespace S3method("as.array", "jax._src.core.Tracer")
+#' @noRd
+as.array.jax._src.core.Tracer <- function(x, ...) {
+  stop_on_tracer("as.array", "the tensor itself: it has no values yet")
+}
+
+#' @rawNamespace S3method("length<-", "jax._src.core.Tracer")
+#' @noRd
+`length<-.jax._src.core.Tracer` <- function(x, value) {
+  stop_on_tracer("length<-", "`op_subset(x, ...)`")
+}
+
+#' @rawNamespace S3method("dim<-", "jax._src.core.Tracer")
+#' @noRd
+`dim<-.jax._src.core.Tracer` <- function(x, value) {
+  stop_on_tracer("dim<-", "`op_reshape(x, c(...))`")
+}
+
+#' @rawNamespace S3method("is.nan", "jax._src.core.Tracer")
+#' @noRd
+is.nan.jax._src.core.Tracer <- function(x) keras3::op_isnan(x)
+
+#' @rawNamespace S3method("is.finite", "jax._src.core.Tracer")
+#' @noRd
+is.finite.jax._src.core.Tracer <- function(x) keras3::op_isfinite(x)
+
+#' @rawNamespace S3method("is.infinite", "jax._src.core.Tracer")
+#' @noRd
+is.infinite.jax._src.core.Tracer <- function(x) keras3::op_isinf(x)
+
+# A list may hold tensors.
+#' @rawNamespace S3method("c", "jax._src.core.Tracer")
+#' @noRd
+c.jax._src.core.Tracer <- function(...) {
+  is_list <- vapply(list(...), \(value) is.list(value) && !is.object(value), NA)
+  if (any(is_list)) {
+    return(do.call(c, lapply(list(...), \(value) if (is_tracer(value)) list(value) else value)))
+  }
+  stop_on_tracer("c", replacements[["c"]])
+}
+
 # reticulate's `[` counts from 0, which R code inside a module would not expect. Outside a module,
 # it is unchanged.
 #' @rawNamespace S3method("[", "jax._src.core.Tracer")

@@ -317,3 +317,30 @@ test_that("a Keras layer, variable or seed generator inside a module is an error
   relu <- flax_module("Net", call = function(self, inputs) op_relu(inputs))()
   expect_equal(as.array(layer_flax_module_wrapper(matrix(-1:2, 2), relu)), matrix(c(0, 0, 1, 2), 2))
 })
+
+test_that("a mistaken use of a constructor says what to do", {
+  skip_without_flax()
+  make <- flax_module(
+    "Net",
+    units = 4L,
+    classes = flax_field("integer"),
+    call = function(self, inputs) inputs
+  )
+  call <- function(self, inputs) inputs
+  expect_snapshot(error = TRUE, {
+    keras_input(4) |> make(classes = 3)
+    keras_model_sequential(4) |> make()
+    make(classes = NULL)
+    flax_module("Net", initialize = function(self) 1, call = call)
+    flax_module("Net", build = function(self, input_shape) 1, call = call)
+  })
+})
+
+test_that("fields may have any names", {
+  skip_without_flax()
+  call <- function(self, inputs) {
+    inputs + self$definition + self$fields + self$frame + self$values
+  }
+  make <- flax_module("Net", definition = 1, fields = 2, frame = 3, values = 4, call = call)
+  expect_equal(as.array(layer_flax_module_wrapper(matrix(0, 1, 1), make(fields = 5))), matrix(13))
+})

@@ -66,6 +66,8 @@ class Host:
         advice: From an exception to a sentence that helps with it, or None.
         function_of_name: From a name to the function that the user has defined under it, or None.
         name_of_function: From a Python function to the name under which it is found, or None.
+        define_modules: Creates the classes of all modules that the host language has defined. It
+            creates a class when it first needs it, and Python may need it earlier.
         words: The host's version of each entry of `WORDS`.
     """
 
@@ -74,6 +76,7 @@ class Host:
     advice: Callable[[BaseException], str | None] = _nothing
     function_of_name: Callable[[str], Callable[..., Any] | None] = _nothing
     name_of_function: Callable[[Callable[..., Any]], str | None] = _nothing
+    define_modules: Callable[[], None] = lambda: None
     words: Mapping[str, str] = dataclasses.field(default_factory=lambda: WORDS)
 
 
@@ -109,6 +112,11 @@ def function_of_name(name: str) -> Callable[..., Any] | None:
 def name_of_function(function: Callable[..., Any]) -> str | None:
     """The name under which `function_of_name` finds a function, or None."""
     return _host.name_of_function(function)
+
+
+def define_modules() -> None:
+    """Create the classes of all modules that the host language has defined."""
+    _host.define_modules()
 
 
 def word(name: str, *args: str) -> str:

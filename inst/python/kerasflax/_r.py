@@ -25,6 +25,7 @@ from ._models import (
 )
 from .adapters._context import module_is_running
 from .adapters._protocol import module_class
+from .adapters._whole_numbers import integer_arguments
 
 __all__ = [
     "FlaxLayer",
@@ -34,6 +35,7 @@ __all__ = [
     "export_model",
     "fitted_variables",
     "import_model",
+    "integer_arguments",
     "module_class",
     "module_is_running",
     "numpy_variables",

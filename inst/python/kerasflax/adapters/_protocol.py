@@ -226,6 +226,7 @@ def module_classes() -> Iterator[type]:
 
     Of several classes with the same name and base, the newest comes last.
     """
+    _host.define_modules()
     found, waiting = set(), [adapter.base for adapter in _adapters()]
     while waiting:
         kind = waiting.pop(0)
