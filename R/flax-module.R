@@ -11,8 +11,8 @@
 #' type of the field. A number, an integer, a logical or a string accepts only values of that type,
 #' and not `NULL` (a whole number such as `32` is accepted for an integer). A vector of several
 #' elements becomes a tuple, and a named list becomes a dict. If the default is `NULL` or anything
-#' else, the field accepts any value. `flax_field()` declares a field without a default. In a method,
-#' read a field as `self$<field>`.
+#' else, the field accepts any value. `flax_field()` declares a field without a default. In a
+#' method, read a field as `self$<field>`.
 #'
 #' # Methods
 #' A named argument that is a function whose first argument is `self` is a method. The layer calls
