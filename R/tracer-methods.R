@@ -186,12 +186,14 @@ sort.jax._src.core.Tracer <- function(x, decreasing = FALSE, ...) {
   stop_on_tracer("sort", "`op_sort(x, axis = )`")
 }
 
+#' @importFrom stats median
 #' @rawNamespace S3method("median", "jax._src.core.Tracer")
 #' @noRd
 median.jax._src.core.Tracer <- function(x, na.rm = FALSE, ...) {
   stop_on_tracer("median", "`op_quantile(x, 0.5, axis = )`")
 }
 
+#' @importFrom stats quantile
 #' @rawNamespace S3method("quantile", "jax._src.core.Tracer")
 #' @noRd
 quantile.jax._src.core.Tracer <- function(x, ...) {
