@@ -297,10 +297,10 @@ check_not_called <- function(given, definition, frame) {
   if (length(inputs) == 0) {
     return(invisible())
   }
-  name <- rlang::as_label(rlang::frame_call(frame)[[1]])
+  name <- escape_braces(rlang::as_label(rlang::frame_call(frame)[[1]]))
   abort_kerasflax(
     c(
-      "{.fn {name}} creates a module; it cannot be called on an input.",
+      paste0("{.fn ", name, "} creates a module; it cannot be called on an input."),
       x = "{.arg {names(inputs)[[1]]}} is a field of {definition$name}, and it is \
       {describe(inputs[[1]])}.",
       i = "Pipe the input into the layer: \
