@@ -207,6 +207,7 @@ def test_sown_losses_are_added_to_the_loss_of_the_model_in_training_and_evaluati
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.filterwarnings("ignore:The layers .* copy the weights")
 def test_the_default_name_of_a_layer_is_that_of_its_modules_class(module, name):
     layers = [FlaxLayer(module), FlaxLayer(module, name=None), FlaxLayer(module, name="own")]
     assert [layer.name for layer in layers] == [name, f"{name}_1", "own"]

@@ -167,6 +167,7 @@ def one_sentence(change):
     return error.value.what, error.value.advice
 
 
+@pytest.mark.filterwarnings("ignore:The layers .* copy the weights")
 @pytest.mark.parametrize("module", MODULES, ids=["linen", "nnx", "lazy"])
 def test_variables_of_another_level_are_named_in_one_sentence(module):
     model = model_of(module, "net", "other")

@@ -330,7 +330,7 @@ def test_a_reader_never_sees_the_variables_in_the_middle_of_a_call(tmp_path):
         "Keras's file": lambda: (
             model.save_weights(tmp_path / "m.weights.h5"),
             [
-                h5py.File(tmp_path / "m.weights.h5")[f"layers/{layer.name}/vars/counts/c{i}"][()]
+                h5py.File(tmp_path / "m.weights.h5")[f"layers/flax_layer/vars/counts/c{i}"][()]
                 for i in range(20)
             ],
         )[1],

@@ -21,6 +21,9 @@ from support import key_data
 import kerasflax
 from kerasflax import ArgumentError, FlaxLayer, LazyModule, _models
 
+# The cases share their modules, so that several layers copy the weights of one NNX module.
+pytestmark = pytest.mark.filterwarnings("ignore:The layers .* copy the weights")
+
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 SYMBOL = keras.Input((3,))
 KERAS = {module.__file__ for module in (keras_layer, name_scope, tracking)}

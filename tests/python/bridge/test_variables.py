@@ -179,7 +179,10 @@ def test_variables_get_their_names_from_scopes_and_their_dtypes_from_the_arrays(
     arrays = {"params/Dense_0/kernel": jnp.ones((2, 3)), "stats/key": jnp.zeros(2, jnp.uint32)}
     with keras.name_scope("layer"):
         variables = _variables.create(
-            arrays, trainable=lambda path: path.startswith("params"), parameter_dtype="bfloat16"
+            arrays,
+            dict.fromkeys(arrays),
+            trainable=lambda path: path.startswith("params"),
+            parameter_dtype="bfloat16",
         )
     kernel, key = variables.values()
     assert (kernel.path, kernel.trainable, kernel.dtype) == (
@@ -192,7 +195,10 @@ def test_variables_get_their_names_from_scopes_and_their_dtypes_from_the_arrays(
 
 def test_an_update_that_changes_the_structure_names_the_path():
     variables = _variables.create(
-        {"cache/k": jnp.ones(2)}, trainable=lambda path: False, parameter_dtype=None
+        {"cache/k": jnp.ones(2)},
+        {"cache/k": None},
+        trainable=lambda path: False,
+        parameter_dtype=None,
     )
     with pytest.raises(StateError, match="Net created the variable cache/new"):
         _variables.checked_update(variables, {"cache/new": ARRAY}, "Net")

@@ -122,7 +122,9 @@ def test_small_arrays_are_computed_on_a_cpu_if_there_is_an_accelerator():
         cpu, accelerator = jax.devices()
         seen, where = {}, []
         create, compiled_for = _variables.create, _initial_values._compiled_for
-        _variables.create = lambda arrays, **rest: seen.update(arrays) or create(arrays, **rest)
+        _variables.create = lambda arrays, *rest, **more: (
+            seen.update(arrays) or create(arrays, *rest, **more)
+        )
 
         def note_device(device, *rest):
             where.append((device, rest[-1]))
@@ -165,9 +167,9 @@ def test_initial_values_are_computed_in_the_sharding_of_a_distribution():
         seen = []
         create = _variables.create
 
-        def note_arrays(arrays, **rest):
+        def note_arrays(arrays, *rest, **more):
             seen.append(dict(arrays))
-            return create(arrays, **rest)
+            return create(arrays, *rest, **more)
 
         _variables.create = note_arrays
         make = [
