@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import _host, _keras, _paths
 from .._errors import ArgumentError, ShapeError, StateError
-from .._messages import shape_text
+from .._messages import shape_text, value_text
 from ..adapters._context import axes_on, axis_names, logical_rules
 
 # The name of an axis, several axes that split one dimension together, or None.
@@ -214,7 +214,7 @@ def _checked_mesh(mesh: Any) -> dict[str, int]:
     is_mapping = isinstance(mesh, Mapping) and mesh
     if not is_mapping or not all(isinstance(name, str) and name for name in mesh):
         raise ArgumentError(
-            f"`mesh` must be the sizes of the mesh's axes by name, got {mesh!r:.100}.",
+            f"`mesh` must be the sizes of the mesh's axes by name, got {value_text(mesh)}.",
             advice=f"Pass, for example, {_host.word('mesh')}.",
         )
     sizes = {}
@@ -225,7 +225,7 @@ def _checked_mesh(mesh: Any) -> dict[str, int]:
         if isinstance(size, bool) or not is_whole or size < 1:
             raise ArgumentError(
                 f"The size of the mesh's axis {name!r} must be a whole number of at least 1, got "
-                f"{size!r:.60}.",
+                f"{value_text(size)}.",
                 advice=f"Pass, for example, {_host.word('mesh')}.",
             )
         sizes[name] = int(size)
@@ -255,7 +255,7 @@ def _checked_layout(layout: Any, sizes: Mapping[str, int]) -> dict[str, Axes]:
     if not isinstance(layout, Mapping) or not all(isinstance(key, str) for key in layout):
         raise ArgumentError(
             f"`layout` must be {_host.word('dict')} of mesh axes by pattern of paths, got "
-            f"{layout!r:.100}.",
+            f"{value_text(layout)}.",
             advice=f"Pass, for example, {_host.word('layout')}.",
         )
     return {
@@ -287,7 +287,7 @@ def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int]) -> Axis:
     ):
         raise ArgumentError(
             f"{where} must name a mesh axis or {_host.word('none')} for each dimension, got "
-            f"{axis!r:.60}.",
+            f"{value_text(axis)}.",
             advice=f"Pass, for example, {_host.word('layout')}.",
         )
     unknown = [name for name in axis_names(axis) if name not in sizes]
@@ -308,7 +308,7 @@ def _checked_rules(rules: Any, sizes: Mapping[str, int]) -> tuple[tuple[str, Axi
         for pair in pairs
     ):
         raise ArgumentError(
-            f"`rules` must give a mesh axis for each logical axis, got {rules!r:.100}.",
+            f"`rules` must give a mesh axis for each logical axis, got {value_text(rules)}.",
             advice=f"Pass, for example, {_host.word('rules')}.",
         )
     return tuple(
