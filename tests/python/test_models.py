@@ -147,9 +147,11 @@ MODULES = [LINEN, Nnx(nnx.Rngs(0)), LazyModule(Nnx)]
 
 
 def model_of(module, *names):
-    """A model with a layer of each name, all of the same module."""
+    """A model with a layer of each name, each of a module like the given one."""
     inputs = keras.Input((3,))
-    return keras.Model(inputs, [FlaxLayer(module, name=name)(inputs) for name in names])
+    modules = [nnx.clone(module) if isinstance(module, nnx.Module) else module for _ in names]
+    layers = [FlaxLayer(each, name=name) for each, name in zip(modules, names, strict=True)]
+    return keras.Model(inputs, [layer(inputs) for layer in layers])
 
 
 def wrapped(value, *names):
@@ -167,7 +169,6 @@ def one_sentence(change):
     return error.value.what, error.value.advice
 
 
-@pytest.mark.filterwarnings("ignore:The layers .* copy the weights")
 @pytest.mark.parametrize("module", MODULES, ids=["linen", "nnx", "lazy"])
 def test_variables_of_another_level_are_named_in_one_sentence(module):
     model = model_of(module, "net", "other")
