@@ -246,7 +246,7 @@ def nnx_dense(units):
     return FlaxLayer(nnx.Linear(3, units, rngs=nnx.Rngs(0)))
 
 
-TOKENS = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0], [6, 0, 0, 0, 0], [1, 2, 3, 4, 5]])
+TOKENS = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0], [6, 0, 0, 0, 0], [1, 2, 3, 4, 5]], "int32")
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
