@@ -71,9 +71,18 @@ test_that("functions outside of a module's own get the same advice with R's erro
   expect_snapshot(error = TRUE, transform = scrub, {
     by_helper(function(self, inputs) rowSums(inputs))
     by_helper(function(self, inputs) var(inputs))
-    by_helper(function(self, inputs) inputs %*% w)
     by_helper(function(self, inputs) inputs * c(1, 2, 3))
   })
+})
+
+test_that("outside of a module's own functions, `%*%` works where R has made it generic", {
+  skip_without_flax()
+  product <- function() by_helper(function(self, inputs) inputs %*% w)
+  if (getRversion() >= "4.3") {
+    expect_equal(product(), x %*% w, tolerance = 1e-6)
+  } else {
+    expect_error(product(), "Use `op_matmul()`", fixed = TRUE)
+  }
 })
 
 test_that("the user's own functions and R's functions of other values are unchanged", {
