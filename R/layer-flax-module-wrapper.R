@@ -86,7 +86,7 @@
 #' errors whose text contains the same facts.
 #'
 #' If `fit()`, `evaluate()` or `predict()` stops with an error, Keras may lose the values of all
-#' weights of the model, also those of its own layers. The next use of the weights then says so.
+#' weights of the model, including those of Keras layers. The next use of the weights then says so.
 #' Load them from a file with [keras3::load_model_weights()], and compile the model again before you
 #' train it further; or create the model again.
 #'

@@ -35,8 +35,8 @@
 #'
 #' # Clones
 #' [keras3::clone_model()] needs no file, so it also clones layers that cannot be saved. A clone has
-#' new initial values. If nothing tells with which arguments an NNX module was created, the clone
-#' starts with the layer's current values instead.
+#' new initial values. If it is unknown which arguments created an NNX module, the clone starts with
+#' the layer's current values instead.
 #'
 #' @param model,filepath,overwrite,zipped,... See [keras3::save_model()].
 #'

@@ -105,28 +105,20 @@ def stateful(note: Callable[[object], None]) -> list[tuple[type, Callable[..., A
     values is not documented. A replacement calls `note` with the object first.
     """
 
-    def __init__(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
-        note(used)
-        return method(used, *args, **kwargs)
+    def noting(name: str) -> Callable[..., Any]:
+        def noted(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
+            note(used)
+            return method(used, *args, **kwargs)
 
-    def __call__(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
-        note(used)
-        return method(used, *args, **kwargs)
-
-    def next(method: Callable[..., Any], used: object, *args: Any, **kwargs: Any) -> Any:
-        note(used)
-        return method(used, *args, **kwargs)
-
-    def value(method: Callable[..., Any], used: object) -> Any:
-        note(used)
-        return method(used)
+        noted.__name__ = name
+        return noted
 
     layer, variable, generator = STATEFUL
     return [
-        *((kind, __init__) for kind in STATEFUL),
-        (layer, __call__),
-        (generator, next),
-        (variable, value),
+        *((kind, noting("__init__")) for kind in STATEFUL),
+        (layer, noting("__call__")),
+        (generator, noting("next")),
+        (variable, noting("value")),
     ]
 
 

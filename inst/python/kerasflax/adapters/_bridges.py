@@ -219,7 +219,7 @@ def passing_on(
             return call(module, variable_type, *args, **kwargs)
 
     # Flax has no hooks for its bridges and for NNX's streams. The methods are documented, but not
-    # that they may be replaced. Seen to work with flax 0.12.8.
+    # that they may be replaced. Seen to work with flax 0.12.6 to 0.12.12.
     # https://flax.readthedocs.io/en/latest/guides/bridge_guide.html
     rngs_class, stream_class = nnx.Rngs, nnx.RngStream
     with (

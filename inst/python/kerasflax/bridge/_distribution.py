@@ -57,7 +57,9 @@ class FlaxParallel(keras.distribution.ModelParallel):
         )
         self.layout, self.rules, self.auto = dict(layout), rules, auto
         self._matches = {pattern: _paths.matcher(pattern) for pattern in layout}
-        self._unused, self._seen = set(layout), list[str]()
+        self._unused = set(layout)
+        # Each path once and in order: a build may ask for a variable several times.
+        self._seen: dict[str, None] = {}
 
     def axes_of(
         self, path: str, shape: Sequence[int], *, is_weight: bool, named: Axes = ()
@@ -71,7 +73,7 @@ class FlaxParallel(keras.distribution.ModelParallel):
             named: The axes of this mesh that Flax's metadata names.
         """
         if is_weight:
-            self._seen.append(path)
+            self._seen[path] = None
         found = [pattern for pattern, is_match in self._matches.items() if is_match(path)]
         self._unused.difference_update(found)
         if found:
@@ -112,7 +114,7 @@ class FlaxParallel(keras.distribution.ModelParallel):
         """
         for pattern in self.layout:
             if pattern in self._unused:
-                _paths.matched(pattern, self._seen)
+                _paths.matched(pattern, list(self._seen))
         return super().get_data_layout(data_shape)
 
     def distribute_dataset(self, dataset: Any) -> Any:
