@@ -28,9 +28,10 @@
 #' `apply()`, `sd()` or `x[1, ]`, stop and name the operation of keras3 to use.
 #'
 #' Functions that are not generic (`rowSums()`, and before R 4.3 `%*%`) work in methods of a
-#' `flax_module()` and in the `method` of a layer. In a helper function or a `%py_class%`, they stop,
-#' with the same advice. There, `c(1, x)` returns a list, and `x * c(1, 2)` is an error. Before R 4.3, `x@r[...]` is an
-#' error everywhere; use `op_subset()`. Functions of other packages may return wrong results.
+#' `flax_module()` and in the `method` of a layer. In a helper function or a `%py_class%`, they
+#' stop, with the same advice. There, `c(1, x)` returns a list, and `x * c(1, 2)` is an error.
+#' Before R 4.3, `x@r[...]` is an error everywhere; use `op_subset()`. Functions of other packages
+#' may return wrong results.
 #'
 #' Keras layers, variables and seed generators are errors inside a module, because nothing would
 #' keep their weights or state. Operations such as `op_relu()` are available.
