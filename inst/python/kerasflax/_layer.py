@@ -226,7 +226,7 @@ class FlaxLayer(keras.layers.Layer):
         call = Call(self, form=None if form.is_plain else form)
         with contextlib.ExitStack() as stack:
             if self.built:
-                _distribution.check_mesh(self.name, self._held.mesh)
+                self._held.setting.check(self.name)
                 stack.enter_context(_keras.scopes_kept())
             else:
                 stack.enter_context(self._transaction(is_done=lambda: self.built))
@@ -269,9 +269,7 @@ class FlaxLayer(keras.layers.Layer):
         """
         call = call_of(self)
         spec, (init, traced, used_given) = self._trace_build(input_shape, call)
-        layouts = functools.partial(
-            _distribution.layouts, named=init.named, is_weight=self.by_path.is_trainable
-        )
+        layouts = _distribution.Layouts(init.named, is_weight=self.by_path.is_trainable)
         template, arrays, given = self._first_values(
             init.template, traced, call.inputs, layouts, used_given
         )
@@ -291,7 +289,7 @@ class FlaxLayer(keras.layers.Layer):
             # depend on the shapes of given variables.
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
         self._held.template, self._held.paths = template, tuple(variables)
-        self._held.mesh = _distribution.current_mesh()
+        self._held.setting = _distribution.Setting.now()
         self._held.inputs = spec
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
         # exchange the variables of Keras layers.
@@ -505,7 +503,7 @@ class FlaxLayer(keras.layers.Layer):
             call drew random numbers.
         """
         held = self._held.template.merge(dict(zip(self._held.paths, arrays, strict=True)))
-        with _distribution.in_force(self._held.mesh):
+        with self._held.setting.in_force():
             outputs, state, sown = self._adapter.apply(
                 held,
                 form.merge(inputs) if form else inputs,

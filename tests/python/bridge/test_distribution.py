@@ -230,6 +230,43 @@ def test_constraints_on_activations_take_effect(module):
 
 
 @on_eight
+@pytest.mark.parametrize("ended", [{"mesh": None}, {"mesh": MESH, "rules": {"rows": "batch"}}])
+@pytest.mark.parametrize("is_of_flax", [False, True])
+def test_a_layer_keeps_the_rules_of_its_build(ended, is_of_flax):
+    rules = {"mlp": "model"}
+    layer = FlaxLayer(Constrained())
+    if is_of_flax:
+        distribute(MESH)
+        with nn.logical_axis_rules(tuple(rules.items())):
+            layer.build((None, 8))
+    else:
+        distribute(MESH, rules=rules)
+        layer.build((None, 8))
+    distribute(**ended)
+    assert layer(X).sharding.spec == P(None, "model")
+
+
+@on_eight
+@both
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_build_decides_once_where_a_variable_lives(kind, is_given, monkeypatch):
+    variables = model_of(kind)[1].flax_variables if is_given else None
+    asked = []
+
+    def axes_of(self, path, *args, **kwargs):
+        asked.append(path)
+        return decided(self, path, *args, **kwargs)
+
+    decided = _distribution.FlaxParallel.axes_of
+    monkeypatch.setattr(_distribution.FlaxParallel, "axes_of", axes_of)
+    distribute(MESH)
+    layer = FlaxLayer(MODULES[kind](), variables=variables)
+    layer.build((None, 8))
+    paths = [variable.path for variable in layer.variables]
+    assert sorted(asked) == sorted(paths)
+
+
+@on_eight
 @both
 def test_an_axis_that_does_not_divide_is_an_error_with_the_paths(kind):
     distribute({"batch": 1, "model": 8}, {"**/bias": ("model",)})

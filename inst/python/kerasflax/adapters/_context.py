@@ -75,6 +75,13 @@ def logical_rules(rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
         yield
 
 
+def current_logical_rules() -> tuple[tuple[str, Any], ...]:
+    """Flax's rules for logical axes that are in force now, as `flax.linen` has them."""
+    from flax.core.spmd import get_logical_axis_rules
+
+    return tuple(get_logical_axis_rules())
+
+
 def axes_on(spec: Iterable[Any], names: Sequence[str]) -> jax.sharding.PartitionSpec:
     """A spec with only the axes that a mesh has."""
     axes: list[str | tuple[str, ...] | None] = []

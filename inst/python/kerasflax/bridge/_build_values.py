@@ -19,8 +19,7 @@ from ._forms import Form, Formed
 
 PyTree = Any
 Template = _variables.Template
-# From the shapes of variables by path to their shardings, or to None.
-Layouts = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]]
+Layouts = _distribution.Layouts
 
 
 class Init:
@@ -50,10 +49,10 @@ class Init:
         key = jax.random.wrap_key_data(key_data)
         inputs = self._form.merge(inputs) if self._form else inputs
         overlay = None if given is None else functools.partial(self._overlaid, given)
-        mesh = _distribution.current_mesh()
-        with _distribution.in_force(mesh):
+        setting = _distribution.Setting.now()
+        with setting.in_force():
             outputs, variables = self._adapter.init(key, inputs, mask=mask, overlay=overlay)
-            if mesh is not None:
+            if setting.mesh is not None:
                 self.named = _variables.named_leaves(self._adapter.partition_specs(variables))
         self.template, arrays = _variables.split(variables)
         return Formed.of(outputs), arrays

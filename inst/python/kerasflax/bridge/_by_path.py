@@ -16,6 +16,7 @@ from .._errors import NotBuiltError, StateError
 from ..adapters._context import module_is_running
 from ..adapters._protocol import Adapter
 from . import _variables
+from ._distribution import Setting
 
 PyTree = Any
 
@@ -37,7 +38,7 @@ class Held:
         inputs: The specs of the inputs on which the layer was built.
         has_been_trained: Whether a compiled training step has called the layer. The optimizer has
             then noted which weights it trains.
-        mesh: JAX's mesh of the distribution under which the layer was built, or None.
+        setting: The mesh and the rules of the distribution under which the layer was built.
         lock: Held by a thread while it builds the layer, or reads or sets variables.
     """
 
@@ -48,7 +49,7 @@ class Held:
     frozen: tuple[str, ...] = ()
     inputs: PyTree = None
     has_been_trained: bool = False
-    mesh: Any = None
+    setting: Setting = dataclasses.field(default_factory=Setting)
     lock: Any = dataclasses.field(default_factory=threading.RLock)
 
 

@@ -7,6 +7,7 @@ puts Keras's mesh in force while a module runs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import numpy as np
 from .. import _host, _keras, _paths
 from .._errors import ArgumentError, ShapeError, StateError
 from .._messages import shape_text, value_text
-from ..adapters._context import axes_on, axis_names, logical_rules
+from ..adapters._context import axes_on, axis_names, current_logical_rules, logical_rules
 
 # The name of an axis, several axes that split one dimension together, or None.
 Axis = str | tuple[str, ...] | None
@@ -58,7 +59,7 @@ class FlaxParallel(keras.distribution.ModelParallel):
         self.layout, self.rules, self.auto = dict(layout), rules, auto
         self._matches = {pattern: _paths.matcher(pattern) for pattern in layout}
         self._unused = set(layout)
-        # Each path once and in order: a build may ask for a variable several times.
+        # Each path once and in order: models may have layers of the same names.
         self._seen: dict[str, None] = {}
 
     def axes_of(
@@ -321,44 +322,67 @@ def _checked_rules(rules: Any, sizes: Mapping[str, int]) -> tuple[tuple[str, Axi
 # Layouts -----------------------------------------------------------------------------------------
 
 
-def layouts(
-    shapes: Mapping[str, Sequence[int]],
-    named: Mapping[str, Any],
-    *,
-    is_weight: Callable[[str], bool],
-) -> dict[str, Any]:
-    """Decide where the variables of a layer live, under the name scope in which it is built.
+class Layouts:
+    """Decides where the variables of a layer live, while the layer is built under its name scope.
+
+    Without a distribution, it decides nothing.
 
     Args:
-        shapes: The shape of each variable by path.
         named: The `PartitionSpec` from Flax's metadata by path, if there is one.
         is_weight: Whether a path is one of a weight.
-
-    Returns:
-        A `jax.sharding.NamedSharding` by path, or None for each without a distribution. Keras takes
-        it for a layout, and `keras.distribution.TensorLayout` takes one axis for each dimension.
-
-    Raises:
-        ShapeError: An axis does not divide its dimension, or there are more axes than dimensions.
     """
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return dict.fromkeys(shapes)
-    mesh, scope = distribution.device_mesh, _keras.current_path()
-    decided = {}
-    for path, shape in shapes.items():
-        axes = tuple(axes_on(named.get(path) or (), mesh.axis_names))
-        whole = f"{scope}/{path}" if scope else path
-        axes, source = _decided(
-            distribution, whole, shape, axes if any(axes) else (), is_weight(path)
-        )
-        decided[path] = (axes, source, tuple(shape))
-    found = _layouts(decided, mesh)
-    with jax.ensure_compile_time_eval():
-        is_default = set(mesh.backend_mesh.devices.flat) == jax.device_put(0).devices()
-    # Keras leaves an array on the default device as it is, and each of its calls would warn of a
-    # mix if others had a sharding over a mesh.
-    return dict.fromkeys(shapes) if is_default else found
+
+    def __init__(self, named: Mapping[str, Any], *, is_weight: Callable[[str], bool]) -> None:
+        self._named, self._is_weight = named, is_weight
+        self._distribution = keras.distribution.distribution()
+        self._scope = _keras.current_path()
+        # State may be given in another shape than the module's. Each shape is decided once.
+        self._known: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    def __call__(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Decide where variables live.
+
+        Args:
+            shapes: The shape of each variable by path.
+
+        Returns:
+            A `jax.sharding.NamedSharding` by path, or None for Keras's default device. Keras takes
+            it for a layout, and `keras.distribution.TensorLayout` takes one axis for each
+            dimension.
+
+        Raises:
+            ShapeError: An axis does not divide its dimension, or there are more axes than
+                dimensions.
+        """
+        asked = {path: tuple(shape) for path, shape in shapes.items()}
+        if self._distribution is None:
+            return dict.fromkeys(asked)
+        new = {path: shape for path, shape in asked.items() if (path, shape) not in self._known}
+        if new:
+            found = self._shardings(new)
+            self._known |= {(path, shape): found[path] for path, shape in new.items()}
+        return {path: self._known[path, shape] for path, shape in asked.items()}
+
+    def _shardings(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        mesh = self._distribution.device_mesh
+        decided = {}
+        for path, shape in shapes.items():
+            axes = tuple(axes_on(self._named.get(path) or (), mesh.axis_names))
+            whole = f"{self._scope}/{path}" if self._scope else path
+            axes, source = _decided(
+                self._distribution,
+                whole,
+                shape,
+                axes if any(axes) else (),
+                self._is_weight(path),
+            )
+            decided[path] = (axes, source, shape)
+        found = _layouts(decided, mesh)
+        with jax.ensure_compile_time_eval():
+            is_default = set(mesh.backend_mesh.devices.flat) == jax.device_put(0).devices()
+        # Keras leaves an array on the default device as it is, and each of its calls would warn of
+        # a mix if others had a sharding over a mesh.
+        return dict.fromkeys(shapes) if is_default else found
 
 
 def _decided(
@@ -415,42 +439,62 @@ def _sizes(mesh: keras.distribution.DeviceMesh) -> dict[str, int]:
 # Running -----------------------------------------------------------------------------------------
 
 
-def current_mesh() -> Any:
-    """JAX's mesh of Keras's distribution, or None."""
-    distribution = keras.distribution.distribution()
-    return None if distribution is None else distribution.device_mesh.backend_mesh
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is in force while a module runs: that of the distribution when its layer was built.
 
-
-@contextlib.contextmanager
-def in_force(mesh: Any) -> Iterator[None]:
-    """Put a mesh, and the rules of the distribution, in force while a module's code runs.
-
-    Constraints on activations inside the module then take effect. They need the names of the axes
-    only: inside a trace, JAX takes the devices from the arguments.
+    Attributes:
+        mesh: JAX's mesh, or None without a distribution.
+        rules: Pairs of a logical axis and a mesh axis, or None for those that Flax has when the
+            module runs.
     """
-    rules = getattr(keras.distribution.distribution(), "rules", None)
-    with contextlib.ExitStack() as stack:
-        if mesh is not None:
-            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
-        if rules is not None:
-            stack.enter_context(logical_rules(rules))
-        yield
 
+    mesh: Any = None
+    rules: tuple[tuple[str, Axis], ...] | None = None
 
-def check_mesh(name: str, mesh: Any) -> None:
-    """Check that a layer was built under the distribution that is set now, or that none is.
+    @classmethod
+    def now(cls) -> Setting:
+        """The setting of Keras's distribution, with the rules that place weights under it."""
+        distribution = keras.distribution.distribution()
+        if distribution is None:
+            return cls()
+        rules = getattr(distribution, "rules", None)
+        if rules is None:
+            rules = current_logical_rules() or None
+        return cls(distribution.device_mesh.backend_mesh, rules)
 
-    Raises:
-        StateError: The meshes differ.
-    """
-    now = current_mesh()
-    if now is not None and now != mesh:
-        built = "without a distribution" if mesh is None else f"on the mesh {_mesh_text(mesh)}"
-        raise StateError(
-            f"The layer {name!r} was built {built}, but the distribution now has the mesh "
-            f"{_mesh_text(now)}.",
-            advice="Set the distribution first, then create the model, and load its weights.",
-        )
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Let constraints on activations inside a module take effect.
+
+        They need the names of the axes only: inside a trace, JAX takes the devices from the
+        arguments.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.mesh is not None:
+                stack.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))
+            if self.rules is not None:
+                stack.enter_context(logical_rules(self.rules))
+            yield
+
+    def check(self, name: str) -> None:
+        """Check that a layer was built under the distribution that is set now, or that none is.
+
+        Raises:
+            StateError: The meshes differ.
+        """
+        now = Setting.now().mesh
+        if now is not None and now != self.mesh:
+            built = (
+                "without a distribution"
+                if self.mesh is None
+                else f"on the mesh {_mesh_text(self.mesh)}"
+            )
+            raise StateError(
+                f"The layer {name!r} was built {built}, but the distribution now has the mesh "
+                f"{_mesh_text(now)}.",
+                advice="Set the distribution first, then create the model, and load its weights.",
+            )
 
 
 def _mesh_text(mesh: Any) -> str:
