@@ -107,7 +107,7 @@ r_advice <- function(exception) {
   if (reticulate::py_has_attr(exception, "r_class")) {
     advice_on_tensors(r_condition_of(exception))
   } else {
-    advice_on_vectors(exception)
+    advice_on_exceptions(exception)
   }
 }
 
@@ -117,7 +117,7 @@ advice_on_tensors <- function(condition) {
     return(NULL)
   }
   name <- rlang::call_name(condition$call) %||% ""
-  instead <- replacements[[name]]
+  instead <- advised(name)
   if (name %in% c("if", "while")) {
     paste(
       "If the condition is a tensor: inside a module, a tensor has no values yet, so `if` cannot",
@@ -127,15 +127,32 @@ advice_on_tensors <- function(condition) {
   } else if (identical(condition$call[[1]], quote(`@`)) || grepl("slot \"r\"", condition$message)) {
     "If the object is a tensor: before R 4.3, use `op_subset(x, ...)` instead of `x@r[...]`."
   } else if (!is.null(instead)) {
-    instead <- if (is.function(instead)) operations_like[[name]] else instead
     sprintf("`%s` is not available for a tensor inside a module. Use %s.", name, instead)
   }
 }
 
-# Python gets a vector of several elements as a list. Python's message is the only sign of it.
-advice_on_vectors <- function(exception) {
+# Python's and JAX's messages are the only sign of these mistakes.
+advice_on_exceptions <- function(exception) {
   message <- reticulate::py_str(exception)
   if (grepl("Tracer' and 'list'|'list' and '[A-Za-z]*Tracer'", message)) {
+    # Python gets a vector of several elements as a list.
     "Convert the R vector first: `op_convert_to_tensor(c(1, 2))`."
+  } else if (inherits(exception, no_values_yet)) {
+    paste(
+      "Inside a module, a tensor has no values yet: R functions that need values cannot use it.",
+      "Use operations of keras3 instead, such as `op_sum()`."
+    )
+  } else if (grepl("ncompatible shapes for broadcasting.*[(][0-9]+,[)]", message)) {
+    # In R, `x / rowSums(x)` works.
+    paste(
+      "A vector is combined with the last axis. To combine one value with each row, keep the axis:",
+      "`op_sum(x, axis = -1, keepdims = TRUE)`."
+    )
   }
 }
+
+# JAX's errors about values that do not exist while a module is traced.
+no_values_yet <- paste0(
+  "jax.errors.",
+  c("TracerArrayConversionError", "ConcretizationTypeError", "TracerIntegerConversionError")
+)

@@ -15,6 +15,9 @@ replacements <- list(
   pmax = function(...) Reduce(keras3::op_maximum, list(...)),
   pmin = function(...) Reduce(keras3::op_minimum, list(...)),
   "%*%" = function(x, y) keras3::op_matmul(as_tensor(x), as_tensor(y)),
+  is.array = function(x) TRUE,
+  is.matrix = function(x) x$ndim == 2,
+  plogis = function(q) keras3::op_sigmoid(q),
   crossprod = "`op_matmul(op_transpose(x), y)`",
   tcrossprod = "`op_matmul(x, op_transpose(y))`",
   outer = "`op_outer()`, or `op_expand_dims()` and an operator",
@@ -46,10 +49,36 @@ replacements <- list(
   diag = "`op_diagonal(x)` or `op_diag(x)`",
   det = "`op_det(x)`",
   norm = "`op_norm(x)`",
+  svd = "`op_svd(x)`",
+  chol = "`op_cholesky(x)`",
+  qr = "`op_qr(x)`",
+  eigen = "`op_eigh(x)`",
+  kronecker = "`op_einsum()`",
+  fft = "`op_fft()`",
+  as.array = "the tensor itself: it has no values yet",
+  cat = "`print(x)`: a tensor has a shape and a dtype, but no values yet",
+  drop = "`op_squeeze(x, axis = )`",
+  replace = "`op_where()`",
+  split = "`op_split(x, n, axis = )`",
+  cut = "`op_digitize(x, bins)`",
+  findInterval = "`op_digitize(x, bins)`",
+  max.col = "`op_argmax(x, axis = -1)`",
+  weighted.mean = "`op_average(x, weights = , axis = )`",
+  pnorm = "`op_erf()`: `0.5 * (1 + op_erf(x / sqrt(2)))`",
+  dnorm = "`op_exp()`",
+  atan2 = "`op_arctan2(y, x)`",
+  Reduce = "operations on the whole tensor, or `op_unstack()`",
+  Filter = "`op_where()` to choose by element",
   tail = "`op_subset(x, ...)`",
   head = "`op_subset(x, ...)`",
-  "for" = "operations on the whole tensor, or loop over `op_unstack(x, axis = )`"
+  "for" = "operations on the whole tensor, or loop over `op_unstack(x, axis = )`",
+  switch = "`op_switch()`",
+  "&&" = "`&` to combine by element; a tensor has no values yet",
+  "||" = "`|` to combine by element; a tensor has no values yet"
 )
+
+# Those that R evaluates in a way of its own.
+special_forms <- c("for", "switch", "&&", "||")
 
 # The operations of the functions above, for advice.
 operations_like <- list(
@@ -59,8 +88,17 @@ operations_like <- list(
   colMeans = "`op_mean(x, axis = 1)`",
   pmax = "`op_maximum()`",
   pmin = "`op_minimum()`",
-  "%*%" = "`op_matmul()`"
+  "%*%" = "`op_matmul()`",
+  is.array = "`dim(x)`",
+  is.matrix = "`length(dim(x))`",
+  plogis = "`op_sigmoid()`"
 )
+
+# What to use instead of a function, as text. NULL if the function has no replacement.
+advised <- function(name) {
+  instead <- replacements[[name]]
+  if (is.function(instead)) operations_like[[name]] else instead
+}
 
 reduce_axes <- function(operation, x, keep) operation(x, axis = setdiff(seq_len(x$ndim), keep))
 
@@ -109,18 +147,25 @@ function_mask <- function(name, original) {
     # A list may hold tensors.
     if (!is_tensor || is_list) {
       original(...)
-    } else if (is.function(replacement)) {
+    } else if (is.function(replacement) && accepts(replacement, list(...))) {
       replacement(...)
     } else {
-      stop_on_tracer(name, replacement, call = caller_env())
+      stop_on_tracer(name, advised(name), call = caller_env())
     }
   }
+}
+
+# Whether a function has arguments for these values, such as `na.rm`.
+accepts <- function(f, arguments) {
+  known <- names(formals(f))
+  all(names(arguments) %in% c("", known)) &&
+    ("..." %in% known || length(arguments) <= length(known))
 }
 
 # The masks for a function: of the functions that it would get from R itself.
 masks_for <- function(environment) {
   originals <- mget(
-    c(setdiff(names(replacements), "for"), operators),
+    c(setdiff(names(replacements), special_forms), operators),
     envir = environment,
     mode = "function",
     inherits = TRUE,

@@ -20,13 +20,18 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
     any = list(keras3::op_any, keras3::op_logical_or)
   )
   operation <- operations[[.Generic]]
-  if (is.null(operation) || na.rm) {
+  # R would add up the value of an argument such as `axis`.
+  named <- setdiff(names(list(...)), "")
+  if (is.null(operation) || na.rm || length(named) > 0) {
     instead <- if (na.rm) {
       "`op_where()` to replace NaN first"
-    } else {
+    } else if (is.null(operation)) {
       "`op_min()` and `op_max()`"
+    } else {
+      sprintf("`op_%s(x, axis = )`", .Generic)
     }
-    stop_on_tracer(if (na.rm) paste0(.Generic, "(na.rm = TRUE)") else .Generic, instead)
+    argument <- if (na.rm) "(na.rm = TRUE)" else if (length(named) > 0) sprintf("(%s = )", named[[1]])
+    stop_on_tracer(paste0(.Generic, argument), instead)
   }
   Reduce(operation[[2]], lapply(list(...), operation[[1]]))
 }
@@ -47,10 +52,9 @@ Math.jax._src.core.Tracer <- function(x, ...) {
   same <- c(same, "exp", "log", "expm1", "log1p", "log2", "log10")
   name <- if (.Generic %in% same) .Generic else names[.Generic]
   if (is.na(name) || ...length()) {
-    stop_on_tracer(
-      .Generic,
-      paste0("keras3's `op_", if (is.na(name)) .Generic else name, "()`, if there is one")
-    )
+    operation <- paste0("op_", if (is.na(name)) .Generic else name)
+    exists <- operation %in% getNamespaceExports("keras3")
+    stop_on_tracer(.Generic, if (exists) sprintf("`%s()`", operation) else "operations of keras3")
   }
   getExportedValue("keras3", paste0("op_", name))(x)
 }
@@ -230,12 +234,6 @@ as.matrix.jax._src.core.Tracer <- function(x, ...) {
   stop_on_tracer("as.matrix", "`op_reshape(x, c(...))`")
 }
 
-#' @rawNamespace S3method("as.array", "jax._src.core.Tracer")
-#' @noRd
-as.array.jax._src.core.Tracer <- function(x, ...) {
-  stop_on_tracer("as.array", "the tensor itself: it has no values yet")
-}
-
 #' @rawNamespace S3method("length<-", "jax._src.core.Tracer")
 #' @noRd
 `length<-.jax._src.core.Tracer` <- function(x, value) {
@@ -309,8 +307,14 @@ c.jax._src.core.Tracer <- function(...) {
 
 is_in_module <- function() core_function("module_is_running")()
 
-# `instead` follows "Use". It is not a template.
+# `instead` follows "Use". It is not a template. If a function of R calls the generic, the message is
+# about that function, which the user knows.
 stop_on_tracer <- function(generic, instead, call = caller_env(2)) {
+  caller <- rlang::call_name(rlang::frame_call(call) %||% quote(none())) %||% ""
+  if (caller %in% names(replacements) && is_of_r(caller, rlang::frame_fn(call))) {
+    generic <- caller
+    instead <- advised(caller)
+  }
   abort_kerasflax(
     c(
       "{.code {generic}} is not available for a tensor inside a module.",

@@ -19,7 +19,9 @@ test_that("functions that are not generic give the same results for tensors as f
     function(self, inputs) colSums(inputs),
     function(self, inputs) colMeans(inputs),
     function(self, inputs) pmax(inputs, 0),
-    function(self, inputs) pmin(inputs, 2 * inputs, 1)
+    function(self, inputs) pmin(inputs, 2 * inputs, 1),
+    function(self, inputs) plogis(inputs),
+    function(self, inputs) if (is.matrix(inputs) && is.array(inputs)) inputs else -inputs
   )) {
     expect_equal(as.vector(by_module(f)), as.vector(f(NULL, x)), tolerance = 1e-6)
   }
@@ -53,7 +55,11 @@ test_that("other functions stop and name what to use instead", {
     sort(inputs), order(inputs), outer(inputs, inputs), crossprod(inputs), median(inputs),
     quantile(inputs), unique(inputs), as.vector(inputs), head(inputs, 1), inputs %in% 1,
     which(inputs > 0), sweep(inputs, 2, 1), length(inputs) <- 2, dim(inputs) <- c(3, 2),
-    for (row in inputs) row, while (inputs > 0) inputs
+    for (row in inputs) row, while (inputs > 0) inputs, drop(inputs), as.array(inputs), cat(inputs),
+    svd(inputs), kronecker(inputs, inputs), weighted.mean(inputs, 1:3),
+    rowSums(inputs, na.rm = TRUE), rowSums(inputs, dims = 2), pmax(inputs, 0, na.rm = TRUE), plogis(inputs, 1), inputs > 0 && TRUE,
+    FALSE || inputs > 0, switch(inputs, 1), sum(inputs, axis = 1), max(inputs, axis = 1),
+    pnorm(inputs), atan2(inputs, 1), replace(inputs, 1, 0), Reduce(`+`, inputs)
   )
   for (call in calls) {
     f <- rlang::new_function(formals(function(self, inputs) NULL), call)
@@ -72,7 +78,17 @@ test_that("functions outside of a module's own get the same advice with R's erro
     by_helper(function(self, inputs) rowSums(inputs))
     by_helper(function(self, inputs) var(inputs))
     by_helper(function(self, inputs) inputs * c(1, 2, 3))
+    by_helper(function(self, inputs) apply(inputs, 1, sum))
+    by_helper(function(self, inputs) ifelse(inputs > 0, 1, 0))
+    by_helper(function(self, inputs) svd(inputs))
   })
+})
+
+test_that("what works in R and not on tensors gets advice with the error of JAX", {
+  skip_without_flax()
+  expect_error(by_helper(function(self, inputs) kronecker(inputs, inputs)), "has no values yet")
+  expect_error(by_helper(function(self, inputs) as.array(inputs)), "has no values yet")
+  expect_error(by_module(function(self, inputs) inputs / rowSums(inputs)), "keepdims = TRUE")
 })
 
 test_that("outside of a module's own functions, `%*%` works where R has made it generic", {
