@@ -36,6 +36,8 @@ core_words <- list(
   mesh = "`mesh = c(batch = 2, model = 4)`",
   layout = "`layout = list(\"**/kernel\" = c(NA, \"model\"))`",
   rules = "`rules = list(mlp = \"model\")`",
+  auto = "`auto = TRUE`",
+  whole = "`layout = list(\"**/{0}\" = NA)`",
   unchecked = "`checked = FALSE`",
   "functional model" = "`keras_model(inputs, outputs)`",
   "to write" = "`object`",

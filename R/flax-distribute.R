@@ -23,6 +23,11 @@
 #' The variables of optimizers follow their weights. State, such as batch statistics, follows rules
 #' 1, 2 and 4. Constraints on activations, such as `nn$with_logical_constraint()`, take effect.
 #'
+#' [flax_parameters()] shows where each weight is. If the mesh has more than a batch axis, a layer
+#' warns when it is built: it names its variables that every device holds whole, if they have at
+#' least 4096 elements and are larger than 1% of the layer. A pattern in `layout` with `NA` leaves a
+#' variable whole without the warning.
+#'
 #' @param mesh The size of each axis of the mesh of devices, by name, such as
 #'   `c(batch = 2, model = 4)`. The sizes multiply to the number of devices to use. `NULL` ends the
 #'   distribution.

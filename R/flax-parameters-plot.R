@@ -13,6 +13,9 @@
 #' sizes, and a label states the size of each bar. Only the bar of the smallest modules can be cut;
 #' its label says so.
 #'
+#' With a distribution ([flax_distribute()]), what is split over devices has lighter colors, in both
+#' plots.
+#'
 #' # Values
 #' Each weight, in the order of the rows, has a point for the mean, a thick line that extends one
 #' standard deviation to each side, and a thin line from the smallest to the largest value. A cross
@@ -92,8 +95,9 @@ check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
 # Data for the plots -----------------------------------------------------------------------------
 
 # One row for each bar, in descending order of size. `parts`: a list of the names that lead to the
-# module. `trainable` and `non_trainable`: sizes. `cut`: the fraction of its length with which the
-# bar is drawn. The attribute `folded` is text that says that submodules are counted in their
+# module. `trainable` and `non_trainable`: sizes; with a distribution also `trainable_split` and
+# `non_trainable_split`, their parts that are split over devices. `cut`: the fraction of its length
+# with which the bar is drawn. The attribute `folded` is text that says that submodules are counted in their
 # parents.
 module_sizes <- function(x, max = 30) {
   parts <- module_parts(x)
@@ -112,12 +116,17 @@ module_sizes <- function(x, max = 30) {
     non_trainable = sums(!x$trainable),
     cut = rep(1, nlevels(keys))
   )
+  if (has_placement(x)) {
+    sizes$trainable_split <- sums(x$trainable & is_split(x))
+    sizes$non_trainable_split <- sums(!x$trainable & is_split(x))
+  }
+  numbers <- setdiff(names(sizes), "cut")
   sizes$parts <- unname(parts[!duplicated(keys)])
   sizes <- sizes[order(-(sizes$trainable + sizes$non_trainable)), ]
   if (nrow(sizes) > max) {
     others <- sizes[-seq_len(max - 1), ]
     sizes <- sizes[seq_len(max), ]
-    sizes[max, c("trainable", "non_trainable")] <- colSums(others[c("trainable", "non_trainable")])
+    sizes[max, numbers] <- colSums(others[numbers])
     sizes$parts[[max]] <- paste0("other (", format_number(nrow(others)), " modules)")
     # The sum of many small modules would leave no room to compare the large ones.
     totals <- sizes$trainable + sizes$non_trainable
@@ -154,6 +163,19 @@ module_parts <- function(x) {
   )
 }
 
+# The size of each bar's parts, from left to right, named by their kinds in `kind_colors`.
+size_kinds <- function(sizes) {
+  if (is.null(sizes$trainable_split)) {
+    return(list(trainable = sizes$trainable, "non-trainable" = sizes$non_trainable))
+  }
+  list(
+    trainable = sizes$trainable - sizes$trainable_split,
+    "trainable, split" = sizes$trainable_split,
+    "non-trainable" = sizes$non_trainable - sizes$non_trainable_split,
+    "non-trainable, split" = sizes$non_trainable_split
+  )
+}
+
 # One row for each weight: `parts`, as above with the weight's own name, the statistics as positions
 # on the axis, and the number of values that are not finite. The attributes describe the axis
 # (`scale`), the selection of weights (`selection`) and the names that all weights share, which are
@@ -168,6 +190,9 @@ weight_values <- function(x, max = 40) {
     size = selected$size,
     n_nonfinite = selected$n_nonfinite
   )
+  if (has_placement(x)) {
+    values$is_split <- is_split(selected)
+  }
   paths <- strsplit(selected$path, "/", fixed = TRUE)
   paths <- if (is.null(layer)) paths else Map(c, layer, paths, USE.NAMES = FALSE)
   shared <- shared_names(paths)
@@ -225,7 +250,23 @@ value_scale <- function(values) {
 }
 
 # From the palette of Okabe and Ito, which colorblind readers can distinguish.
-trainable_colors <- c(trainable = "#0072B2", "non-trainable" = "#E69F00")
+kind_colors <- c(
+  trainable = "#0072B2",
+  "trainable, split" = "#56B4E9",
+  "non-trainable" = "#E69F00",
+  "non-trainable, split" = "#F0E442"
+)
+undistributed_kinds <- c("trainable", "non-trainable")
+
+# The kind of each weight, as a factor of the kinds in the legend.
+value_kinds <- function(values) {
+  kinds <- if (is.null(values$is_split)) undistributed_kinds else names(kind_colors)
+  kind <- ifelse(values$trainable, "trainable", "non-trainable")
+  if (!is.null(values$is_split)) {
+    kind[values$is_split] <- paste0(kind[values$is_split], ", split")
+  }
+  factor(kind, kinds)
+}
 
 # The names as one label of at most `width`, measured by `measure`. The longest names lose their
 # middle.
@@ -271,6 +312,9 @@ size_subtitle <- function(sizes) {
     " trainable, ",
     format_number(sum(sizes$non_trainable)),
     " non-trainable",
+    if (!is.null(sizes$trainable_split)) {
+      paste0("; ", format_number(sum(sizes$trainable_split, sizes$non_trainable_split)), " split")
+    },
     attr(sizes, "folded")
   )
 }
@@ -384,16 +428,15 @@ plot_sizes <- function(sizes, titles) {
   at <- at[at <= graphics::par("usr")[[2]]]
   graphics::abline(v = at, col = "grey90")
   rows <- seq_along(total)
-  middle <- sizes$trainable * sizes$cut
-  starts <- list(0, middle)
-  ends <- list(middle, drawn)
-  for (i in 1:2) {
+  kinds <- size_kinds(sizes)
+  ends <- Reduce(`+`, kinds, accumulate = TRUE)
+  for (i in seq_along(kinds)) {
     graphics::rect(
-      starts[[i]],
+      (ends[[i]] - kinds[[i]]) * sizes$cut,
       rows - frame$half,
-      ends[[i]],
+      ends[[i]] * sizes$cut,
       rows + frame$half,
-      col = trainable_colors[[i]],
+      col = kind_colors[[names(kinds)[[i]]]],
       border = NA
     )
   }
@@ -411,7 +454,7 @@ plot_sizes <- function(sizes, titles) {
   graphics::text(drawn, rows, notes, pos = 4, offset = 0.3, cex = frame$cex, xpd = NA)
   graphics::axis(1, at, short_count(at), cex.axis = 0.8, mgp = c(2, 0.5, 0), tcl = -0.3)
   defaults <- list(main = "Parameters by module", xlab = "Parameters")
-  add_titles(titles, defaults, size_subtitle(sizes), trainable_colors)
+  add_titles(titles, defaults, size_subtitle(sizes), kind_colors[names(kinds)])
 }
 
 plot_values <- function(values, titles) {
@@ -433,7 +476,8 @@ plot_values <- function(values, titles) {
   rows <- seq_along(notes)
   graphics::abline(v = scale$at, col = "grey90")
   graphics::abline(v = scale$place(0), col = "grey50")
-  colors <- ifelse(values$trainable, trainable_colors[[1]], trainable_colors[[2]])
+  kinds <- value_kinds(values)
+  colors <- kind_colors[as.character(kinds)]
   graphics::segments(values$min, rows, values$max, rows, col = colors, lwd = 1.2)
   half <- 0.6 * frame$half
   graphics::rect(values$low, rows - half, values$high, rows + half, col = colors, border = NA)
@@ -469,7 +513,7 @@ plot_values <- function(values, titles) {
     titles,
     list(main = "Values by weight", xlab = scale$title),
     subtitle,
-    trainable_colors
+    kind_colors[levels(kinds)]
   )
 }
 
@@ -501,13 +545,14 @@ ggplot_sizes <- function(sizes) {
   total <- sizes$trainable + sizes$non_trainable
   rows <- seq_along(total)
   drawn <- total * sizes$cut
-  middle <- sizes$trainable * sizes$cut
-  kinds <- names(trainable_colors)
+  kinds <- size_kinds(sizes)
+  ends <- Reduce(`+`, kinds, accumulate = TRUE)
+  cut <- rep(sizes$cut, length(kinds))
   bars <- data.frame(
-    row = rep(rows, 2),
-    from = c(0 * total, middle),
-    to = c(middle, drawn),
-    kind = factor(rep(kinds, each = length(rows)), kinds)
+    row = rep(rows, length(kinds)),
+    from = (unlist(ends) - unlist(kinds, use.names = FALSE)) * cut,
+    to = unlist(ends) * cut,
+    kind = factor(rep(names(kinds), each = length(rows)), names(kinds))
   )
   notes <- data.frame(row = rows, end = drawn, text = size_labels(sizes))
   cut_bars <- notes[sizes$cut < 1, ]
@@ -540,15 +585,14 @@ ggplot_sizes <- function(sizes) {
       size = 2.8
     ) +
     ggplot2::scale_x_continuous(labels = short_count, expand = ggplot2::expansion(c(0, 0.3))) +
-    ggplot2::scale_fill_manual(values = trainable_colors, drop = FALSE) +
+    ggplot2::scale_fill_manual(values = kind_colors[names(kinds)], drop = FALSE) +
     ggplot2::labs(title = "Parameters by module", subtitle = size_subtitle(sizes), x = "Parameters")
 }
 
 ggplot_values <- function(values) {
   scale <- attr(values, "scale")
-  kinds <- names(trainable_colors)
   values$row <- seq_len(nrow(values))
-  values$kind <- factor(ifelse(values$trainable, kinds[[1]], kinds[[2]]), kinds)
+  values$kind <- value_kinds(values)
   values$text <- nonfinite_labels(values)
   edge <- max(scale$at, values$max, values$high, na.rm = TRUE)
   noted <- values[nzchar(values$text), ]
@@ -586,6 +630,6 @@ ggplot_values <- function(values) {
       labels = scale$labels,
       expand = ggplot2::expansion(c(0.02, if (nrow(noted) > 0) 0.25 else 0.02))
     ) +
-    ggplot2::scale_colour_manual(values = trainable_colors, drop = FALSE) +
+    ggplot2::scale_colour_manual(values = kind_colors[levels(values$kind)], drop = FALSE) +
     ggplot2::labs(title = "Values by weight", subtitle = value_subtitle(values), x = scale$title)
 }

@@ -165,11 +165,12 @@ tree_lines <- function(x, n) {
   }
   draw(0, "")
   fields <- line_fields(x, lines)
-  # If the console is too narrow for statistics, drop columns instead of breaking lines: first those
-  # that the user did not ask for.
+  # If the console is too narrow for the additional columns, drop some instead of breaking lines:
+  # first those that the user did not ask for.
   dropped <- character()
-  if (has_statistics(x)) {
-    rest <- c("size", "dtype", "parameters", "shape", "max", "min", "sd", "mean")
+  if (has_statistics(x) || has_placement(x)) {
+    rest <- c("size", "dtype", "parameters", "shape", "per device", "sharding")
+    rest <- intersect(c(rest, "max", "min", "sd", "mean"), names(fields))
     while (length(rest) > 0 && sum(field_widths(fields)) > cli::console_width()) {
       dropped <- c(dropped, rest[[1]])
       fields[rest[[1]]] <- NULL
@@ -186,11 +187,12 @@ tree_lines <- function(x, n) {
       )
     },
     if (length(dropped) > 0) {
-      cli::col_grey(
-        "# No room for ",
+      text <- paste0(
+        "No room for ",
         paste(dropped, collapse = ", "),
         ": see the columns, or widen the console"
       )
+      cli::col_grey(strwrap(text, cli::console_width(), prefix = "# "))
     }
   )
 }
@@ -224,9 +226,26 @@ line_fields <- function(x, lines) {
       parameters = format_number(sums("size")),
       size = format_bytes(sums("bytes"))
     ),
+    if (has_placement(x)) {
+      list(
+        sharding = vapply(lines, \(line) line_sharding(x[line$rows, ], line$is_folded), ""),
+        "per device" = format_bytes(sums("bytes_per_device"))
+      )
+    },
     Filter(Negate(is.null), statistics),
     list(mark = marks)
   )
+}
+
+# What a line says of the sharding of its weights. Nothing if they are replicated, as most are.
+line_sharding <- function(x, is_folded) {
+  if (nrow(x) == 1 && !is_folded) {
+    if (x$sharding == "replicated") "" else x$sharding
+  } else if (is_folded && any(is_split(x))) {
+    if (all(is_split(x))) "split" else "partly split"
+  } else {
+    ""
+  }
 }
 
 subtree_mark <- function(x, is_folded) {
@@ -257,7 +276,7 @@ join_columns <- function(fields) {
     cells <- c(if (name == "tree") "" else name, columns[[name]])
     # Not format(), which counts a backslash twice.
     space <- strrep(" ", max(nchar(cells, "width")) - nchar(cells, "width"))
-    cells <- if (name %in% c("tree", "shape", "dtype")) {
+    cells <- if (name %in% c("tree", "shape", "dtype", "sharding")) {
       paste0(cells, space)
     } else {
       paste0(space, cells)

@@ -16,6 +16,12 @@
 #' select rows as in any data frame; the totals are then those of the selected rows. Without all of
 #' the first eight columns, the table prints as a plain data frame.
 #'
+#' # Several devices
+#' With a distribution ([flax_distribute()]), the table has columns for where each weight lives. The
+#' header then has the bytes that each device holds, without those of the optimizer. A line that
+#' stands for several weights says whether all of them are split, or a part. In a narrow console,
+#' columns such as `size` and `dtype` are left out.
+#'
 #' # Statistics
 #' The columns for `stats = TRUE` are computed on the device, in float32, from all elements of a
 #' weight. `sd` is the standard deviation of the population: it divides by the number of elements,
@@ -37,6 +43,9 @@
 #'   [as.character()] give texts such as `3x2`; `dtype`;
 #' * `size`: the number of elements, and `bytes`; both are doubles;
 #' * `trainable`;
+#' * with a distribution, also `sharding`: the mesh axis that splits each dimension, as in `-,model`
+#'   for a matrix whose columns are split along the axis `model`, or `replicated`, or `one device`;
+#'   `devices`: the number of devices that hold the weight or a part of it; and `bytes_per_device`;
 #' * with `stats = TRUE`, also `mean`, `sd`, `min` and `max`, which are `NaN` for an empty or
 #'   complex weight, and `n_nonfinite`, the number of values that are `NaN` or infinite.
 #'
@@ -73,13 +82,28 @@ flax_parameters <- function(object, stats = FALSE) {
 # to R integers, which end at 2^31.
 as_columns <- function(columns) {
   as_double <- reticulate::import("numpy")$asarray
-  numbers <- intersect(c("size", "bytes", "n_nonfinite"), names(reticulate::py_to_r(columns)))
+  names <- names(reticulate::py_to_r(columns))
+  numbers <- intersect(c("size", "bytes", "n_nonfinite", "devices", "bytes_per_device"), names)
   doubles <- lapply(rlang::set_names(numbers), \(name) {
     as.double(as_double(reticulate::py_get_item(columns, name), "float64"))
   })
   columns <- reticulate::py_to_r(columns)
   columns[numbers] <- doubles
+  if (!is.null(columns$sharding)) {
+    columns$sharding <- mapply(sharding_text, columns$sharding, columns$devices)
+  }
   columns
+}
+
+# The mesh axes that split each dimension of a weight, as text.
+sharding_text <- function(axes, devices) {
+  if (length(axes) == 0) {
+    return(if (devices > 1) "replicated" else "one device")
+  }
+  paste(
+    vapply(axes, \(axis) if (is.null(axis)) "-" else paste(unlist(axis), collapse = "+"), ""),
+    collapse = ","
+  )
 }
 
 parameter_columns <- c(
@@ -92,6 +116,7 @@ parameter_columns <- c(
   "bytes",
   "trainable"
 )
+placement_columns <- c("sharding", "devices", "bytes_per_device")
 statistic_columns <- c("mean", "sd", "min", "max", "n_nonfinite")
 
 # Printing and plotting use only the columns, because other packages keep only the columns of a data
@@ -108,6 +133,9 @@ new_parameters <- function(columns) {
     size = double(),
     bytes = double(),
     trainable = logical(),
+    sharding = character(),
+    devices = double(),
+    bytes_per_device = double(),
     mean = double(),
     sd = double(),
     min = double(),
@@ -175,6 +203,13 @@ has_all_columns <- function(x) {
 
 has_statistics <- function(x) all(statistic_columns %in% names(x))
 
+has_placement <- function(x) {
+  all(placement_columns %in% names(x)) && !anyNA(unlist(x[placement_columns]))
+}
+
+# Whether each weight is split over devices.
+is_split <- function(x) x$bytes_per_device < x$bytes
+
 #' @rdname flax_parameters
 #' @export
 print.flax_parameters <- function(x, n = 60, ...) {
@@ -206,6 +241,12 @@ header_lines <- function(x) {
   c(
     paste("Parameters:", total(seq_len(nrow(x))), "in", format_count(nrow(x), "weight")),
     paste0("Trainable: ", total(x$trainable), ", non-trainable: ", total(!x$trainable)),
+    if (has_placement(x) && any(x$devices > 1)) {
+      c(
+        paste0("Split: ", total(is_split(x)), ", not split: ", total(!is_split(x))),
+        device_line(x)
+      )
+    },
     if (any(bad > 0)) {
       cli::col_red(
         format_number(sum(bad)),
@@ -215,6 +256,22 @@ header_lines <- function(x) {
       )
     }
   )
+}
+
+# Weights can have been created before a distribution, or under two of them.
+device_line <- function(x) {
+  counts <- sort(unique(x$devices), decreasing = TRUE)
+  texts <- vapply(
+    counts,
+    \(count) {
+      bytes <- format_bytes(sum(x$bytes_per_device[x$devices == count]))
+      who <- if (count > 1) paste("each of", format_number(count), "devices:") else "one device:"
+      paste(who, bytes)
+    },
+    ""
+  )
+  line <- paste(texts, collapse = "; ")
+  paste0(toupper(substr(line, 1, 1)), substring(line, 2))
 }
 
 # Numbers and names as text ----------------------------------------------------------------------

@@ -19,7 +19,7 @@ test_that("weights are split over devices, and the numbers are those of one devi
         vapply(model$weights, \\(weight) reticulate::py_str(tuple(weight$value$sharding$spec)), "")
       }
       names(specs) <- if (!is.null(specs)) vapply(model$weights, \\(weight) weight$path, "")
-      list(predict(model, x, verbose = 0), specs)
+      list(predict(model, x, verbose = 0), specs, flax_parameters(model))
     }
     tuple <- reticulate::import_builtins(convert = FALSE)$tuple
     mesh <- c(batch = 2, model = 4)
@@ -41,6 +41,14 @@ test_that("weights are split over devices, and the numbers are those of one devi
   expect_identical(split("layout"), c("last/params/kernel" = "(None, 'model')"))
   expect_identical(split("rules"), c("first/params/kernel" = "(None, 'model')"))
   expect_identical(split("both"), c("first/params/bias" = "(('batch', 'model'),)"))
+
+  expect_named(result$one[[3]], parameter_columns)
+  table <- result$layout[[3]]
+  expect_named(table, c(parameter_columns, placement_columns))
+  expect_identical(table$sharding, c("replicated", "replicated", "replicated", "-,model"))
+  expect_identical(table$devices, rep(8, 4))
+  expect_identical(table$bytes_per_device, table$bytes / c(1, 1, 1, 4))
+  expect_identical(sum(result$both[[3]]$sharding == "batch+model"), 1L)
 })
 
 test_that("wrong arguments are refused, and the distribution stays as it was", {

@@ -130,6 +130,51 @@ test_that("plots of any size are silent and restore the margins", {
   }
 })
 
+on_eight_devices <- function(x) {
+  x$sharding <- rep_len(c("model", "replicated"), nrow(x))
+  x$devices <- rep(8, nrow(x))
+  x$bytes_per_device <- x$bytes / rep_len(c(4, 1), nrow(x))
+  x
+}
+
+test_that("what is split over devices has colors of its own, also in the bar of the others", {
+  x <- on_eight_devices(drawn_table(
+    c("batch_stats/Norm_0/mean", "batch_stats/Norm_0/var", "params/Norm_0/scale", "params/cls"),
+    c(4, 5, 90, 1),
+    collection = c("batch_stats", "batch_stats", "params", "params")
+  ))
+  sizes <- module_sizes(x)
+  expect_equal(
+    size_kinds(sizes),
+    list(
+      trainable = c(0, 1),
+      "trainable, split" = c(90, 0),
+      "non-trainable" = c(5, 0),
+      "non-trainable, split" = c(4, 0)
+    )
+  )
+  expect_match(size_subtitle(sizes), "91 trainable, 9 non-trainable; 94 split", fixed = TRUE)
+  expect_identical(
+    as.character(value_kinds(weight_values(x))),
+    c("non-trainable, split", "non-trainable", "trainable, split", "trainable")
+  )
+  x <- on_eight_devices(flat(500))
+  sizes <- module_sizes(x)
+  expect_equal(sum(sizes$trainable_split), sum(x$size[is_split(x)]))
+  expect_named(size_kinds(module_sizes(flat(3))), undistributed_kinds)
+
+  drawn <- withr::local_tempfile(fileext = ".pdf")
+  grDevices::pdf(drawn)
+  withr::defer(grDevices::dev.off())
+  expect_no_error(plot(x))
+  expect_no_error(plot(x, "values"))
+  skip_if_not_installed("ggplot2")
+  fills <- ggplot2::layer_data(ggplot2::autoplot(x))$fill
+  expect_setequal(unique(fills), kind_colors)
+  colors <- ggplot2::layer_data(ggplot2::autoplot(x, "values"), 2)$colour
+  expect_setequal(unique(colors), kind_colors[c("trainable", "trainable, split")])
+})
+
 test_that("autoplot() draws the same bars and values", {
   skip_if_not_installed("ggplot2")
   odd <- flat(5)

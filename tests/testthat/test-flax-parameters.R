@@ -361,6 +361,41 @@ test_that("statistics have room at 80 columns, and other columns are dropped fir
   }
 })
 
+on_devices <- function(...) {
+  x <- five_weights(...)
+  x$sharding <- c("replicated", "replicated", "-,-,-,batch+model", "one device", "model,-")
+  x$devices <- c(8, 8, 8, 1, 8)
+  x$bytes_per_device <- x$bytes / c(1, 1, 8, 1, 4)
+  x
+}
+
+test_that("a table on several devices prints what each of them holds, and fits 80 columns", {
+  expect_snapshot({
+    on_devices()
+    print(on_devices(), n = 3)
+    on_devices(stats = TRUE)
+  })
+  for (width in c(80, 120)) {
+    withr::local_options(cli.width = width)
+    for (stats in c(FALSE, TRUE)) {
+      lines <- capture.output(print(on_devices(stats = stats)))
+      expect_true(all(nchar(lines) <= width))
+      expect_match(lines, if (stats) "max" else "sharding +per device", all = FALSE)
+    }
+  }
+  one <- on_devices()[4, ]
+  expect_no_match(capture.output(print(one)), "Split")
+  # Two distributions, and rows without columns.
+  x <- on_devices()
+  x$devices[[1]] <- 2
+  expect_identical(
+    device_line(x),
+    "Each of 8 devices: 592.00 B; each of 2 devices: 128.00 B; one device: 4.00 B"
+  )
+  x$sharding <- NULL
+  expect_no_match(capture.output(print(x)), "device")
+})
+
 test_that("a table becomes a tibble with all its columns", {
   skip_if_not_installed("tibble")
   x <- five_weights(stats = TRUE)

@@ -34,6 +34,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "mesh": '`mesh={{"batch": 2, "model": 4}}`',
         "layout": '`layout={{"**/kernel": (None, "model")}}`',
         "rules": '`rules={{"mlp": "model"}}`',
+        "auto": "`auto=True`",
+        "whole": '`layout={{"**/{0}": ()}}`',
         "unchecked": "`checked=False`",
         "functional model": "`keras.Model(inputs, outputs)`",
         "to write": "`variables`",

@@ -297,6 +297,7 @@ class FlaxLayer(keras.layers.Layer):
         # Only after Keras has tracked them as trainable.
         self.by_path.update_trainable()
         self.by_path.explain_missing_values()
+        layouts.warn_of_whole(self.name, arrays)
 
     def _trace_build(
         self, input_shape: PyTree, call: Call

@@ -22,7 +22,7 @@ from . import _host, _keras, _paths
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
 from ._messages import value_text
-from .bridge import _variables
+from .bridge import _distribution, _variables
 
 PyTree = Any
 
@@ -264,6 +264,7 @@ def _named_layers(target: FlaxLayer | keras.Model) -> dict[str, FlaxLayer]:
 
 _Row = tuple[str, str | None, str, keras.Variable]
 _COLUMNS = ["layer", "collection", "path", "shape", "dtype", "size", "bytes", "trainable"]
+_PLACES = ["sharding", "devices", "bytes_per_device"]
 _STATISTICS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "mean": jnp.mean,
     "sd": jnp.std,
@@ -283,9 +284,11 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     Returns:
         `layer`, the layer's name; `collection`, None in layers that are not Flax layers; `path`
         within the layer; `shape`, a list of sizes; `dtype`; `size` in elements; `bytes`;
-        `trainable`. With `stats` also `mean`, `sd` (of the population), `min`, `max` and
-        `n_nonfinite`, the number of values that are not finite. A statistic that an empty or
-        complex weight does not have is nan.
+        `trainable`. With a distribution also `sharding`, the mesh axes that split each dimension,
+        as in `layout` of `distribute`, and empty if nothing splits the weight; `devices`, the
+        number of devices that hold a part of it; and `bytes_per_device`. With `stats` also `mean`,
+        `sd` (of the population), `min`, `max` and `n_nonfinite`, the number of values that are not
+        finite. A statistic that an empty or complex weight does not have is nan.
 
     Raises:
         NotBuiltError: A layer has no variables yet.
@@ -297,14 +300,17 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     trainable = {id(weight) for weight in target.trainable_weights}
     # A weight that several layers share is one row.
     weights = {id(weight): (place, weight) for *place, weight in _rows(target)}
+    values = [weight.value for _, weight in weights.values()]
+    is_distributed = _distribution.is_over_devices(values)
     rows = []
-    for (layer, collection, path), weight in weights.values():
+    for ((layer, collection, path), weight), value in zip(weights.values(), values, strict=True):
         shape = [int(size) for size in weight.shape]
         size = math.prod(shape)
-        number = size * weight.value.dtype.itemsize
+        number = size * value.dtype.itemsize
         row = [layer, collection, path, shape, weight.dtype, size, number, id(weight) in trainable]
-        rows.append(row + _statistics(weight.value) if stats else row)
-    names = [*_COLUMNS, *_STATISTICS] if stats else _COLUMNS
+        row += _distribution.Placement.of(value) if is_distributed else []
+        rows.append(row + _statistics(value) if stats else row)
+    names = [*_COLUMNS, *(_PLACES if is_distributed else []), *(_STATISTICS if stats else [])]
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 

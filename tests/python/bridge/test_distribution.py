@@ -268,6 +268,114 @@ def test_a_build_decides_once_where_a_variable_lives(kind, is_given, monkeypatch
 
 @on_eight
 @both
+def test_the_table_of_weights_says_how_each_is_split_and_what_a_device_holds(kind):
+    before = kerasflax.parameters(model_of(kind)[0])
+    assert list(before)[-1] == "trainable"
+    layout = {"**/last/kernel": (("batch", "model"),), "**/last/bias": ("model",)}
+    distribute(MESH, layout)
+    model, layer = model_of(kind)
+    model.fit(X, Y, verbose=0)
+    table = kerasflax.parameters(model, stats=True)
+    assert list(table)[7:12] == ["trainable", "sharding", "devices", "bytes_per_device", "mean"]
+    found = dict(zip(table["path"], table["sharding"], strict=True))
+    assert {path: axes for path, axes in found.items() if axes} == {
+        "params/named/kernel": (None, "model"),
+        "params/last/kernel": (("batch", "model"), None),
+        "params/last/bias": ("model",),
+    }
+    held = {
+        path: {shard.device: shard.data.nbytes for shard in variable.value.addressable_shards}
+        for path, variable in layer.variables_by_path.items()
+    }
+    for path, count, each in zip(
+        table["path"], table["devices"], table["bytes_per_device"], strict=True
+    ):
+        assert set(held[path].values()) == {each}
+        assert len(held[path]) == count == 8
+    distribute(None)
+    # The weights stay where they are.
+    assert kerasflax.parameters(model)["sharding"] == table["sharding"]
+
+
+@on_eight
+def test_an_axis_of_size_one_splits_nothing_in_the_table():
+    distribute({"batch": 8, "model": 1}, {"**/kernel": ("model", "batch")})
+    layer = FlaxLayer(nn.Dense(8))
+    layer.build((None, 8))
+    assert kerasflax.parameters(layer)["sharding"] == [(), (None, "batch")]
+
+
+def test_a_distribution_over_one_device_is_one_in_the_table():
+    layer = FlaxLayer(nn.Dense(8))
+    layer.build((None, 8))
+    assert "devices" not in kerasflax.parameters(layer)
+    distribute({"batch": 1})
+    table = kerasflax.parameters(layer)
+    assert table["devices"] == [1, 1]
+    assert table["sharding"] == [(), ()]
+    assert table["bytes_per_device"] == table["bytes"]
+
+
+class Large(nn.Module):
+    """Has weights that are split, large and whole for three reasons, and small."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.ones
+        split = self.param("split", nn.with_partitioning(init, (None, "model")), (64, 128))
+        typo = self.param("typo", nn.with_partitioning(init, (None, "modle")), (64, 256))
+        plain = self.param("plain", init, (65, 65))
+        self.param("small", init, (64, 63))
+        self.variable("cache", "state", init, None, (64, 192))
+        return x + split.sum() + typo.sum() + plain.sum()
+
+
+@on_eight
+def test_a_build_names_the_large_variables_that_every_device_holds():
+    distribute(MESH)
+    with pytest.warns(UserWarning, match="Each of the 8 devices holds") as warned:
+        keras.Sequential([keras.Input((1,)), FlaxLayer(Large(), name="large")])
+    assert [str(warning.message).splitlines() for warning in warned] == [
+        [
+            "Each of the 8 devices holds these variables of the layer 'large' whole, and each "
+            "variable is more than 1% of the layer:",
+            "  params/typo: (64, 256), 64.00 KB; the module's metadata names no axis of the mesh",
+            "  cache/state: (64, 192), 48.00 KB",
+            "  params/plain: (65, 65), 16.50 KB",
+            'To split them, pass `auto=True` or `layout={"**/kernel": (None, "model")}`. To leave '
+            'one whole without this warning, pass `layout={"**/params/typo": ()}`.',
+        ]
+    ]
+    distribute(MESH, {"**/params/typo": (), "**/state": ("model",)}, auto=True)
+    with pytest.warns(UserWarning, match="'model' of size 4 divides no dimension\n.*pass `layout"):
+        FlaxLayer(Large()).build((None, 1))
+
+
+@on_eight
+def test_a_build_under_a_layout_map_names_what_the_map_does_not():
+    mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*typo"] = (None, None)
+    layouts[".*cache/state"] = (None, "model")
+    keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layouts))
+    with pytest.warns(UserWarning, match="whole") as warned:
+        FlaxLayer(Large()).build((None, 1))
+    lines = str(warned[0].message).splitlines()
+    assert lines[1:] == [
+        "  params/plain: (65, 65), 16.50 KB",
+        "Add their paths to the layout map of the distribution.",
+    ]
+
+
+@on_eight
+@pytest.mark.parametrize("mesh", [{"batch": 8}, {"batch": 8, "model": 1}, {"batch": 1}])
+def test_data_parallelism_names_nothing(mesh):
+    distribute(mesh)
+    FlaxLayer(Large()).build((None, 1))
+
+
+@on_eight
+@both
 def test_an_axis_that_does_not_divide_is_an_error_with_the_paths(kind):
     distribute({"batch": 1, "model": 8}, {"**/bias": ("model",)})
     with pytest.raises(

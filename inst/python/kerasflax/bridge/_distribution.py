@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -30,7 +31,26 @@ Axes = tuple[Axis, ...]
 _BATCH, _MODEL = "batch", "model"
 # `auto` leaves smaller weights whole: to gather one costs more than its memory.
 _SMALLEST_SPLIT = 2**12
-_METADATA = "the module's metadata"
+_METADATA, _AUTO = "the module's metadata", "`auto`"
+# A build names variables that it leaves whole if they are more than this part of the layer, and
+# this number of them.
+_LARGE_PART, _MOST_NAMED = 0.01, 10
+
+
+class Decision(NamedTuple):
+    """Where a variable lives, and why.
+
+    Attributes:
+        axes: The axes that split it.
+        source: What decides them, for messages.
+        is_chosen: Whether the user has decided it for this path.
+        reason: Why no axis splits it, if this is not plain.
+    """
+
+    axes: Axes
+    source: str
+    is_chosen: bool = False
+    reason: str | None = None
 
 
 class FlaxParallel(keras.distribution.ModelParallel):
@@ -64,8 +84,8 @@ class FlaxParallel(keras.distribution.ModelParallel):
 
     def axes_of(
         self, path: str, shape: Sequence[int], *, is_weight: bool, named: Axes = ()
-    ) -> tuple[Axes, str]:
-        """The axes that split a variable, and what decides them.
+    ) -> Decision:
+        """Decide which axes split a variable.
 
         Args:
             path: The variable's path.
@@ -78,22 +98,22 @@ class FlaxParallel(keras.distribution.ModelParallel):
         found = [pattern for pattern, is_match in self._matches.items() if is_match(path)]
         self._unused.difference_update(found)
         if found:
-            return self.layout[found[-1]], f"`layout` for {found[-1]!r}"
+            return Decision(self.layout[found[-1]], f"`layout` for {found[-1]!r}", is_chosen=True)
         if named or not (self.auto and is_weight):
-            return named, _METADATA
-        return self._largest_axis(shape), "`auto`"
+            return Decision(named, _METADATA)
+        return self._largest_axis(shape)
 
-    def _largest_axis(self, shape: Sequence[int]) -> Axes:
+    def _largest_axis(self, shape: Sequence[int]) -> Decision:
         """Split the largest dimension that the model axis divides; of equal ones, the last."""
         axis = model_axis(self.device_mesh.axis_names, self.batch_dim_name)
         size = _sizes(self.device_mesh)[axis]
         if len(shape) < 2 or math.prod(shape) < _SMALLEST_SPLIT:
-            return ()
+            return Decision((), _AUTO)
         divided = [(length, i) for i, length in enumerate(shape) if length % size == 0]
         if not divided:
-            return ()
+            return Decision((), _AUTO, reason=f"{axis!r} of size {size} divides no dimension")
         _, chosen = max(divided)
-        return tuple(axis if i == chosen else None for i in range(len(shape)))
+        return Decision(tuple(axis if i == chosen else None for i in range(len(shape))), _AUTO)
 
     def get_variable_layout(self, variable: Any) -> Any:
         """The layout of a variable: the one that it was created with, or one by its path."""
@@ -104,8 +124,8 @@ class FlaxParallel(keras.distribution.ModelParallel):
             return given
         is_weight = bool(getattr(variable, "trainable", False))
         shape = tuple(variable.shape)
-        axes, source = self.axes_of(variable.path, shape, is_weight=is_weight)
-        return _layouts({variable.path: (axes, source, shape)}, self.device_mesh)[variable.path]
+        decision = self.axes_of(variable.path, shape, is_weight=is_weight)
+        return _layouts({variable.path: (decision, shape)}, self.device_mesh)[variable.path]
 
     def get_data_layout(self, data_shape: Sequence[int]) -> keras.distribution.TensorLayout:
         """The layout of a batch, split along the batch axis.
@@ -152,6 +172,11 @@ def distribute(
 
     Optimizer slots and moving averages follow their weight. State, such as `batch_stats` and
     caches, follows rules 1, 2 and 4.
+
+    `kerasflax.parameters` shows where each weight is. If the mesh has more than a batch axis, a
+    layer warns when it is built: it names its variables that every device holds whole, if they have
+    at least 4096 elements and are larger than 1 % of the layer. A pattern in `layout` without axes
+    leaves a variable whole without the warning.
 
     Args:
         mesh: The size of each mesh axis by name, such as `{"batch": 2, "model": 4}`. The sizes
@@ -338,6 +363,7 @@ class Layouts:
         self._scope = _keras.current_path()
         # State may be given in another shape than the module's. Each shape is decided once.
         self._known: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._decisions: dict[str, Decision] = {}
 
     def __call__(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Decide where variables live.
@@ -365,45 +391,117 @@ class Layouts:
 
     def _shardings(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         mesh = self._distribution.device_mesh
-        decided = {}
         for path, shape in shapes.items():
-            axes = tuple(axes_on(self._named.get(path) or (), mesh.axis_names))
+            named = self._named.get(path) or ()
+            axes = tuple(axes_on(named, mesh.axis_names))
             whole = f"{self._scope}/{path}" if self._scope else path
-            axes, source = _decided(
+            decision = _decided(
                 self._distribution,
                 whole,
                 shape,
                 axes if any(axes) else (),
                 self._is_weight(path),
             )
-            decided[path] = (axes, source, shape)
-        found = _layouts(decided, mesh)
+            if named and not any(decision.axes) and not decision.is_chosen:
+                reason = "the module's metadata names no axis of the mesh"
+                decision = decision._replace(reason=decision.reason or reason)
+            self._decisions[path] = decision
+        found = _layouts(
+            {path: (self._decisions[path], shape) for path, shape in shapes.items()}, mesh
+        )
         with jax.ensure_compile_time_eval():
             is_default = set(mesh.backend_mesh.devices.flat) == jax.device_put(0).devices()
         # Keras leaves an array on the default device as it is, and each of its calls would warn of
         # a mix if others had a sharding over a mesh.
         return dict.fromkeys(shapes) if is_default else found
 
+    def warn_of_whole(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Warn of large variables that every device holds, unless the user wants it so.
+
+        Only the layer is known while it is built. A variable counts as large if it is more than 1 %
+        of the layer, and `auto` could split it.
+
+        Args:
+            name: The layer's name.
+            arrays: The layer's arrays by path.
+        """
+        distribution = self._distribution
+        if not _splits_weights(distribution):
+            return
+        total = sum(array.nbytes for array in arrays.values())
+        large = {
+            path: array
+            for path, array in arrays.items()
+            if array.nbytes > _LARGE_PART * total
+            and array.size >= _SMALLEST_SPLIT
+            and not self._decisions[path].is_chosen
+            and _is_whole(self._known[path, tuple(array.shape)])
+        }
+        if not large:
+            return
+        paths = sorted(large, key=lambda path: -large[path].nbytes)
+        lines = [
+            f"  {path}: {shape_text(large[path].shape)}, {_bytes_text(large[path].nbytes)}"
+            + (f"; {reason}" if (reason := self._decisions[path].reason) else "")
+            for path in paths[:_MOST_NAMED]
+        ]
+        more = [f"  and {len(paths) - _MOST_NAMED} more"] if len(paths) > _MOST_NAMED else []
+        if isinstance(distribution, FlaxParallel):
+            auto = "" if distribution.auto else f"{_host.word('auto')} or "
+            advice = (
+                f"To split them, pass {auto}{_host.word('layout')}. To leave one whole without "
+                f"this warning, pass {_host.word('whole', paths[0])}."
+            )
+        else:
+            advice = "Add their paths to the layout map of the distribution."
+        devices = distribution.device_mesh.devices.size
+        what = (
+            f"Each of the {devices} devices holds these variables of the layer {name!r} whole, "
+            f"and each variable is more than {_LARGE_PART:.0%} of the layer:"
+        )
+        warnings.warn("\n".join([what, *lines, *more, advice]), stacklevel=2)
+
+
+def _splits_weights(distribution: Any) -> bool:
+    """Whether a distribution is meant to split weights, and not only the batch."""
+    if not isinstance(distribution, keras.distribution.ModelParallel):
+        return False
+    split = [size for size in distribution.device_mesh.shape if size > 1]
+    return len(split) > 1 or bool(split and getattr(distribution, "layout", None))
+
+
+def _is_whole(sharding: Any) -> bool:
+    return sharding is not None and sharding.is_fully_replicated
+
+
+def _bytes_text(count: int) -> str:
+    """A number of bytes, as Keras's `summary()` has it."""
+    power = min((max(count, 1).bit_length() - 1) // 10, 5)
+    return f"{count / 1024**power:.2f} {['B', 'KB', 'MB', 'GB', 'TB', 'PB'][power]}"
+
 
 def _decided(
-    distribution: Any, path: str, shape: Sequence[int], named: Axes, is_weight: bool
-) -> tuple[Axes, str]:
+    distribution: Any, path: str, shape: tuple[int, ...], named: Axes, is_weight: bool
+) -> Decision:
     if isinstance(distribution, FlaxParallel):
         return distribution.axes_of(path, shape, is_weight=is_weight, named=named)
-    layout = distribution.get_variable_layout(SimpleNamespace(path=path, shape=tuple(shape)))
-    axes = tuple(layout.axes)
-    is_split = any(axes) or not isinstance(distribution, keras.distribution.ModelParallel)
-    return (axes, "the layout map") if is_split else (named, _METADATA)
+    axes = tuple(distribution.get_variable_layout(SimpleNamespace(path=path, shape=shape)).axes)
+    if not isinstance(distribution, keras.distribution.ModelParallel):
+        return Decision(axes, "the distribution")
+    is_chosen = distribution.get_tensor_layout(path) is not None
+    if is_chosen or any(axes):
+        return Decision(axes, "the layout map", is_chosen=is_chosen)
+    return Decision(named, _METADATA)
 
 
 def _layouts(
-    decided: Mapping[str, tuple[Axes, str, tuple[int, ...]]], mesh: keras.distribution.DeviceMesh
+    decided: Mapping[str, tuple[Decision, tuple[int, ...]]], mesh: keras.distribution.DeviceMesh
 ) -> dict[str, Any]:
     sizes = _sizes(mesh)
     problems = {
-        path: f"{problem}, by {source}"
-        for path, (axes, source, shape) in decided.items()
-        if (problem := _problem(axes, shape, sizes))
+        path: f"{problem}, by {decision.source}"
+        for path, (decision, shape) in decided.items()
+        if (problem := _problem(decision.axes, shape, sizes))
     }
     if problems:
         raise ShapeError(
@@ -414,9 +512,9 @@ def _layouts(
     return {
         path: jax.sharding.NamedSharding(
             mesh.backend_mesh,
-            jax.sharding.PartitionSpec(*axes),  # type: ignore[no-untyped-call]
+            jax.sharding.PartitionSpec(*decision.axes),  # type: ignore[no-untyped-call]
         )
-        for path, (axes, _, _) in decided.items()
+        for path, (decision, _) in decided.items()
     }
 
 
@@ -434,6 +532,46 @@ def _problem(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int]) -> st
 
 def _sizes(mesh: keras.distribution.DeviceMesh) -> dict[str, int]:
     return dict(zip(mesh.axis_names, mesh.shape, strict=True))
+
+
+class Placement(NamedTuple):
+    """Where an array lives.
+
+    Attributes:
+        axes: The mesh axes that split each dimension, as in `layout`; empty if nothing splits it.
+        devices: The number of devices that hold it, or a part of it.
+        nbytes: The bytes that each of them holds.
+    """
+
+    axes: Axes
+    devices: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, array: jax.Array) -> Placement:
+        """The placement of an array that has a value."""
+        sharding, shape = array.sharding, tuple(array.shape)
+        part = sharding.shard_shape(shape)
+        # Keras's variables keep the names of their axes through compiled steps.
+        named = [*getattr(sharding, "spec", ())]
+        named += [None] * (len(shape) - len(named))
+        sizes = dict(sharding.mesh.shape) if hasattr(sharding, "mesh") else {}
+        split = [tuple(name for name in axis_names(entry) if sizes[name] > 1) for entry in named]
+        axes = tuple(names[0] if len(names) == 1 else names or None for names in split)
+        return cls(
+            axes if any(axes) else (),
+            sharding.num_devices,
+            math.prod(part) * array.dtype.itemsize,
+        )
+
+
+def is_over_devices(arrays: Sequence[jax.Array]) -> bool:
+    """Whether there is a distribution: one that is set now, or one that has placed an array."""
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        return False
+    return keras.distribution.distribution() is not None or any(
+        array.sharding.num_devices > 1 for array in arrays
+    )
 
 
 # Running -----------------------------------------------------------------------------------------
