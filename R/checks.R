@@ -73,9 +73,10 @@ check_object <- function(object, module_is_missing, call = caller_env()) {
   invisible(object)
 }
 
-# The problem with the object or with one of its elements. NULL if a layer can be called on it.
+# The problem with the object or with one of its elements. NULL if a layer can be called on it. An
+# optional part of the input may be NULL.
 object_problem <- function(object, name = "It") {
-  if (is.null(object) && name == "It") {
+  if (is.null(object)) {
     NULL
   } else if (is_python_object(object)) {
     if (!(is_sequential(object) || is_python_array(object) || is_python_container(object))) {
@@ -103,6 +104,9 @@ has_lost_na <- function(x) (is.integer(x) || is.logical(x)) && anyNA(x)
 list_problem <- function(object, name) {
   if (length(object) == 0) {
     return(paste(name, "is an empty list"))
+  }
+  if (all(vapply(object, is.null, NA))) {
+    return(paste(name, "is a list of NULL"))
   }
   names <- names(object)
   if (!is_unicode(names)) {

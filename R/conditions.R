@@ -118,10 +118,10 @@ advice_on_tensors <- function(condition) {
   }
   name <- rlang::call_name(condition$call) %||% ""
   instead <- advised(name)
-  if (name %in% c("if", "while")) {
+  if (name %in% c("if", "while", "&&", "||")) {
     paste(
-      "If the condition is a tensor: inside a module, a tensor has no values yet, so `if` cannot",
-      "test it.",
+      "If the condition is a tensor: inside a module, a tensor has no values yet, so",
+      sprintf("`%s` cannot test it.", name),
       "Use `op_where()` to choose by element, or `op_cond()` to choose between computations."
     )
   } else if (identical(condition$call[[1]], quote(`@`)) || grepl("slot \"r\"", condition$message)) {

@@ -72,13 +72,11 @@ replacements <- list(
   tail = "`op_subset(x, ...)`",
   head = "`op_subset(x, ...)`",
   "for" = "operations on the whole tensor, or loop over `op_unstack(x, axis = )`",
-  switch = "`op_switch()`",
-  "&&" = "`&` to combine by element; a tensor has no values yet",
-  "||" = "`|` to combine by element; a tensor has no values yet"
+  switch = "`op_switch()`"
 )
 
 # Those that R evaluates in a way of its own.
-special_forms <- c("for", "switch", "&&", "||")
+special_forms <- c("for", "switch")
 
 # The operations of the functions above, for advice.
 operations_like <- list(

@@ -30,8 +30,8 @@ Summary.jax._src.core.Tracer <- function(..., na.rm = FALSE) {
     } else {
       sprintf("`op_%s(x, axis = )`", .Generic)
     }
-    argument <- if (na.rm) "(na.rm = TRUE)" else if (length(named) > 0) sprintf("(%s = )", named[[1]])
-    stop_on_tracer(paste0(.Generic, argument), instead)
+    argument <- if (na.rm) "na.rm = TRUE" else if (length(named) > 0) paste(named[[1]], "=")
+    stop_on_tracer(paste0(.Generic, if (!is.null(argument)) sprintf("(%s)", argument)), instead)
   }
   Reduce(operation[[2]], lapply(list(...), operation[[1]]))
 }
@@ -307,8 +307,8 @@ c.jax._src.core.Tracer <- function(...) {
 
 is_in_module <- function() core_function("module_is_running")()
 
-# `instead` follows "Use". It is not a template. If a function of R calls the generic, the message is
-# about that function, which the user knows.
+# `instead` follows "Use". It is not a template. If a function of R calls the generic, the message
+# names that function, which the user has called.
 stop_on_tracer <- function(generic, instead, call = caller_env(2)) {
   caller <- rlang::call_name(rlang::frame_call(call) %||% quote(none())) %||% ""
   if (caller %in% names(replacements) && is_of_r(caller, rlang::frame_fn(call))) {

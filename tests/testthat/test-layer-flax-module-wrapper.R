@@ -212,6 +212,41 @@ test_that("named lists keep their order as inputs and outputs", {
   expect_equal(predict(model, list(query = 10 * ones, context = ones), verbose = 0), 9 * ones)
 })
 
+test_that("a part of the input may be NULL in one call and an array in the next", {
+  skip_without_flax()
+  nn <- flax_linen()
+  nnx <- flax_nnx()
+  with_extra <- function(module, inputs) {
+    y <- module(inputs$main)
+    if (is.null(inputs$extra)) y else y + inputs$extra
+  }
+  x <- targets()
+  extra <- matrix(1, 8, 2)
+  for (module in list(nn$Dense(2), flax_lazy(nnx$Linear, 3, 2))) {
+    inputs <- list(
+      main = keras_input(3, name = "main"),
+      extra = keras_input(2, name = "extra", optional = TRUE)
+    )
+    layer <- layer_flax_module_wrapper(module = module, method = with_extra)
+    model <- keras_model(inputs, layer(inputs))
+    without <- predict(model, list(main = x, extra = NULL), verbose = 0)
+    expect_equal(predict(model, list(main = x, extra = extra), verbose = 0), without + 1,
+      tolerance = 1e-6
+    )
+    result <- layer_flax_module_wrapper(
+      list(main = x, extra = NULL), module,
+      method = with_extra, variables = flax_variables(layer)
+    )
+    expect_equal(as.array(result), without, tolerance = 1e-6)
+  }
+  pair <- function(module, inputs) {
+    c(main, extra) %<-% inputs
+    with_extra(module, list(main = main, extra = extra))
+  }
+  output <- list(keras_input(3), NULL) |> layer_flax_module_wrapper(nn$Dense(2), method = pair)
+  expect_equal(output$shape, list(NULL, 2L))
+})
+
 test_that("argument names that are invalid in Python are accepted", {
   skip_without_flax()
   nn <- flax_linen()

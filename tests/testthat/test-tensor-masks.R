@@ -57,7 +57,8 @@ test_that("other functions stop and name what to use instead", {
     which(inputs > 0), sweep(inputs, 2, 1), length(inputs) <- 2, dim(inputs) <- c(3, 2),
     for (row in inputs) row, while (inputs > 0) inputs, drop(inputs), as.array(inputs), cat(inputs),
     svd(inputs), kronecker(inputs, inputs), weighted.mean(inputs, 1:3),
-    rowSums(inputs, na.rm = TRUE), rowSums(inputs, dims = 2), pmax(inputs, 0, na.rm = TRUE), plogis(inputs, 1), inputs > 0 && TRUE,
+    rowSums(inputs, na.rm = TRUE), rowSums(inputs, dims = 2),
+    pmax(inputs, 0, na.rm = TRUE), plogis(inputs, 1), inputs > 0 && TRUE,
     FALSE || inputs > 0, switch(inputs, 1), sum(inputs, axis = 1), max(inputs, axis = 1),
     pnorm(inputs), atan2(inputs, 1), replace(inputs, 1, 0), Reduce(`+`, inputs)
   )
