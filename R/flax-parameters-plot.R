@@ -97,8 +97,8 @@ check_can_be_drawn <- function(x, what, arg = "x", call = caller_env()) {
 # One row for each bar, in descending order of size. `parts`: a list of the names that lead to the
 # module. `trainable` and `non_trainable`: sizes; with a distribution also `trainable_split` and
 # `non_trainable_split`, their parts that are split over devices. `cut`: the fraction of its length
-# with which the bar is drawn. The attribute `folded` is text that says that submodules are counted in their
-# parents.
+# with which the bar is drawn. The attribute `folded` is text that says that submodules are counted
+# in their parents.
 module_sizes <- function(x, max = 30) {
   parts <- module_parts(x)
   depths <- seq(max(lengths(parts)), 1)

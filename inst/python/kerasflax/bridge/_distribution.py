@@ -32,9 +32,9 @@ _BATCH, _MODEL = "batch", "model"
 # `auto` leaves smaller weights whole: to gather one costs more than its memory.
 _SMALLEST_SPLIT = 2**12
 _METADATA, _AUTO = "the module's metadata", "`auto`"
-# A build names variables that it leaves whole if they are more than this part of the layer, and
-# this number of them.
-_LARGE_PART, _MOST_NAMED = 0.01, 10
+# A build names variables that it leaves whole if they have this size and are more than this part of
+# the layer, and this number of them.
+_SMALLEST_NAMED, _LARGE_PART, _MOST_NAMED = _SMALLEST_SPLIT, 0.01, 10
 
 
 class Decision(NamedTuple):
@@ -418,8 +418,7 @@ class Layouts:
     def warn_of_whole(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Warn of large variables that every device holds, unless the user wants it so.
 
-        Only the layer is known while it is built. A variable counts as large if it is more than 1 %
-        of the layer, and `auto` could split it.
+        Only the layer is known while it is built, not the model.
 
         Args:
             name: The layer's name.
@@ -433,7 +432,7 @@ class Layouts:
             path: array
             for path, array in arrays.items()
             if array.nbytes > _LARGE_PART * total
-            and array.size >= _SMALLEST_SPLIT
+            and array.size >= _SMALLEST_NAMED
             and not self._decisions[path].is_chosen
             and _is_whole(self._known[path, tuple(array.shape)])
         }
