@@ -25,6 +25,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "variables": "`layer.flax_variables`",
         "params": '`{{"params": {{...}}}}`',
         "method": "a function of `(module, inputs, training)`",
+        "inference": "`use_running_average=not training`",
         "batch shape": "`keras.Input(batch_shape=...)`",
         "install": "Install it: `pip install {0}`",
         "import": "`import {0}`",

@@ -26,6 +26,7 @@ from flax.core.scope import Scope
 from .. import _host, _rng
 from .._errors import StateError
 from ..tracing._trace import TraceAgainError
+from ._batch_norms import noting_fixed_batch_norms, warn_of_fixed_batch_norms
 from ._bridges import Streams, passing_on, wrapped_methods
 from ._context import along_axes, axes_on, in_turn, naming_the_path, replaced, running_module
 from ._lazy import RNGS
@@ -55,6 +56,7 @@ class _Learned:
         sown: The places where the module has sown or perturbed: collection, module path, and name.
         axes: The mapped axes that the module names.
         mode_by_position: Whether the mode is passed by position instead of by name.
+        by_batch: The paths of parts that normalize by the batch at inference.
     """
 
     first: frozenset[str] = frozenset()
@@ -65,6 +67,7 @@ class _Learned:
     sown: frozenset[tuple[str, ...]] = frozenset()
     axes: frozenset[str] = frozenset()
     mode_by_position: bool = False
+    by_batch: frozenset[tuple[Any, ...]] = frozenset()
 
 
 @dataclasses.dataclass
@@ -322,9 +325,16 @@ class LinenAdapter:
         naming = naming_the_path(
             self.name, nn.Module, lambda module: None if module.scope is None else module.path
         )
+
+        def path_of(module: Any) -> tuple[Any, ...]:
+            if isinstance(module, nn.Module):
+                return module.path
+            return *seen.in_nnx.path, type(module).__name__
+
         with (
             _watch() as seen,
             naming,
+            noting_fixed_batch_norms(path_of) as by_batch,
             running_module(),
             _boxes_on_any_mesh(),
             nn.intercept_methods(with_whole_numbers),
@@ -336,6 +346,15 @@ class LinenAdapter:
             ),
         ):
             yield seen
+        if not training:
+            warn_of_fixed_batch_norms(
+                self.name,
+                by_batch - self._learned.by_batch,
+                "Give the module's method an argument `training`, and pass "
+                f"{_host.word('inference')} on.",
+            )
+            known = self._learned.by_batch | by_batch
+            self._learned = dataclasses.replace(self._learned, by_batch=known)
 
     def _in_mode(self, training: bool) -> nn.Module:
         fields = self._signature.fields(training=training)

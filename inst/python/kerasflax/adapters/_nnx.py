@@ -29,6 +29,11 @@ from .._errors import FieldError, MethodError, ModuleError, StateError
 from .._messages import value_text
 from .._paths import SEPARATOR
 from ..tracing._trace import TraceAgainError
+from ._batch_norms import (
+    has_statistics,
+    noting_fixed_batch_norms,
+    warn_of_fixed_batch_norms,
+)
 from ._bridges import Streams, passing_on, set_mode, wrapped_methods
 from ._constructor import find_constructor_call
 from ._context import along_axes, in_turn, naming_the_path, replaced, running_module
@@ -155,12 +160,14 @@ class _Learned:
         drawing: The modes in which the module has drawn numbers from the layer's random streams.
             True stands for training.
         axes: The mapped axes that the module names.
+        by_batch: The paths of parts that normalize by the batch at inference.
     """
 
     sown: frozenset[type] = frozenset()
     sown_in_linen: frozenset[type] = frozenset()
     drawing: frozenset[bool] = frozenset()
     axes: frozenset[str] = frozenset()
+    by_batch: frozenset[Path] = frozenset()
 
 
 class NnxAdapter:
@@ -466,8 +473,9 @@ class NnxAdapter:
 
         sow_in_linen.__name__ = "sow"
 
-        def path_of(part: nnx.Module) -> Path | None:
-            parts = () if module is None else nnx.iter_modules(module)
+        parts = [] if module is None else list(nnx.iter_modules(module))
+
+        def path_of(part: Any) -> Path | None:
             return next((path for path, each in parts if each is part), None)
 
         name = type(module).__name__
@@ -482,6 +490,9 @@ class NnxAdapter:
             # they are created, and refuses axes that the mesh does not have.
             nnx.use_eager_sharding(False),  # type: ignore[no-untyped-call]
             naming_the_path(name, nnx.Module, path_of),
+            noting_fixed_batch_norms(
+                path_of, [type(part) for _, part in parts if has_statistics(part)]
+            ) as by_batch,
             running_module(keeps_keras=True),
             nn.intercept_methods(with_whole_numbers),
             passing_on(
@@ -492,6 +503,15 @@ class NnxAdapter:
             ),
         ):
             yield seen, in_linen
+        if not training:
+            warn_of_fixed_batch_norms(
+                name,
+                by_batch - self._learned.by_batch,
+                "Do not pass it to an NNX module, and the layer sets it to the mode; pass "
+                f"{_host.word('inference')} to a Linen module.",
+            )
+            known = self._learned.by_batch | by_batch
+            self._learned = dataclasses.replace(self._learned, by_batch=known)
 
     @staticmethod
     def module_class(

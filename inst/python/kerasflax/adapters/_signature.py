@@ -331,6 +331,29 @@ def mode_values(names: Iterable[str], training: bool) -> dict[str, bool]:
     return {name: training is MODE_ARGUMENTS[name] for name in names if name in MODE_ARGUMENTS}
 
 
+def call_arguments(
+    method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments that a method gets in a call, by name, with the defaults of the others.
+
+    Args:
+        method: A function that takes the module first.
+        args: The arguments by position, without the module.
+        kwargs: The arguments by name.
+
+    Returns:
+        No arguments if the call is wrong: the call itself reports that.
+    """
+    try:
+        signature = inspect.Signature(list(parameters_of(method, "method")))
+        bound = signature.bind_partial(None, *args, **kwargs)
+    except (MethodError, TypeError, ValueError):
+        # Foreign code may have any signature.
+        return {}
+    bound.apply_defaults()
+    return bound.arguments
+
+
 def parameters_of(method: Callable[..., Any], name: str) -> Iterable[inspect.Parameter]:
     """The parameters of a function, which may be written in the host language."""
     formals = _host.formals(inspect.unwrap(method))
