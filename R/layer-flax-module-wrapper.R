@@ -86,8 +86,9 @@
 #' errors whose text contains the same facts.
 #'
 #' If `fit()`, `evaluate()` or `predict()` stops with an error, Keras may lose the values of all
-#' weights of the model, including those of Keras layers. The next use of the weights then says so.
-#' Load them from a file with [keras3::load_model_weights()], and compile the model again before you
+#' weights of the model, including those of Keras layers. The next use of the weights then says so,
+#' except if the model begins with a Keras layer: `'NoneType' object is not callable`. Load the
+#' weights from a file with [keras3::load_model_weights()], and compile the model again before you
 #' train it further; or create the model again.
 #'
 #' Do not wrap a call of the layer in a `tryCatch()` that catches warnings or messages: it jumps out

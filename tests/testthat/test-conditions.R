@@ -13,6 +13,30 @@ test_that("an R condition signaled in a module keeps its class, call and fields"
   expect_equal(conditionCall(condition), quote(inner()))
 })
 
+test_that("an R condition about sizes is not replaced, and none arrives from other sizes", {
+  skip_without_flax()
+  nn <- flax_linen()
+  strict <- flax_module("Strict", call = function(self, inputs) {
+    if (ncol(inputs) != 4) rlang::abort("I need 4 columns.", class = "my_error", columns = 4)
+    (nn$Dense(2))(inputs)
+  })
+  expect_error(layer_flax_module_wrapper(matrix(1, 6, 3), strict()), class = "my_error")
+  layer <- layer_flax_module_wrapper(module = strict())
+  layer(matrix(1, 6, 4))
+  expect_error(layer(matrix(1, 6, 3)), "I need 4 columns.", fixed = TRUE)
+  # While kerasflax looks for the size that works, the module runs on other sizes than the call's.
+  is_built <- FALSE
+  picky <- flax_module("Picky", call = function(self, inputs) {
+    if (ncol(inputs) == 4 && is_built) rlang::abort("From another size.", class = "my_error")
+    (nn$Dense(2))(inputs)
+  })
+  layer <- layer_flax_module_wrapper(module = picky())
+  layer(matrix(1, 6, 4))
+  is_built <- TRUE
+  error <- tryCatch(layer(matrix(1, 5, 3)), error = identity)
+  expect_no_match(conditionMessage(error), "From another size")
+})
+
 test_that("a plain stop() in a module arrives as a simpleError", {
   skip_without_flax()
   nn <- flax_linen()

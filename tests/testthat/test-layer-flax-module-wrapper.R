@@ -556,3 +556,93 @@ test_that("layers are named after the classes of their modules", {
   save_model(model, path)
   expect_named(flax_variables(load_model(path)), names)
 })
+
+test_that("an input with another number of columns than the weights need is an error", {
+  skip_without_flax()
+  nn <- flax_linen()
+  nnx <- flax_nnx()
+  net <- flax_module("Net",
+    units = 2L, api = "nnx",
+    setup = function(self, rngs) self$dense <- nnx$Linear(4, self$units, rngs = rngs),
+    call = function(self, inputs) self$dense(inputs)
+  )
+  wrong <- matrix(1, 6, 3)
+  expect_snapshot(error = TRUE, transform = scrub, {
+    layer_flax_module_wrapper(wrong, net(), name = "net")
+    layer_flax_module_wrapper(wrong, flax_lazy(nnx$Linear, 4, 2), name = "linear")
+    layer_flax_module_wrapper(keras_input(3), net(rngs = nnx$Rngs(0)), name = "net")
+  })
+  layer <- layer_flax_module_wrapper(module = nn$Dense(2))
+  layer(matrix(1, 6, 4))
+  expect_error(layer(wrong), "expected axis -1 of input shape to have value 4")
+})
+
+test_that("after a failed predict(), weights that Keras has lost can be loaded", {
+  skip_without_flax()
+  nn <- flax_linen()
+  model <- keras_model_sequential() |> layer_flax_module_wrapper(nn$Dense(2), name = "dense")
+  x <- matrix(1, 6, 4)
+  before <- predict(model, x, verbose = 0)
+  path <- withr::local_tempfile(fileext = ".weights.h5")
+  save_model_weights(model, path)
+  expect_error(predict(model, matrix(1, 6, 3), verbose = 0), "have value 4", fixed = TRUE)
+  expect_error(predict(model, x, verbose = 0), "load_model_weights()", fixed = TRUE)
+  expect_snapshot(error = TRUE, transform = scrub, {
+    flax_variables(model)
+    save_model(model, withr::local_tempfile(fileext = ".keras"))
+  })
+  load_model_weights(model, path)
+  expect_equal(predict(model, x, verbose = 0), before)
+})
+
+test_that("a model's weights that Keras has lost are an error of save_model()", {
+  skip_without_flax()
+  model <- keras_model_sequential() |>
+    layer_dense(3, name = "first") |>
+    layer_flax_module_wrapper(flax_linen()$Dense(2), name = "dense")
+  predict(model, matrix(1, 6, 4), verbose = 0)
+  # The layer of Keras fails.
+  expect_error(predict(model, matrix(1, 6, 3), verbose = 0))
+  path <- withr::local_tempfile(fileext = ".keras")
+  expect_error(save_model(model, path), "load_model_weights()", class = "kerasflax_error_state")
+  expect_false(file.exists(path))
+})
+
+test_that("a layer in a RematScope trains as it does without the scope", {
+  skip_without_flax()
+  keras <- reticulate::import("keras")
+  losses <- vapply(c(TRUE, FALSE), \(is_rematerialized) {
+    scope <- keras$RematScope(mode = if (is_rematerialized) "full")
+    layer <- with(scope, layer_flax_module_wrapper(module = conv_net(), seed = 1))
+    model <- keras_model_sequential(c(5, 5, 1)) |> layer()
+    compile(model, optimizer_sgd(0.1), "mse")
+    fit(model, images(), targets(), shuffle = FALSE, epochs = 2, verbose = 0)$metrics$loss
+  }, c(0, 0))
+  expect_equal(losses[, 1], losses[, 2], tolerance = 1e-5)
+})
+
+test_that("quantize() leaves a Flax layer as it is, and enable_lora() says why not", {
+  skip_without_flax()
+  model <- keras_model_sequential(4) |>
+    layer_flax_module_wrapper(flax_linen()$Dense(3), name = "flax")
+  before <- get_weights(model)
+  reticulate::py_capture_output(model$quantize("int8"))
+  expect_identical(get_weights(model), before)
+  expect_error(model$layers[[1]]$quantize("int8"), "keeps its weights as they are")
+  expect_error(model$layers[[1]]$enable_lora(2L), "LoRA")
+})
+
+test_that("an abstract NNX module takes its weights from `variables`", {
+  skip_without_flax()
+  nnx <- flax_nnx()
+  make <- function() nnx$Linear(3, 2, rngs = nnx$Rngs(0))
+  abstract <- nnx$eval_shape(make)
+  variables <- list(params = list(kernel = matrix(1:6, 3) + 0, bias = c(1, -1)))
+  result <- layer_flax_module_wrapper(targets(), abstract, variables = variables)
+  expected <- targets() %*% variables$params$kernel + rep(c(1, -1), each = 8)
+  expect_equal(as.array(result), expected, tolerance = 1e-6)
+  expect_snapshot(error = TRUE, {
+    layer_flax_module_wrapper(targets(), abstract)
+    layer_flax_module_wrapper(targets(), abstract, variables = variables$params)
+  })
+})

@@ -546,7 +546,9 @@ class FlaxLayer(keras.layers.Layer):
                 got,
                 works,
                 built=self._held.inputs if self.built else None,
-                sizes=[size for x in jax.tree.leaves(self._given.values) for size in np.shape(x)],
+                sizes=self._adapter.sizes.union(
+                    *map(np.shape, jax.tree.leaves(self._given.values))
+                ),
             )
             if blamed is None:
                 raise

@@ -163,7 +163,11 @@ def check_savable(model: keras.layers.Layer) -> None:
 
     Raises:
         ConfigError: A module or its arguments cannot be described; the message names the field.
+        StateError: Keras has lost the weights. Its own layers do not say so.
     """
+    for layer in _keras.layers_in(model):
+        if isinstance(layer, FlaxLayer) and layer.built:
+            layer.by_path.check_values()
     with warnings.catch_warnings():
         # Saving warns.
         warnings.simplefilter("ignore")

@@ -158,6 +158,8 @@ def test_an_abstract_module_without_values_is_an_error_that_lists_what_is_missin
     with pytest.raises(VariablesError, match="Net is abstract") as caught:
         FlaxLayer(abstract())(X)
     assert len(caught.value.problems) == 6
+    with pytest.raises(VariablesError, match="lacks one level"):
+        FlaxLayer(abstract(), variables=trained().flax_variables["params"])(X)
 
 
 @pytest.mark.parametrize("module", [abstract, lambda: nn.Dense(3)], ids=["nnx", "linen"])

@@ -80,9 +80,13 @@ def test_an_input_of_another_size_than_at_the_build_is_an_error_that_names_axis_
     layer(first)
 
 
+@pytest.mark.parametrize("is_lazy", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 8, 2)])
-def test_an_nnx_module_that_is_built_on_another_size_than_its_weights_names_the_size(sizes):
-    layer = FlaxLayer(linear(*sizes))
+def test_an_nnx_module_that_is_built_on_another_size_than_its_weights_names_the_size(
+    sizes, is_lazy
+):
+    module = linear(*sizes)
+    layer = FlaxLayer(kerasflax.LazyModule(lambda rngs: linear(*sizes)) if is_lazy else module)
     with pytest.raises(kerasflax.ShapeError, match=LAST):
         layer(ones(4, 5))
     np.testing.assert_allclose(layer(ones(4, 3)), layer.to_flax()(ones(4, 3)), rtol=1e-6)

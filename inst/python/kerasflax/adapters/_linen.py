@@ -106,6 +106,7 @@ class LinenAdapter:
         self.allows_unused = method is not None
         self.allows_extra_collections = True
         self.is_abstract = False
+        self.sizes: frozenset[int] = frozenset()
         # Replaced as a whole and never changed in place, so that restoring this attribute undoes
         # everything that a failed build has learned.
         self._learned = _Learned()

@@ -189,16 +189,21 @@ class NnxAdapter:
         self._learned = _Learned()
         self.is_abstract = False
         if isinstance(module, LazyModule):
+
+            def split(made: nnx.Module) -> tuple[Any, _Structure, PyTree]:
+                structure, values = _split(_pop_intermediates(made)[0])
+                return wrapped_methods(made), structure, jax.tree.map(_spec_of, values)
+
             with self._running(None):
-                wrapped, self._structure = module.abstractly(
-                    lambda made: (wrapped_methods(made), _split(_pop_intermediates(made)[0])[0])
-                )
+                wrapped, self._structure, specs = module.abstractly(split)
         else:
             wrapped = wrapped_methods(module)
             self._structure, values = _split_copy(module)
             self.is_abstract = any(map(_is_abstract, jax.tree.leaves(values)))
-            self._specs = jax.tree.map(_spec_of, values)
+            self._specs = specs = jax.tree.map(_spec_of, values)
             self.module = self._structure.merge(self._specs)
+        shapes = (getattr(spec, "shape", ()) for spec in jax.tree.leaves(specs))
+        self.sizes = frozenset(size for shape in shapes for size in shape)
         self.allows_unused = self.allows_extra_collections = False
         kind = self._structure.kind
         self.name = kind.__name__

@@ -38,6 +38,7 @@ class Adapter(Protocol):
         allows_extra_collections: Whether the user may give collections that the module reads but
             does not create.
         is_abstract: Whether variables of the module have no values, and `init` cannot make them.
+        sizes: The sizes of the axes of the variables that the module has before any call.
     """
 
     base: ClassVar[type]
@@ -48,6 +49,7 @@ class Adapter(Protocol):
     allows_unused: bool
     allows_extra_collections: bool
     is_abstract: bool
+    sizes: frozenset[int]
 
     @classmethod
     def accepts(cls, module: object) -> bool:

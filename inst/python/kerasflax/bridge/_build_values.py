@@ -223,6 +223,7 @@ def given_values(
             wanted=lambda path: path not in own and adapter.restarts(_variables.collection_of(path))
         )
         if adapter.is_abstract:
+            _variables.refuse_other_level(expected, own)
             _check_all_given(expected.keys() - own - made.keys(), expected, adapter.name)
         given = _variables.overlaid(_variables.nested(made), given) if made else given
     # An error then lists all paths.
