@@ -71,6 +71,11 @@ def closure(by):
     return inner
 
 
+class Flags(enum.Flag):
+    A = 1
+    B = 2
+
+
 class Kind(enum.Enum):
     WIDE = 1
 

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import collections.abc
+import dataclasses
 import importlib
 import json
 import sys
@@ -32,14 +33,15 @@ class PretrainedConfig:
         parts = {name: getattr(value, "to_dict", lambda value=value: value)()
                  for name, value in vars(self).items()}
         return {**parts, "model_type": self.model_type, "transformers_version": "4.0"}
-    def to_json_string(self, use_diff=True):
-        return json.dumps(self.to_dict())
     @classmethod
     def from_dict(cls, values):
-        return cls(**values)
+        made = cls(**values)
+        json.dumps(made.to_dict())
+        return made
     def __eq__(self, other):
         return type(self) is type(other) and vars(self) == vars(other)
 class BertConfig(PretrainedConfig):
+    model_type = "bert"
     def __init__(self, width=3, labels=None, part=None, **values):
         super().__init__(**values)
         self.width = width
@@ -47,12 +49,24 @@ class BertConfig(PretrainedConfig):
         if "id2label" in values:
             self.id2label = {int(key): label for key, label in values["id2label"].items()}
         self.part = BertConfig(**part) if isinstance(part, dict) else part
+class EncoderDecoderConfig(PretrainedConfig):
+    def __init__(self, **values):
+        parts = {name: values.pop(name) for name in ("encoder", "decoder")}
+        super().__init__(**values)
+        for name, part in parts.items():
+            {"base": PretrainedConfig, "bert": BertConfig}[part.pop("model_type")]
+            setattr(self, name, BertConfig(**part))
 """
 CONFIG_DICT = """
 class ConfigDict:
     def __init__(self, values=None):
+        self.is_locked = getattr(values, "is_locked", False)
+        values = values.to_dict() if isinstance(values, ConfigDict) else values
         self.values = {key: type(self)(value) if isinstance(value, dict) else value
                        for key, value in dict(values or {}).items()}
+    def lock(self):
+        self.is_locked = True
+        return self
     def __getattr__(self, name):
         if name == "values":
             raise AttributeError
@@ -63,7 +77,8 @@ class ConfigDict:
         return {key: value.to_dict() if isinstance(value, ConfigDict) else value
                 for key, value in self.values.items()}
     def __eq__(self, other):
-        return type(self) is type(other) and self.values == other.values
+        return (type(self) is type(other) and self.values == other.values
+                and self.is_locked == other.is_locked)
 class FrozenConfigDict(ConfigDict):
     def as_configdict(self):
         return ConfigDict(self.to_dict())
@@ -125,7 +140,9 @@ def objects(package):
     config_dict = package("ml_collections.config_dict.config_dict")
     values = {"width": 3, "part": {"act": nn.relu, "dtype": jnp.float32}, "sizes": [1, 2]}
     yield config_dict.ConfigDict(values)
+    yield config_dict.ConfigDict(values).lock()
     yield config_dict.FrozenConfigDict(values | {"pair": (1, 2)})
+    yield config_dict.FrozenConfigDict(config_dict.ConfigDict(values).lock())
     yield package("diffusers.configuration_utils").FrozenDict({"width": 3, "b": (1, 2)})
 
 
@@ -142,23 +159,61 @@ def test_an_object_of_each_class_is_created_again(package):
         )
 
 
+def pretrained(package):
+    """The module with the config classes of `transformers`, or of the package above."""
+    base = package("transformers.configuration_utils")
+    return base if hasattr(base, "BertConfig") else importlib.import_module("transformers")
+
+
 def test_a_pretrained_config_is_created_again_with_its_parts(package):
-    package("transformers.configuration_utils")
-    if hasattr(sys.modules["transformers.configuration_utils"], "BertConfig"):
-        kind = sys.modules["transformers.configuration_utils"].BertConfig
-        configs = [kind(2, {str(i): "x" for i in range(1000)}, kind(5), extra=[1])]
-    else:
-        transformers = importlib.import_module("transformers")
+    transformers = pretrained(package)
+    if hasattr(transformers, "CLIPConfig"):
+        bert = transformers.BertConfig(hidden_size=16, num_labels=1000)
         configs = [
-            transformers.BertConfig(hidden_size=16, num_labels=1000),
             transformers.CLIPConfig(),
             transformers.T5Config(d_model=8),
             transformers.ResNetConfig(depths=[1, 2]),
+            transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert),
         ]
-    for config in configs:
+    else:
+        bert = transformers.BertConfig(2, dict.fromkeys(range(1000), "x"), extra=[1])
+        part = dict(bert.to_dict())
+        configs = [
+            transformers.BertConfig(2, {1: "x"}, transformers.BertConfig(5), extra=[1]),
+            transformers.EncoderDecoderConfig(encoder=part, decoder=dict(part)),
+        ]
+    bert.sizes, bert.dtype = (1, 2), "bfloat16"
+    for config in [bert, *configs]:
         loaded = again(Net(config)).config
         assert type(loaded) is type(config)
         assert loaded.to_dict() == config.to_dict()
+        assert hasattr(config, "encoder") or loaded == config
+
+
+def test_a_pretrained_config_with_a_value_that_its_class_cannot_write_is_an_error(package):
+    config = pretrained(package).BertConfig()
+    config.kind = jnp.bfloat16
+    with pytest.raises(ConfigError, match=r"Net\.config, of class .*BertConfig, cannot be saved"):
+        to_config(Net(config), "Net")
+
+
+def test_a_pretrained_config_of_the_users_may_be_a_dataclass(package, monkeypatch):
+    kind = pretrained(package).BertConfig
+
+    class Mine(kind):
+        def __init__(self, depth=2, **values):
+            super().__init__(**values)
+            self.depth = depth
+
+    Mine.__qualname__ = "Mine"
+    # The newest `transformers` makes a dataclass of each config class.
+    if not dataclasses.is_dataclass(Mine):
+        Mine = dataclasses.dataclass(init=False, eq=False)(Mine)
+    monkeypatch.setitem(globals(), "Mine", Mine)
+    assert again(Net(Mine(depth=3))).config == Mine(depth=3)
+    node = {"object": f"{__name__}:Mine", "fields": {}}
+    with pytest.raises(ConfigError):
+        from_config(node, "it")
 
 
 def test_a_dtype_of_a_pretrained_config_must_be_a_dtype(package):
@@ -190,6 +245,8 @@ def test_a_mapping_matches_a_field_declared_as_a_dict(package):
         {"config_object": "argparse:Namespace", "values": {"dict": {"__class__": 1}}},
         {"config_object": "notapackage.config:Config", "values": {"dict": {}}},
         {"config_object": 3, "values": {"dict": {}}},
+        {"config_object": "types:SimpleNamespace", "values": {"dict": {}}, "locked": True},
+        {"config_object": "types:SimpleNamespace", "values": {"dict": {}}, "locked": 1},
     ],
 )
 def test_a_file_may_name_only_classes_of_the_table(node):

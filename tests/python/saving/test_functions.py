@@ -290,6 +290,13 @@ def test_a_dataclass_or_enum_of_the_modules_package_is_found_without_a_declared_
             from_config(alone, "net")
 
 
+def test_a_flag_that_combines_members_cannot_be_saved():
+    one = named.Net(settings=named.Flags.B)
+    assert from_config(to_config(one, "Net"), "Net") == one
+    with pytest.raises(ConfigError, match=r"Net\.settings cannot be saved.*class named\.Flags"):
+        to_config(named.Net(settings=named.Flags.A | named.Flags.B), "Net")
+
+
 class Unknown:
     def __repr__(self):
         return "many\nlines\n" * 100

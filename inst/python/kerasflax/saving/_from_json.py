@@ -523,11 +523,16 @@ class _Reader:
     def read_config_object(self, node: Any, place: Place, depth: int) -> Plan:
         kind = self._class(node["config_object"], _config_objects.is_config_class, place).kind
         values = self.plan(node.get("values"), place, depth + 1)
-        if values.kind is not dict:
-            raise invalid_description(place, node)
         way = _config_objects.way_of(kind)
-        make = functools.partial(way.make, kind) if way else kind
-        return Plan(node, kind, HOLDER, _deferred_call(make, [values], {}, place), values.items)
+        make: Any = None
+        if way is not None and values.kind is dict:
+            make = {False: way.make, True: way.make_locked}.get(
+                require_type(node.get("locked", False), bool, place)
+            )
+        if make is None:
+            raise invalid_description(place, node)
+        make = _deferred_call(functools.partial(make, kind), [values], {}, place)
+        return Plan(node, kind, HOLDER, make, values.items)
 
     def read_constructor(self, node: Any, place: Place, depth: int) -> Plan:
         constructor = node["constructor"]
@@ -818,7 +823,7 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[_Reader, Any, Place, int
     "frozen_dict": ((), _Reader.read_dict),
     "set": ((), _Reader.read_set),
     "frozenset": ((), _Reader.read_set),
-    "config_object": (("values",), _Reader.read_config_object),
+    "config_object": (("values", "locked"), _Reader.read_config_object),
     "named_tuple": (("fields",), _Reader.read_named_tuple),
     "enum": (("member",), _Reader.read_enum),
     "dtype": ((), _Reader.read_dtype),

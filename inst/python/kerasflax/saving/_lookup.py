@@ -241,14 +241,14 @@ class Names:
         for found in given:
             if isinstance(found, type) and is_right(found):
                 return Found.of(found, is_registered=True)
-        listed = next(
-            filter(None, (_allowed.find(table, reference) for table in _CLASS_TABLES)), None
-        )
+        tables = (_allowed.find(table, reference) for table in _CLASS_TABLES)
+        listed = next(filter(None, tables), None)
+        if listed is None and is_right is _config_objects.is_config_class:
+            # Some are dataclasses, too.
+            listed = _config_objects.find_class(reference)
         if listed is None:
-            listed = (
-                self._find_defined(reference, path)
-                or self._find_settings(reference, is_right, path)
-                or _find_config_class(reference)
+            listed = self._find_defined(reference, path) or self._find_settings(
+                reference, is_right, path
             )
         if listed is None:
             found = next(filter(None, given), None) or _imported_object(namespace, name)
@@ -394,12 +394,6 @@ class Names:
                         waiting.append(held)
             self._declared = list(found)
         return self._declared
-
-
-def _find_config_class(reference: str) -> type | None:
-    """Return the class with a name that is in the table of config objects, or inherits from it."""
-    names = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in _config_objects.classes()}
-    return names.get(reference)
 
 
 def _has_fields(kind: type) -> bool:

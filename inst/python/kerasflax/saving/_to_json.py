@@ -30,7 +30,8 @@ of these keys:
     {"named_tuple": "package.module:Name", "fields": [...]}
     {"enum": "jax.lax:Precision", "member": "HIGHEST"}
     {"config_object": "ml_collections.config_dict.config_dict:ConfigDict", "values": {"dict": ...}}
-        An object of a class in `_config_objects`, by its own dict form.
+        An object of a class in `_config_objects`, by its own dict form. The key "locked" is true if
+        it is locked.
     {"dtype": "bfloat16"}, {"partition_spec": ["data", null]}
     {"array": [1.0, 2.0], "shape": [2], "dtype": "float32", "of": "numpy"}
     {"number": 2.0, "dtype": "float16"}
@@ -57,7 +58,7 @@ import jax
 import keras
 import numpy as np
 
-from .. import _host
+from .. import _host, _messages
 from .._errors import ConfigError
 from ..adapters import _lazy
 from ..adapters._protocol import is_module
@@ -200,7 +201,8 @@ def _describe_items(values: Any, path: str) -> list[Json]:
 
 
 def _describe_named(value: Any, path: str) -> Json:
-    if isinstance(value, enum.Enum):
+    # A flag may combine several members. Loading would have to run its class's code.
+    if isinstance(value, enum.Enum) and value.name in type(value).__members__:
         return {"enum": _lookup.class_name(type(value), path), "member": value.name}
     if isinstance(value, np.dtype):
         return {"dtype": value.name}
@@ -260,7 +262,18 @@ def _describe_config_object(value: Any, path: str) -> Json:
     if way is None:
         return None
     name = _lookup.class_name(type(value), path)
-    return {"config_object": name, "values": to_config(way.values(value), path)}
+    try:
+        values = way.values(value)
+    except RecursionError:
+        raise
+    except Exception as error:
+        # It is the class's own method, which may raise anything.
+        raise ConfigError(
+            f"{path}, of class {name}, cannot be saved: {_messages.first_line(error)}.",
+            advice="Keep only text, numbers, booleans, None, lists and dicts in it.",
+        ) from error
+    node = {"config_object": name, "values": to_config(values, path)}
+    return node | {"locked": True} if way.is_locked(value) else node
 
 
 def _describe_object(value: Any, path: str) -> Json:
