@@ -20,6 +20,9 @@ is_instance <- function(x, class) inherits(x, python_classes[[class]])
 core_words <- list(
   none = "NULL",
   dict = "a named list",
+  list = "a vector",
+  true = "TRUE",
+  false = "FALSE",
   "callback model" = "`self$model`",
   variables = "`flax_variables(layer)`",
   params = "`list(params = list(...))`",
@@ -37,6 +40,8 @@ core_words <- list(
   mesh = "`mesh = c(batch = 2, model = 4)`",
   layout = "`layout = list(\"**/kernel\" = c(NA, \"model\"))`",
   rules = "`rules = list(mlp = \"model\")`",
+  devices = "`devices = c(\"gpu:0\", \"gpu:1\")`",
+  "no axis" = "NA",
   auto = "`auto = TRUE`",
   whole = "`layout = list(\"**/{0}\" = NA)`",
   unchecked = "`checked = FALSE`",

@@ -23,6 +23,13 @@
 #' The variables of optimizers follow their weights. State, such as batch statistics, follows rules
 #' 1, 2 and 4. Constraints on activations, such as `nn$with_logical_constraint()`, take effect.
 #'
+#' # Batches
+#' Choose a batch size that the size of the batch axis divides, and leave out the samples that are
+#' too few for the last batch: Keras splits all batches of an epoch alike, and JAX refuses to split
+#' one of another size. If the first batch cannot be split, each device computes all batches whole,
+#' and a warning says so.
+#'
+#' # What you see
 #' [flax_parameters()] shows where each weight is. If the mesh has more than a batch axis, a layer
 #' warns when it is built: it names its variables that every device holds whole, if they have at
 #' least 4096 elements and are larger than 1% of the layer. A pattern in `layout` with `NA` leaves a
@@ -58,27 +65,61 @@
 #' @export
 flax_distribute <- function(mesh, layout = NULL, rules = NULL, auto = FALSE, devices = NULL) {
   check_backend()
+  check_unique_names(mesh)
+  check_unique_names(layout)
+  check_unique_names(rules)
   distribution <- call_core(
     "distribute",
-    named_for_python(mesh, identity),
+    named_for_python(mesh, na_for_python),
     layout = named_for_python(layout, axes_for_python),
     rules = named_for_python(rules, axis_for_python),
-    auto = auto,
-    devices = if (!is.null(devices)) as.list(unname(devices)),
+    auto = na_for_python(auto),
+    devices = if (is.atomic(devices) && !is.null(devices)) as.list(unname(devices)) else devices,
     .convert = FALSE
   )
   if (is.null(mesh)) invisible(NULL) else invisible(distribution)
 }
 
+# A dict would keep the last of several elements with the same name.
+check_unique_names <- function(x, arg = rlang::caller_arg(x), call = caller_env()) {
+  names <- if (!is_python_object(x)) names(x)
+  if (anyDuplicated(names) || !all(nzchar(names))) {
+    abort_kerasflax(
+      c(
+        "Each element of {.arg {arg}} must have a name of its own.",
+        x = "The names are {.val {names}}."
+      ),
+      cause = "argument",
+      call = call
+    )
+  }
+  invisible(x)
+}
+
 # A named vector or list becomes a dict; the core refuses anything else.
-named_for_python <- function(x, change) if (is.null(names(x))) x else lapply(as.list(x), change)
+named_for_python <- function(x, change) {
+  if (is_python_object(x)) {
+    x
+  } else if (is.list(x) && length(x) == 0) {
+    reticulate::dict()
+  } else if (is.null(names(x))) {
+    na_for_python(x)
+  } else {
+    lapply(as.list(x), change)
+  }
+}
+
+# reticulate would convert NA to True.
+na_for_python <- function(x) if (identical(x, NA)) NA_real_ else x
 
 # The mesh axes of each dimension. NULL, or NA for every dimension, splits nothing.
-axes_for_python <- function(axes) lapply(unname(as.list(axes)), axis_for_python)
+axes_for_python <- function(axes) {
+  if (is.atomic(axes) || is.list(axes)) lapply(unname(as.list(axes)), axis_for_python) else axes
+}
 
 # R writes NA for a dimension that is not split, and c("a", "b") in a list for two axes at once.
 axis_for_python <- function(axis) {
-  if (is.null(axis) || identical(anyNA(axis), TRUE)) {
+  if (is.null(axis) || is.atomic(axis) && length(axis) == 1 && is.na(axis)) {
     NULL
   } else if (is.character(axis) && length(axis) > 1) {
     do.call(reticulate::tuple, as.list(unname(axis)))

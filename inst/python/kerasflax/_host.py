@@ -21,6 +21,9 @@ WORDS: Mapping[str, str] = MappingProxyType(
     {
         "none": "None",
         "dict": "a dict",
+        "list": "a list",
+        "true": "True",
+        "false": "False",
         "callback model": "`self.model`",
         "variables": "`layer.flax_variables`",
         "params": '`{{"params": {{...}}}}`',
@@ -35,6 +38,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "mesh": '`mesh={{"batch": 2, "model": 4}}`',
         "layout": '`layout={{"**/kernel": (None, "model")}}`',
         "rules": '`rules={{"mlp": "model"}}`',
+        "devices": '`devices=["gpu:0", "gpu:1"]`',
+        "no axis": "None",
         "auto": "`auto=True`",
         "whole": '`layout={{"**/{0}": ()}}`',
         "unchecked": "`checked=False`",

@@ -226,7 +226,8 @@ class FlaxLayer(keras.layers.Layer):
         call = Call(self, form=None if form.is_plain else form)
         with contextlib.ExitStack() as stack:
             if self.built:
-                self._held.setting.check(self.name)
+                with _keras.raised_as_is():
+                    self._held.setting.check(self.name)
                 stack.enter_context(_keras.scopes_kept())
             else:
                 stack.enter_context(self._transaction(is_done=lambda: self.built))

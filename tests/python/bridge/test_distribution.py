@@ -3,6 +3,8 @@
 Most tests need eight devices. They run in a new process, which the first test starts.
 """
 
+import warnings
+
 import jax
 import keras
 import numpy as np
@@ -199,6 +201,34 @@ def test_eight_devices_compute_the_numbers_of_one(kind, arguments, monkeypatch):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), list(one), list(eight)
     )
+
+
+@on_eight
+@both
+def test_a_batch_that_the_devices_do_not_divide_gives_the_numbers_of_one(kind):
+    found = []
+    for mesh in (None, {"batch": 8}):
+        distribute(mesh)
+        keras.utils.set_random_seed(3)
+        model, _ = model_of(kind)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            model.fit(X[:13], Y[:13], epochs=2, verbose=0)
+            loss = model.evaluate(X[:13], Y[:13], verbose=0)
+            found.append((loss, model.predict(X[:13], verbose=0)))
+    assert {str(warning.message) for warning in warned} == {
+        "'batch' of size 8 does not divide a batch of 13: each device computes all of it. Use "
+        "batches of a multiple of 8."
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+@on_eight
+def test_a_layout_without_axes_fits_any_variable():
+    distribute(MESH, {"**": (None, None), "**/last/kernel": (None, "model")})
+    model, layer = model_of("linen")
+    model.fit(X, Y, verbose=0)
+    assert axes_of(layer) == {"params/last/kernel": (None, "model")}
 
 
 class Constrained(nn.Module):
@@ -416,8 +446,15 @@ def test_a_layer_from_before_the_distribution_is_an_error():
     distribute({"batch": 8})
     model, layer = model_of("linen")
     distribute(MESH)
-    with pytest.raises(kerasflax.StateError, match=r"built on the mesh batch=8, but.*batch=2 x"):
-        layer(X)
+    for call in (layer, model, lambda x: model.fit(x, Y, verbose=0)):
+        with pytest.raises(kerasflax.StateError) as error:
+            call(X)
+        # Keras adds nothing.
+        assert error.value.what == (
+            "The layer 'net' was built on the mesh batch=8, but the distribution now has the mesh "
+            "batch=2 x model=4."
+        )
+        assert error.value.advice.startswith("Set the distribution first")
     distribute(None)
     assert layer(X).shape == (16, 4)
 
@@ -444,9 +481,19 @@ def test_values_that_a_user_gives_are_split_as_initial_ones_are():
         ([{"batch": 1.5}], "'batch' must be a whole number"),
         ([{"batch": 999}], "The mesh has 999 devices, but there are"),
         ([{"batch": 1}, {"a": ("modle",)}], "`layout` for 'a' names the axis 'modle', but"),
-        ([{"batch": 1}, {"a": ("batch", "batch")}], "'batch' for two dimensions"),
+        ([{"batch": 1}, {"a": ("batch", "batch")}], "uses the mesh's axis 'batch' twice"),
         ([{"batch": 1}, {"a": (1,)}], "must name a mesh axis or None"),
+        ([{"batch": 1}, {"a": 1}], "must name a mesh axis or None for each dimension, got int 1"),
+        ([{"batch": 1}, {"a": ((),)}], "must name a mesh axis or None for each dimension"),
         ([{"batch": 1}, {1: ("batch",)}], "`layout` must be a dict"),
+        ([{"batch": 1}, {"": ("batch",)}], "`layout` must be a dict"),
+        ([{"batch": 1}, [("a", "batch")]], "`layout` must be a dict"),
+        ([{"": 1}], "`mesh` must be the sizes"),
+        ([1], "`mesh` must be the sizes"),
+        ([{"batch": "1"}], "'batch' must be a whole number"),
+        ([{"batch": -1}], "'batch' must be a whole number"),
+        ([{"batch": None}], "'batch' must be a whole number"),
+        ([{"batch": float("nan")}], "'batch' must be a whole number"),
         ([None, {"a": ("batch",)}], "`mesh` is None"),
     ],
 )
@@ -454,6 +501,36 @@ def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(kerasflax.ArgumentError, match=message):
         distribute(*arguments)
     assert keras.distribution.distribution() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"auto": "yes"}, "`auto` must be True or False, got str 'yes'"),
+        ({"auto": None}, "`auto` must be True or False, got None"),
+        ({"rules": True}, "`rules` must give a mesh axis for each logical axis, got bool True"),
+        ({"rules": "ab"}, "`rules` must give a mesh axis for each"),
+        ({"rules": {"mlp": 1}}, "`rules` for 'mlp' must name a mesh axis or None, got int 1"),
+        ({"devices": "cpu:0"}, "`devices` must be a list of devices, got str 'cpu:0'"),
+        ({"devices": 1}, "`devices` must be a list of devices, got int 1"),
+        ({"devices": [0]}, "`devices` must contain names of devices, got int 0"),
+        ({"devices": []}, "The mesh has 1 devices, but `devices` has 0[.]"),
+        ({"devices": ["cpu:0", "cpu:0"]}, "`devices` has cpu:0 twice"),
+        ({"devices": ["cpu:99"]}, "There is no device 'cpu:99'[.] The devices are: "),
+        ({"devices": ["abacus:0"]}, "There is no device 'abacus:0'[.] The devices are: "),
+    ],
+)
+def test_wrong_options_are_refused(arguments, message):
+    with pytest.raises(kerasflax.ArgumentError, match=message):
+        distribute({"batch": 1}, **arguments)
+    assert keras.distribution.distribution() is None
+
+
+def test_devices_are_those_of_jax_or_their_names():
+    first = jax.devices()[0]
+    for devices in ([first], [f"{first.platform}:{first.id}"], np.array([first])):
+        distribution = distribute({"batch": 1}, devices=devices)
+        assert distribution.device_mesh.backend_mesh.devices.tolist() == [first]
 
 
 def test_auto_needs_a_second_axis_and_rules_name_axes_of_the_mesh():

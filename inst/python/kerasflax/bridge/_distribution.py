@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -128,7 +128,10 @@ class FlaxParallel(keras.distribution.ModelParallel):
         return _layouts({variable.path: (decision, shape)}, self.device_mesh)[variable.path]
 
     def get_data_layout(self, data_shape: Sequence[int]) -> keras.distribution.TensorLayout:
-        """The layout of a batch, split along the batch axis.
+        """The layout of a batch, split along the batch axis if this divides the batch.
+
+        Keras asks once for all batches of an epoch, and JAX does not split what the axis does not
+        divide.
 
         Raises:
             ArgumentError: A pattern of `layout` has matched no variable so far.
@@ -136,7 +139,17 @@ class FlaxParallel(keras.distribution.ModelParallel):
         for pattern in self.layout:
             if pattern in self._unused:
                 _paths.matched(pattern, list(self._seen))
-        return super().get_data_layout(data_shape)
+        length, parts = data_shape[0], self.num_model_replicas
+        # A process among several has a part of the batch, and others have the rest.
+        if self.num_processes > 1 or length % parts == 0:
+            return super().get_data_layout(data_shape)
+        warnings.warn(
+            f"{self.batch_dim_name!r} of size {parts} does not divide a batch of {length}: each "
+            f"device computes all of it. Use batches of a multiple of {parts}.",
+            stacklevel=2,
+        )
+        whole = [None] * len(data_shape)
+        return keras.distribution.TensorLayout(whole, self.device_mesh)
 
     def distribute_dataset(self, dataset: Any) -> Any:
         """Shard a `tf.data.Dataset` over processes. Other data is each process's own already."""
@@ -172,6 +185,11 @@ def distribute(
 
     Optimizer slots and moving averages follow their weight. State, such as `batch_stats` and
     caches, follows rules 1, 2 and 4.
+
+    Choose a batch size that the size of the batch axis divides, and leave out the samples that are
+    too few for the last batch: Keras splits all batches of an epoch alike, and JAX refuses to split
+    one of another size. If the first batch cannot be split, each device computes all batches whole,
+    and a warning says so.
 
     `kerasflax.parameters` shows where each weight is. If the mesh has more than a batch axis, a
     layer warns when it is built: it names its variables that every device holds whole, if they have
@@ -209,6 +227,10 @@ def distribute(
         keras.distribution.set_distribution(None)
         return None
     sizes = _checked_mesh(mesh)
+    if not isinstance(auto, (bool, np.bool_)):
+        raise ArgumentError(
+            f"`auto` must be {_host.word('true')} or {_host.word('false')}, got {value_text(auto)}."
+        )
     checked_layout = _checked_layout(layout, sizes)
     checked_rules = _checked_rules(rules, sizes)
     if auto and len(sizes) == 1:
@@ -260,27 +282,68 @@ def _checked_mesh(mesh: Any) -> dict[str, int]:
     return sizes
 
 
-def _checked_devices(devices: Sequence[Any] | None, count: int) -> np.ndarray:
-    known = keras.distribution.list_devices()
-    names = known if devices is None else [_device_name(device) for device in devices]
-    if len(names) < count or (devices is not None and len(names) > count):
+def _checked_devices(devices: Any, count: int) -> np.ndarray:
+    if devices is None:
+        known = keras.distribution.list_devices()
+        if len(known) < count:
+            raise ArgumentError(
+                f"The mesh has {count} devices, but there are {len(known)}: {_some(known)}.",
+                advice="Change the sizes of `mesh`, whose product is the number of devices. On a "
+                'CPU, XLA_FLAGS="--xla_force_host_platform_device_count=8", set before JAX is '
+                "imported, simulates 8.",
+            )
+        return np.array(known[:count])
+    if isinstance(devices, (str, jax.Device)) or not isinstance(devices, (Sequence, np.ndarray)):
         raise ArgumentError(
-            f"The mesh has {count} devices, but there are {len(names)}: {', '.join(names[:8])}.",
-            advice="Change the sizes of `mesh`, whose product is the number of devices. On a CPU, "
-            'XLA_FLAGS="--xla_force_host_platform_device_count=8", set before JAX is imported, '
-            "simulates 8.",
+            f"`devices` must be {_host.word('list')} of devices, got {value_text(devices)}.",
+            advice=f"Pass, for example, {_host.word('devices')}.",
         )
-    return np.array(names[:count])
+    names = [_device_name(device) for device in np.ravel(devices).tolist()]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ArgumentError(
+            f"`devices` has {_some(twice)} twice.", advice="Name each device of the mesh once."
+        )
+    if len(names) != count:
+        raise ArgumentError(
+            f"The mesh has {count} devices, but `devices` has {len(names)}"
+            f"{f': {_some(names)}' if names else ''}.",
+            advice="Change the sizes of `mesh`, whose product is the number of devices, or pass as "
+            "many devices.",
+        )
+    return np.array(names)
 
 
 def _device_name(device: Any) -> str:
-    return device if isinstance(device, str) else f"{device.platform}:{device.id}"
+    """Keras's name of a device that exists."""
+    if isinstance(device, jax.Device):
+        return f"{device.platform}:{device.id}"
+    if not isinstance(device, str):
+        raise ArgumentError(
+            f"`devices` must contain names of devices, got {value_text(device)}.",
+            advice=f"Pass, for example, {_host.word('devices')}.",
+        )
+    name, known = device.lower(), keras.distribution.list_devices()
+    with contextlib.suppress(RuntimeError):
+        # JAX has no such platform otherwise. A GPU's process has CPU devices, too.
+        known = known + keras.distribution.list_devices(name.partition(":")[0])
+    if name not in known:
+        raise ArgumentError(
+            f"There is no device {device!r}. The devices are: {_some(dict.fromkeys(known))}.",
+            advice="Name these, or leave `devices` out.",
+        )
+    return name
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _checked_layout(layout: Any, sizes: Mapping[str, int]) -> dict[str, Axes]:
     if layout is None:
         return {}
-    if not isinstance(layout, Mapping) or not all(isinstance(key, str) for key in layout):
+    if not isinstance(layout, Mapping) or not all(isinstance(key, str) and key for key in layout):
         raise ArgumentError(
             f"`layout` must be {_host.word('dict')} of mesh axes by pattern of paths, got "
             f"{value_text(layout)}.",
@@ -294,19 +357,22 @@ def _checked_layout(layout: Any, sizes: Mapping[str, int]) -> dict[str, Axes]:
 
 def _checked_axes(axes: Any, where: str, sizes: Mapping[str, int]) -> Axes:
     """The axes of each dimension. A single name is the axis of the first one."""
-    entries = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-    checked = tuple(_checked_axis(entry, where, sizes) for entry in entries)
+    entries = tuple(axes) if isinstance(axes, (list, tuple)) else () if axes is None else (axes,)
+    checked = [_checked_axis(entry, where, sizes, " for each dimension") for entry in entries]
     flat = [name for entry in checked for name in axis_names(entry)]
     twice = [name for name in dict.fromkeys(flat) if flat.count(name) > 1]
     if twice:
         raise ArgumentError(
-            f"{where} uses the mesh's axis {twice[0]!r} for two dimensions.",
+            f"{where} uses the mesh's axis {twice[0]!r} twice.",
             advice="An axis can split one dimension of a variable.",
         )
-    return checked
+    while checked and checked[-1] is None:
+        # Variables of fewer dimensions may match the pattern, too.
+        checked.pop()
+    return tuple(checked)
 
 
-def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int]) -> Axis:
+def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int], each: str = "") -> Axis:
     if isinstance(axis, (list, tuple)):
         axis = tuple(axis)
     is_axis = axis is None or isinstance(axis, str)
@@ -314,9 +380,9 @@ def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int]) -> Axis:
         isinstance(axis, tuple) and axis and all(isinstance(name, str) for name in axis)
     ):
         raise ArgumentError(
-            f"{where} must name a mesh axis or {_host.word('none')} for each dimension, got "
+            f"{where} must name a mesh axis or {_host.word('no axis')}{each}, got "
             f"{value_text(axis)}.",
-            advice=f"Pass, for example, {_host.word('layout')}.",
+            advice=f"Pass, for example, {_host.word('layout' if each else 'rules')}.",
         )
     unknown = [name for name in axis_names(axis) if name not in sizes]
     if unknown:
@@ -330,9 +396,13 @@ def _checked_axis(axis: Any, where: str, sizes: Mapping[str, int]) -> Axis:
 def _checked_rules(rules: Any, sizes: Mapping[str, int]) -> tuple[tuple[str, Axis], ...] | None:
     if rules is None:
         return None
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
+    pairs: list[Any] = [None]
+    if isinstance(rules, Mapping):
+        pairs = list(rules.items())
+    elif isinstance(rules, Sequence) and not isinstance(rules, str):
+        pairs = list(rules)
     if not all(
-        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and pair[0] and isinstance(pair[0], str)
         for pair in pairs
     ):
         raise ArgumentError(
