@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 from support import TARGETS, VECTORS, assert_close
 
-from kerasflax import FlaxLayer, LazyModule, ModuleError, _rng
+from kerasflax import ConfigError, FlaxLayer, LazyModule, ModuleError, _rng
 
 STATE = nn.DenyList(["params"])
 
@@ -306,6 +306,78 @@ def test_sown_values_pass_through_a_bridge_and_are_not_state(make):
         assert_close(layer.losses, [np.sum(np.square(outputs))])
     else:
         assert isinstance(layer.module, nn.Module)
+
+
+class LinenPerturbed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return self.perturb("hidden", nn.Dense(3)(x))
+
+
+class NnxPerturbed(NnxSower):
+    def __call__(self, x):
+        return self.perturb("hidden", self.linear(x))
+
+
+class LinenOfPerturbed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nnx.bridge.to_linen(NnxPerturbed, name="inner")(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: to_nnx(LinenPerturbed()),
+        lambda: LazyModule(lambda rngs: to_nnx(LinenPerturbed(), rngs=rngs)),
+        lambda: nnx.bridge.ToLinen(NnxPerturbed),
+        LinenOfPerturbed,
+    ],
+    ids=["ToNNX", "lazy ToNNX", "ToLinen", "part"],
+)
+def test_perturbations_pass_through_a_bridge_and_are_not_state(make):
+    layer = FlaxLayer(make(), seed=1)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    model.fit(VECTORS, TARGETS, verbose=0)
+    for size in (8, 2):
+        outputs = layer(VECTORS[:size])
+        (perturbed,) = jax.tree.leaves(layer.sown["perturbations"])
+        assert perturbed.shape == outputs.shape
+        kernel, bias = (
+            next(value for path, value in layer.variables_by_path.items() if path.endswith(name))
+            for name in ("kernel", "bias")
+        )
+        assert_close(outputs, VECTORS[:size] @ np.asarray(kernel) + np.asarray(bias))
+    assert all(path.startswith(("params", "Rng")) for path in layer.variables_by_path)
+
+
+def test_a_module_with_variables_only_inside_its_own_apply_is_an_error():
+    class Compact(nnx.bridge.Module):
+        @nnx.bridge.compact
+        def __call__(self, x):
+            return self.param("scale", nn.initializers.ones, (3,)) * x
+
+    for module in (Compact(), LazyModule(Compact)):
+        with pytest.raises(ModuleError, match="which has no variables outside"):
+            FlaxLayer(module)
+
+
+def test_a_class_that_flax_derives_from_an_nnx_class_is_a_bridge():
+    class Net(nnx.bridge.wrappers.to_linen_class(NnxNet)):
+        pass
+
+    layer = FlaxLayer(Net(), seed=1)
+    assert_close(layer(VECTORS), layer(VECTORS))
+    assert np.any(layer(VECTORS, training=True) != layer(VECTORS))
+
+
+def test_a_bridge_of_a_function_cannot_be_saved():
+    layer = FlaxLayer(nnx.bridge.ToLinen(lambda rngs: NnxNet(rngs)))
+    with pytest.raises(
+        ConfigError, match=r"ToLinen\.nnx_class cannot be saved: it is not a module"
+    ):
+        layer.get_config()
 
 
 def test_a_compiled_method_of_an_nnx_module_gives_the_mode_to_the_linen_modules_in_it():

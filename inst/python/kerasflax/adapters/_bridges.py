@@ -99,6 +99,17 @@ def _through(method: Callable[..., Any], argument: str) -> Callable[..., Any]:
     return call
 
 
+@dataclasses.dataclass(frozen=True)
+class _Passed:
+    """What bridges pass on; see `passing_on`."""
+
+    training: bool
+    fills: bool
+    streams: Streams
+    layer_rngs: Any
+    writes: bool
+
+
 @contextlib.contextmanager
 def passing_on(
     *,
@@ -123,124 +134,179 @@ def passing_on(
     if nnx is None:
         yield
         return
-
-    def to_nnx(
-        call: Callable[..., Any],
-        module: Any,
-        *args: Any,
-        rngs: Any = None,
-        method: Any = None,
-        mutable: Any = _STATE if writes else None,
-        **kwargs: Any,
-    ) -> Any:
-        linen = module.to_nnx__module
-        fields = {each.name: getattr(linen, each.name, None) for each in dataclasses.fields(linen)}
-        function = method if callable(method) else getattr(type(linen), method or "__call__")
-        arguments, unset = _missing_mode(function, args, kwargs, fields, training)
-        if fills and arguments:
-            kwargs, unset = kwargs | arguments, {}
-        if unset:
-            # The bridge belongs to this call alone.
-            vars(module)["to_nnx__module"] = linen.clone(**unset)
-        run = functools.partial(call, module, *args, method=method, mutable=mutable, **kwargs)
-        try:
-            return run(rngs=rngs)
-        except flax.errors.InvalidRngError:
-            if layer_rngs is None or rngs is not None or module.to_nnx__rngs is not None:
-                raise
-            return run(rngs=layer_rngs)
-        except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
-            if nnx.state(module, nnx.Not(nnx.RngState)):
-                raise
-            raise ModuleError(
-                f"`ToNNX` has no variables for its {type(linen).__name__}.",
-                advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass "
-                "the module.",
-            ) from error
-        finally:
-            vars(module)["to_nnx__module"] = linen
-
-    to_nnx.__name__ = "__call__"
-
-    def to_linen(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
-        module: Any = context.module
-        if not isinstance(module, nnx.bridge.ToLinen) or context.method_name != "__call__":
-            return call(*args, **kwargs)
-        factory = module.nnx_class
-
-        def make(*arguments: Any, **keywords: Any) -> Any:
-            streams.are_passed_on, streams.are_held = False, True
-            made = factory(*arguments, **keywords)
-            set_mode(made, training=training)
-            streams.are_held = False
-            return made
-
-        method = kwargs.get("nnx_method")
-        method = method if callable(method) else getattr(factory, method or "__call__", None)
-        if fills and callable(method) and isinstance(factory, type):
-            rest = {name: value for name, value in kwargs.items() if name != "nnx_method"}
-            kwargs = kwargs | _missing_mode(method, args, rest, {}, training)[0]
-        before = streams.are_passed_on, streams.are_held, streams.path
-        streams.path = module.path
-        # Linen has no other way to change a field of a bound copy.
-        object.__setattr__(module, "nnx_class", make)
-        streams.are_passed_on = True
-        try:
-            return call(*args, **kwargs)
-        finally:
-            object.__setattr__(module, "nnx_class", factory)
-            streams.are_passed_on, streams.are_held, streams.path = before
-
-    def look_up(call: Callable[..., Any], module: Any, name: str) -> Any:
-        if not name.startswith("_") and name not in module:
-            streams.looked_up.add(name)
-        return call(module, name)
-
-    def draw(call: Callable[..., Any], stream: Any, *args: Any) -> Any:
-        if not streams.are_held:
-            streams.drawn.add(stream.tag)
-        return call(stream, *args)
-
-    def sow(
-        call: Callable[..., Any], module: Any, variable_type: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        kind = variable_type
-        if not isinstance(kind, str):
-            kind = nnx.variable_name_from_type(kind, allow_register=True)
-        streams.sown.add((kind, *streams.path))
-        with warnings.catch_warnings():
-            # NNX wants `nnx.capture` around the call, but the bridge makes the call.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return call(module, variable_type, *args, **kwargs)
-
+    passed = _Passed(training, fills, streams, layer_rngs, writes)
+    # An NNX module around a bridge watches `sow` and `perturb` itself.
+    watched = () if writes else (("sow", _sow), ("perturb", _perturb))
     # Flax has no hooks for its bridges and for NNX's streams. The methods are documented, but not
     # that they may be replaced. Seen to work with flax 0.12.6 to 0.12.12.
     # https://flax.readthedocs.io/en/latest/guides/bridge_guide.html
-    rngs_class, stream_class = nnx.Rngs, nnx.RngStream
     with (
         replaced(
-            (nnx.bridge.ToNNX, to_nnx),
-            (rngs_class, _named("__getitem__", look_up)),
-            (rngs_class, _named("__getattr__", look_up)),
-            (stream_class, _named("__call__", draw)),
-            # An NNX module around a bridge watches `sow` itself.
-            *(() if writes else ((nnx.Module, sow),)),
+            (nnx.bridge.ToNNX, _named("__call__", _call_linen, passed)),
+            (nnx.Rngs, _named("__getitem__", _look_up, streams)),
+            (nnx.Rngs, _named("__getattr__", _look_up, streams)),
+            (nnx.RngStream, _named("__call__", _draw, streams)),
+            *((nnx.Module, _named(name, function, streams)) for name, function in watched),
         ),
-        nn.intercept_methods(to_linen),
+        nn.intercept_methods(functools.partial(_call_nnx, passed)),
     ):
         yield
 
 
-def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function under the name of the method that it replaces."""
-    named = functools.partial(function)
+def _named(name: str, function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """A function with its first arguments, under the name of the method that it replaces."""
+    named = functools.partial(function, *args)
     named.__name__ = name  # type: ignore[attr-defined]
     return named
+
+
+# Linen modules in NNX modules ---------------------------------------------------------------------
+
+
+def _call_linen(
+    passed: _Passed,
+    call: Callable[..., Any],
+    bridge: Any,
+    *args: Any,
+    rngs: Any = None,
+    method: Any = None,
+    mutable: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Call a `ToNNX`, which calls the Linen module in it."""
+    linen = bridge.to_nnx__module
+    mutable = _STATE if mutable is None and passed.writes else mutable
+    fields = {each.name: getattr(linen, each.name, None) for each in dataclasses.fields(linen)}
+    function = method if callable(method) else getattr(type(linen), method or "__call__")
+    arguments, unset = _missing_mode(function, args, kwargs, fields, passed.training)
+    if passed.fills and arguments:
+        kwargs, unset = kwargs | arguments, {}
+    if unset:
+        # The bridge belongs to this call alone.
+        vars(bridge)["to_nnx__module"] = linen.clone(**unset)
+    run = functools.partial(call, bridge, *args, method=method, mutable=mutable, **kwargs)
+    try:
+        return run(rngs=rngs)
+    except flax.errors.InvalidRngError:
+        if passed.layer_rngs is None or rngs is not None or bridge.to_nnx__rngs is not None:
+            raise
+        return run(rngs=passed.layer_rngs)
+    except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
+        nnx = sys.modules["flax.nnx"]
+        if nnx.state(bridge, nnx.Not(nnx.RngState)):
+            raise
+        raise ModuleError(
+            f"`ToNNX` has no variables for its {type(linen).__name__}.",
+            advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass "
+            "the module.",
+        ) from error
+    finally:
+        vars(bridge)["to_nnx__module"] = linen
+
+
+# NNX modules in Linen modules ---------------------------------------------------------------------
+
+
+def _call_nnx(
+    passed: _Passed,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Call a method of a Linen module. A `ToLinen` creates and calls the NNX module in it."""
+    bridge: Any = context.module
+    if not isinstance(bridge, sys.modules["flax.nnx"].bridge.ToLinen):
+        return call(*args, **kwargs)
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    factory, streams = bridge.nnx_class, passed.streams
+    method = kwargs.get("nnx_method")
+    method = method if callable(method) else getattr(factory, method or "__call__", None)
+    if passed.fills and callable(method) and isinstance(factory, type):
+        rest = {name: value for name, value in kwargs.items() if name != "nnx_method"}
+        kwargs = kwargs | _missing_mode(method, args, rest, {}, passed.training)[0]
+    before = dataclasses.replace(streams)
+    # Linen has no other way to change a field of a bound copy.
+    object.__setattr__(bridge, "nnx_class", functools.partial(_create_nnx, passed, factory))
+    streams.path, streams.are_passed_on = bridge.path, True
+    try:
+        return call(*args, **kwargs)
+    finally:
+        object.__setattr__(bridge, "nnx_class", factory)
+        streams.path = before.path
+        streams.are_passed_on, streams.are_held = before.are_passed_on, before.are_held
+
+
+def _create_nnx(passed: _Passed, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Create the NNX module of a `ToLinen` in the mode."""
+    passed.streams.are_passed_on, passed.streams.are_held = False, True
+    made = factory(*args, **kwargs)
+    set_mode(made, training=passed.training)
+    passed.streams.are_held = False
+    return made
+
+
+def _look_up(streams: Streams, call: Callable[..., Any], rngs: Any, name: str) -> Any:
+    """Look up a stream in an `nnx.Rngs`."""
+    if not name.startswith("_") and name not in rngs:
+        streams.looked_up.add(name)
+    return call(rngs, name)
+
+
+def _draw(streams: Streams, call: Callable[..., Any], stream: Any, *args: Any) -> Any:
+    """Take a key from an `nnx.RngStream`."""
+    if not streams.are_held:
+        streams.drawn.add(stream.tag)
+    return call(stream, *args)
+
+
+def _sow(
+    streams: Streams,
+    call: Callable[..., Any],
+    module: Any,
+    variable_type: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Sow a value in an NNX module."""
+    _note_sown(streams, variable_type)
+    with _without_advice_to_capture():
+        return call(module, variable_type, *args, **kwargs)
+
+
+def _perturb(
+    streams: Streams,
+    call: Callable[..., Any],
+    module: Any,
+    name: str,
+    value: Any,
+    variable_type: Any = None,
+) -> Any:
+    """Perturb a value in an NNX module."""
+    kind = sys.modules["flax.nnx"].Perturbation if variable_type is None else variable_type
+    _note_sown(streams, kind)
+    with _without_advice_to_capture():
+        return call(module, name, value, kind)
+
+
+def _note_sown(streams: Streams, variable_type: Any) -> None:
+    kind = variable_type
+    if not isinstance(kind, str):
+        nnx = sys.modules["flax.nnx"]
+        kind = nnx.variable_name_from_type(kind, allow_register=True)
+    streams.sown.add((kind, *streams.path))
+
+
+@contextlib.contextmanager
+def _without_advice_to_capture() -> Iterator[None]:
+    """Ignore NNX's advice to put `nnx.capture` around the call: the bridge makes the call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+# The mode -----------------------------------------------------------------------------------------
 
 
 def set_mode(module: Any, *, training: bool) -> None:

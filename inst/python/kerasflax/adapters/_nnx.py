@@ -207,6 +207,12 @@ class NnxAdapter:
         self.allows_unused = self.allows_extra_collections = False
         kind = self._structure.kind
         self.name = kind.__name__
+        if issubclass(kind, nnx.bridge.Module):
+            raise ModuleError(
+                f"{self.name} is an `nnx.bridge.Module`, which has no variables outside of its own "
+                "`init` and `apply`.",
+                advice="Derive its class from `nnx.Module` or `linen.Module`.",
+            )
         owner = getattr(method, "__self__", module)
         if type(owner) is kind and owner is not module:
             raise MethodError(
@@ -476,7 +482,17 @@ class NnxAdapter:
             in_linen.add(nnx.variable_type_from_name(col, allow_register=True))
             return method(module, col, *args, **kwargs)
 
-        sow_in_linen.__name__ = "sow"
+        def perturb_in_linen(
+            method: Callable[..., Any],
+            module: nn.Module,
+            name: str,
+            value: Any,
+            collection: str = "perturbations",
+        ) -> Any:
+            in_linen.add(nnx.variable_type_from_name(collection, allow_register=True))
+            return method(module, name, value, collection)
+
+        sow_in_linen.__name__, perturb_in_linen.__name__ = "sow", "perturb"
 
         parts = [] if module is None else list(nnx.iter_modules(module))
 
@@ -488,7 +504,10 @@ class NnxAdapter:
         # are documented, but not that they may be replaced. Seen to work with flax 0.12.6 to
         # 0.12.12. https://flax.readthedocs.io/en/latest/guides/extracting_intermediates.html,
         # https://github.com/google/flax/pull/5584
-        watching = replaced((nnx.Module, sow), (nnx.Module, perturb), (nn.Module, sow_in_linen))
+        watching = replaced(
+            *((nnx.Module, function) for function in (sow, perturb)),
+            *((nn.Module, function) for function in (sow_in_linen, perturb_in_linen)),
+        )
         with (
             watching,
             # Keras places the variables. By itself, NNX places those with sharding metadata when

@@ -279,6 +279,12 @@ def _describe_config_object(value: Any, path: str) -> Json:
 def _describe_object(value: Any, path: str) -> Json:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return None
+    is_wrapper = _lookup.Found.of(type(value)).is_wrapper
+    if is_wrapper and not isinstance(getattr(value, "nnx_class", None), type):
+        raise ConfigError(
+            f"{path}.nnx_class cannot be saved: it is not a module class.",
+            advice="Pass the class, and its arguments as `args` and `kwargs`.",
+        )
     fields = {}
     for field in dataclasses.fields(value):
         if not field.init or (
