@@ -144,7 +144,8 @@ flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
     arguments <- c(arguments, list(rngs = NULL))
   }
   constructor <- rlang::new_function(
-    as.pairlist(arguments),
+    # R's error about an unused argument would not help a user who pipes an input into it.
+    as.pairlist(c(arguments, list(... = rlang::missing_arg()))),
     quote(construct_module(rlang::current_env())),
     rlang::env(asNamespace("kerasflax"), definition = definition)
   )
@@ -251,6 +252,10 @@ r_to_py.flax_module <- function(x, convert = FALSE) {
 format_default <- function(value) {
   if (is_from_earlier_session(value)) {
     "<Python object>"
+  } else if (inherits(value, "flax_module")) {
+    environment(value)$definition$name
+  } else if (inherits(value, "flax_lazy")) {
+    "<flax_lazy>"
   } else if (is_python_object(value)) {
     reticulate::py_repr(value)
   } else {
@@ -265,7 +270,10 @@ construct_module <- function(frame) {
   fields <- definition$fields
   given <- mget(as.character(names(fields)), envir = frame, inherits = FALSE)
   missing <- names(given)[vapply(given, rlang::is_missing, NA)]
-  check_not_called(given[setdiff(names(given), missing)], definition, frame)
+  unused <- eval(as.call(list(base::list, quote(...))), frame)
+  rngs <- if (definition$api == "nnx") list(rngs = frame$rngs)
+  check_not_called(c(given[setdiff(names(given), missing)], rngs, unused), definition, frame)
+  check_no_unused(unused, definition, frame)
   if (length(missing) > 0) {
     abort_kerasflax(
       c(
@@ -288,24 +296,64 @@ construct_module <- function(frame) {
   }
   class <- remade(definition$class, frame)
   values <- lapply(values, as_field_value)
-  rngs <- if (definition$api == "nnx") list(rngs = frame$rngs)
   with_r_conditions(rlang::exec(class, !!!values, !!!rngs), call = frame)
 }
 
 # A constructor creates a module; it is not a layer that an input is piped into.
 check_not_called <- function(given, definition, frame) {
-  inputs <- Filter(\(value) is_keras_tensor(value) || is_sequential(value), given)
-  if (length(inputs) == 0) {
+  names <- names(given) %||% rep("", length(given))
+  # Only a field of any type may be a matrix.
+  is_any <- vapply(names, \(name) identical(definition$fields[[name]]$type, "any"), NA)
+  is_matrix <- vapply(given, \(x) !is_python_object(x) && length(dim(x)) > 1, NA)
+  is_an_input <- vapply(given, is_input, NA) | is_matrix & !is_any
+  if (!any(is_an_input)) {
     return(invisible())
   }
-  name <- escape_braces(rlang::as_label(rlang::frame_call(frame)[[1]]))
+  name <- names[is_an_input][[1]]
+  got <- escape_braces(describe(given[is_an_input][[1]]))
+  constructor <- escape_braces(rlang::as_label(rlang::frame_call(frame)[[1]]))
   abort_kerasflax(
     c(
-      paste0("{.fn ", name, "} creates a module; it cannot be called on an input."),
-      x = "{.arg {names(inputs)[[1]]}} is a field of {definition$name}, and it is \
-      {describe(inputs[[1]])}.",
+      paste0("{.fn ", constructor, "} creates a module; it cannot be called on an input."),
+      x = if (name %in% names(definition$fields)) {
+        paste0("{.arg {name}} is a field of {definition$name}, and it is ", got, ".")
+      } else {
+        paste0("One argument is ", got, ".")
+      },
       i = "Pipe the input into the layer: \
-      {.code input |> layer_flax_module_wrapper({name}(...))}."
+      {.code input |> layer_flax_module_wrapper({constructor}(...))}."
+    ),
+    cause = "field",
+    call = frame
+  )
+}
+
+is_input <- function(value) {
+  is_keras_tensor(value) ||
+    is_sequential(value) ||
+    is.list(value) && !is.object(value) && any(vapply(value, is_input, NA))
+}
+
+check_no_unused <- function(unused, definition, frame) {
+  if (length(unused) == 0) {
+    return(invisible())
+  }
+  names <- names(unused) %||% rep("", length(unused))
+  labels <- toString(ifelse(nzchar(names), names, vapply(unused, describe, "")))
+  fields <- names(definition$fields)
+  abort_kerasflax(
+    c(
+      paste0(
+        "{.fn {definition$name}} got ",
+        if (length(unused) == 1) "an unused argument: " else "unused arguments: ",
+        escape_braces(labels),
+        "."
+      ),
+      i = if (length(fields) > 0) {
+        "The fields of {definition$name} are {.arg {fields}}."
+      } else {
+        "{definition$name} has no fields."
+      }
     ),
     cause = "field",
     call = frame

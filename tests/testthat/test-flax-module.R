@@ -41,7 +41,7 @@ test_that("a module defined in R is a Flax module with the same numbers", {
 test_that("the constructor has the fields as arguments and enforces their types", {
   skip_without_flax()
   make <- mlp()
-  expect_identical(names(formals(make)), c("units", "rate", "activation", "classes"))
+  expect_identical(names(formals(make)), c("units", "rate", "activation", "classes", "..."))
   expect_identical(formals(make)$units, 4L)
   expect_error(make(classes = 2, widths = 3), "unused argument")
   expect_error(make(units = 3), "classes", class = "kerasflax_error_field")
@@ -200,7 +200,7 @@ test_that("the layer creates an NNX module, and `rngs` creates it at once", {
   skip_without_flax()
   nnx <- flax_nnx()
   mlp <- nnx_mlp()
-  expect_named(formals(mlp), c("units", "rate", "outputs", "rngs"))
+  expect_named(formals(mlp), c("units", "rate", "outputs", "rngs", "..."))
   module <- mlp(units = 5, outputs = 2, rngs = nnx$Rngs(3L))
   expect_s3_class(module, "flax.nnx.module.Module")
   expect_identical(module$units, 5L)
@@ -327,9 +327,19 @@ test_that("a mistaken use of a constructor says what to do", {
     call = function(self, inputs) inputs
   )
   call <- function(self, inputs) inputs
+  without_fields <- flax_module("Net", call = call)
+  nnx_net <- flax_module("Net", units = 2L, api = "nnx", call = call)
   expect_snapshot(error = TRUE, {
     keras_input(4) |> make(classes = 3)
     keras_model_sequential(4) |> make()
+    keras_input(4) |> without_fields()
+    keras_input(4) |> make(2, 3)
+    keras_input(4) |> nnx_net(units = 3)
+    list(keras_input(4), keras_input(4)) |> make(classes = 3)
+    matrix(1, 2, 4) |> make(classes = 3)
+    matrix(1, 2, 4) |> without_fields()
+    make(2, 3, width = 4)
+    without_fields(1)
     make(classes = NULL)
     flax_module("Net", initialize = function(self) 1, call = call)
     flax_module("Net", build = function(self, input_shape) 1, call = call)
