@@ -574,5 +574,9 @@ def test_several_inputs_by_position_or_by_name_are_an_error_that_says_how_to_pas
             call()
     with pytest.raises(ArgumentError, match="got `kv`"):
         layer(q, kv=kv)
+    with pytest.raises(ArgumentError, match=r"got `q`, `kv`\.\nCall the layer on a list"):
+        layer(q=q, kv=kv)
+    with pytest.raises(ArgumentError, match="got none"):
+        layer()
     assert not layer.built
     np.testing.assert_array_equal(layer([q, kv]), layer({"q": q, "kv": kv}))

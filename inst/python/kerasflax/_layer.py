@@ -57,6 +57,8 @@ from .tracing._trace import Spec, Trace, as_array, trace, until_learned
 PyTree = Any
 
 _LOSSES = "losses"
+# The input of a call that passes none.
+_NOTHING = object()
 
 
 @contextlib.contextmanager
@@ -201,7 +203,9 @@ class FlaxLayer(keras.layers.Layer):
 
     # Build
 
-    def __call__(self, inputs: PyTree, *args: Any, form: Form | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: PyTree = _NOTHING, *args: Any, form: Form | None = None, **kwargs: Any
+    ) -> Any:
         """Call the layer on a pytree of arrays or Keras tensors; see `keras.layers.Layer`.
 
         Keras handles lists, tuples, named tuples and dicts. For Keras, any other node is converted
@@ -209,7 +213,7 @@ class FlaxLayer(keras.layers.Layer):
         that the layer was called with. A direct eager call returns the module's own tree; a call on
         Keras tensors, or from a model, returns the converted one.
         """
-        _check_one_input(args, kwargs)
+        _check_one_input(inputs, args, kwargs)
         if form is not None and type(form) is not Form:
             raise ConfigError(
                 f"The input's form has an invalid description: {_plan.summary(form)}."
@@ -863,17 +867,18 @@ def _check_mode(training: Any) -> None:
         )
 
 
-def _check_one_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_one_input(inputs: PyTree, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Check that a layer is called on one tree of inputs.
 
     Raises:
-        ArgumentError: There are further inputs.
+        ArgumentError: There are further inputs, or none.
     """
     unknown = [f"`{name}`" for name in kwargs if name not in ("training", "mask")]
-    if unknown or args:
-        got = ", ".join(unknown) or f"{1 + len(args)} arguments by position"
+    if unknown or args or inputs is _NOTHING:
+        by_position = f"{1 + len(args)} arguments by position" if args else "none"
         raise ArgumentError(
-            f"A Flax layer takes one input, and `training` and `mask`; got {got}.",
+            "A Flax layer takes one input, and `training` and `mask`; got "
+            f"{', '.join(unknown) or by_position}.",
             advice="Call the layer on a list of the inputs, or on "
             f"{_host.word('dict')} with the names of the method's arguments.",
         )

@@ -162,6 +162,19 @@ def test_a_method_with_keyword_arguments_only_gets_the_parts_of_a_dict_by_name()
             filled(method, inputs)
 
 
+def test_keyword_arguments_take_the_parts_of_a_dict_that_are_not_arguments():
+    both = {"a": 1, "b": 2}
+    assert filled(lambda self, a, **more: 0, both) == ((1,), {"b": 2})
+    assert filled(lambda self, a, training, c=3, **more: 0, both) == (
+        (1,),
+        {"b": 2, "training": True},
+    )
+    # The dict does not name the argument, or is not one of names.
+    assert filled(lambda self, x, **more: 0, both) == ((both,), {})
+    assert filled(lambda self, inputs, **more: 0, both) == ((both,), {})
+    assert filled(lambda self, a, **more: 0, {"a": 1, 2: 3}) == (({"a": 1, 2: 3},), {})
+
+
 @pytest.mark.parametrize("name", MODE_ARGUMENTS)
 def test_a_method_that_takes_the_mode_owns_the_mode_fields(name):
     fields = {"deterministic": None, "use_running_average": None}

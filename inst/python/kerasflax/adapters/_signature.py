@@ -19,7 +19,8 @@ A mode argument with a default is left alone if the module has a field of the sa
 A method that takes the mode passes it on itself. If it has no mode argument, each call sets the
 module's mode fields that are None.
 
-A method whose only parameter is `**kwargs` gets the parts of a dict by name.
+A method with `**kwargs` gets the parts of a dict by name if these include all arguments without a
+default.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Signature:
     parameters: Mapping[str, inspect.Parameter]
     variadic: bool
     collects: bool = False
+    takes_names: bool = False
     held: frozenset[str] = frozenset()
     mode_fields: frozenset[str] = frozenset()
 
@@ -185,20 +187,25 @@ class Signature:
                     advice="Give the part another name, or give `method` "
                     f"{_host.word('method')} that takes the input apart.",
                 )
+        required = [name for name, parameter in free.items() if _required(parameter)]
         if (
             isinstance(inputs, Mapping)
             and inputs
-            and set(inputs) <= set(free)
             and "inputs" not in free.keys() - inputs.keys()
+            and (set(inputs) <= set(free) or self._takes_by_name(inputs, required))
         ):
             return dict(inputs)
-        required = [name for name, parameter in free.items() if _required(parameter)]
         if type(inputs) in (list, tuple) and "inputs" not in free:
             # The mask may be one of the parts. With one part fewer, it comes from Keras.
             for names in (required, [name for name in required if name != "mask"]):
                 if len(inputs) == len(names) > 1:
                     return dict(zip(names, inputs, strict=True))
         return None
+
+    def _takes_by_name(self, inputs: Mapping[Any, Any], required: list[str]) -> bool:
+        """Whether `**kwargs` takes the parts of a dict that are not arguments."""
+        is_named = all(isinstance(name, str) for name in inputs)
+        return self.takes_names and is_named and bool(required) and set(required) <= set(inputs)
 
     def _bind(
         self, values: dict[str, Any], modes: dict[str, Any], mode_by_position: bool
@@ -259,6 +266,7 @@ def signature_of(
         parameters=named,
         variadic=len(named) < len(parameters),
         collects=any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters),
+        takes_names=any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
         held=frozenset(
             field
             for field, value in mode_fields.items()
