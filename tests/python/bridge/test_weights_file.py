@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -546,3 +547,17 @@ def test_an_invalid_dtype_in_the_index_raises_a_file_error(dtype):
 def test_an_invented_name_in_the_index_is_refused(names):
     with pytest.raises(FileError, match="cannot be read"):
         _weights_file.load({"params/kernel": Value([1.0])}, index(names=names), "net")
+
+
+@pytest.mark.parametrize(("action", "count"), [("default", 2), ("ignore", 0)])
+def test_each_load_that_skips_weights_warns_even_with_the_same_text(tmp_path, action, count):
+    model, other = (
+        keras.Sequential([keras.Input((3,)), FlaxLayer(nn.Dense(units), name="same")])
+        for units in (2, 4)
+    )
+    model.save_weights(tmp_path / "m.weights.h5")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)
+        for _ in range(2):
+            other.load_weights(tmp_path / "m.weights.h5", skip_mismatch=True)
+    assert len([each for each in caught if "could not be loaded" in str(each.message)]) == count

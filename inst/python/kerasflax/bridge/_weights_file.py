@@ -121,7 +121,9 @@ def load(
     if skip_mismatch:
         fitted, problems = _variables.fit_by_path(variables, arrays)
         if problems:
-            warnings.warn(_partly_loaded(layer_name, fitted, problems), stacklevel=2)
+            # Python would show the same text only once, and each load is another event.
+            text = _partly_loaded(layer_name, fitted, problems)
+            warnings.warn_explicit(text, UserWarning, "kerasflax", 0, registry={})
     else:
         fitted = _variables.fitted_by_path(
             variables,
