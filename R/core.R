@@ -58,7 +58,12 @@ core_words <- list(
   "instead of Variable" = "Create it with `self$param()`, or as an `nnx$Param()`.",
   "instead of SeedGenerator" =
     "Draw random numbers with `jax$random`, and a key from `self$make_rng()` or `rngs`.",
-  "load weights" = "`load_model_weights()`"
+  "load weights" = "`load_model_weights()`",
+  attribute = "$",
+  "true or false" = "TRUE or FALSE",
+  containers = "lists or named lists",
+  bidirectional = "`layer_bidirectional()`",
+  "optional input" = "`keras_input(optional = TRUE)`"
 )
 
 # Declares the core, which reticulate imports at its first use. The path stays on Python's search

@@ -138,6 +138,22 @@ test_that("an error from `if` on a tensor names the replacement, wherever the la
   )
 })
 
+test_that("messages write Python's functions and values as R code", {
+  skip_without_flax()
+  nn <- flax_linen()
+  layer <- layer_flax_module_wrapper(module = nn$Dense(2))
+  expect_error(layer$enable_lora(2L), "`flax$nnx$LoRA`", fixed = TRUE)
+  expect_error(
+    layer_bidirectional(keras_input(c(3, 4)), layer),
+    "`layer_bidirectional\\(\\)` cannot reverse.*`flax[$]linen[$]Bidirectional`"
+  )
+  expect_error(
+    layer_flax_module_wrapper(matrix(1, 2, 3), nn$Dense(2), method = \(module, inputs) "text"),
+    "lists or named lists",
+    fixed = TRUE
+  )
+})
+
 test_that("R has a word for every entry of Python's table of words", {
   skip_without_flax()
   words <- reticulate::import("kerasflax._host")$WORDS

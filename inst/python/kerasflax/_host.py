@@ -55,6 +55,11 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "instead of SeedGenerator": "Draw random numbers with `jax.random`, and a key from "
         "`self.make_rng()` or `rngs`.",
         "load weights": "`model.load_weights()`",
+        "attribute": ".",
+        "true or false": "True or False",
+        "containers": "tuples, lists or dicts",
+        "bidirectional": "`keras.layers.Bidirectional`",
+        "optional input": "`keras.Input(optional=True)`",
     }
 )
 
@@ -130,6 +135,11 @@ def define_modules() -> None:
 def word(name: str, *args: str) -> str:
     """The user's language's version of an entry of `WORDS`."""
     return _host.words[name].format(*args)
+
+
+def code(text: str) -> str:
+    """Python code that looks up attributes and calls them, as the user's language writes it."""
+    return f"`{text.replace('.', word('attribute'))}`"
 
 
 def refuse_taken_names(class_name: str, names: Iterable[str], base: type) -> None:

@@ -45,11 +45,10 @@ from .saving import _from_json, _plan, _to_json
 from .saving._in_memory import InMemory
 from .saving._layer_config import (
     FORMAT_VERSION,
-    NOT_RECURRENT,
-    USE_BIDIRECTIONAL,
     LayerPlan,
     Recorded,
     blamed_on_the_config,
+    not_recurrent,
     spec_from_config,
 )
 from .tracing._trace import Spec, Trace, as_array, trace, until_learned
@@ -476,7 +475,7 @@ class FlaxLayer(keras.layers.Layer):
         Raises:
             UnsupportedError: Always.
         """
-        raise UnsupportedError(NOT_RECURRENT, advice=USE_BIDIRECTIONAL)
+        raise not_recurrent(UnsupportedError)
 
     @property
     def enable_lora(self) -> Any:
@@ -488,7 +487,8 @@ class FlaxLayer(keras.layers.Layer):
         raise UnsupportedError(
             f"{self.name} has no `enable_lora`: Keras cannot change the computation of a Flax "
             "module.",
-            advice="Add the low-rank weights in the module, such as with `flax.nnx.LoRA`.",
+            advice="Add the low-rank weights in the module, such as with "
+            f"{_host.code('flax.nnx.LoRA')}.",
         )
 
     def _apply(
@@ -861,8 +861,9 @@ def _check_mode(training: Any) -> None:
     """
     if isinstance(training, jax.core.Tracer):
         raise ArgumentError(
-            "`training` must be True or False, got a traced value, as `jax.checkpoint` and a "
-            "`keras.RematScope` around a whole model pass it.",
+            f"`training` must be {_host.word('true or false')}, got a traced value, as "
+            f"{_host.code('jax.checkpoint')} and a {_host.code('keras.RematScope')} around a whole "
+            "model pass it.",
             advice="Create only the layers in the scope, and the model outside it.",
         )
 

@@ -22,6 +22,7 @@ from typing import Any
 import flax.errors
 from flax import linen as nn
 
+from .. import _host
 from .._errors import MethodError, ModuleError
 from ._context import replaced
 from ._lazy import LazyModule, class_of
@@ -197,8 +198,8 @@ def _call_linen(
             raise
         raise ModuleError(
             f"`ToNNX` has no variables for its {type(linen).__name__}.",
-            advice="Create them with `nnx.bridge.lazy_init(module, inputs)` before you pass "
-            "the module.",
+            advice=f"Create them with {_host.code('nnx.bridge.lazy_init(module, inputs)')} before "
+            "you pass the module.",
         ) from error
     finally:
         vars(bridge)["to_nnx__module"] = linen

@@ -113,7 +113,8 @@ class LazyModule:
         if not isinstance(module, nnx.Module):
             name = getattr(self.factory, "__name__", "factory")
             raise ModuleError(
-                f"`{name}` must return an instance of `flax.nnx.Module`, got {value_text(module)}."
+                f"`{name}` must return an instance of {_host.code('flax.nnx.Module')}, "
+                f"got {value_text(module)}."
             )
         return module
 

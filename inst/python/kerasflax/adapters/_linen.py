@@ -255,7 +255,7 @@ class LinenAdapter:
             f"A call of {self.name} needs a weight that did not exist when the layer was built.",
             advice="Build the layer on an input from which the module creates all of its weights: "
             f"parts that may be {_host.word('none')} must be arrays then, or "
-            "`keras.Input(optional=True)`.",
+            f"{_host.word('optional input')}.",
         )
 
     @staticmethod

@@ -95,7 +95,8 @@ def _split(module: nnx.Module) -> tuple[_Structure, dict[str, PyTree]]:
         if types.setdefault(collection, kind) is not kind:
             raise ModuleError(
                 f"{type(module).__name__} has variables of two types named {collection!r}.",
-                advice="Register one type under another name with `nnx.register_variable_name`.",
+                advice="Register one type under another name with "
+                f"{_host.code('nnx.register_variable_name')}.",
             )
         place = (collection, *(key.key for key in keys))
         variables[place] = jax.tree.structure(variable)
@@ -559,7 +560,9 @@ class NnxAdapter:
         def initialise(self: nnx.Module, *, rngs: nnx.Rngs | None = None, **fields: Any) -> None:
             given = signature.bind(self, rngs=rngs, **fields).arguments
             if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
-                raise FieldError(f"`rngs` must be an `nnx.Rngs`, got {value_text(rngs)}.")
+                raise FieldError(
+                    f"`rngs` must be an {_host.code('nnx.Rngs')}, got {value_text(rngs)}."
+                )
             for field in kinds:
                 # A mutable default is copied for each instance.
                 setattr(

@@ -95,7 +95,8 @@ def warn_of_shared_weights(layer: keras.layers.Layer, parts: Iterable[Any]) -> N
         warnings.warn(
             f"The layers {alive[0]!r} and {layer.name!r} copy the weights of the same NNX module. "
             "Each trains its own copy. To share the weights, call one layer twice, or put both "
-            "uses into one module; for two sets of weights, pass `nnx.clone(module)`.",
+            "uses into one module; for two sets of weights, pass "
+            f"{_host.code('nnx.clone(module)')}.",
             stacklevel=3,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from .. import _keras, _limits, _messages
+from .. import _host, _keras, _limits, _messages
 from .._errors import BackendError, ConfigError, KerasFlaxError
 from ..adapters import _lazy
 from ..adapters._protocol import is_base, is_module
@@ -24,13 +24,17 @@ from ._plan import summary
 Json = Any
 
 FORMAT_VERSION = 1
-NOT_RECURRENT = (
-    "`keras.layers.Bidirectional` cannot reverse a Flax module: it takes Keras's recurrent layers, "
-    "which have the argument `go_backwards`."
-)
-USE_BIDIRECTIONAL = (
-    "Use a module that does it, `flax.linen.Bidirectional` or `flax.nnx.Bidirectional`."
-)
+
+
+def not_recurrent(kind: type[KerasFlaxError]) -> KerasFlaxError:
+    """The error about a layer in Keras's wrapper `Bidirectional`, as an error of a class."""
+    return kind(
+        f"{_host.word('bidirectional')} cannot reverse a Flax module: it takes Keras's recurrent "
+        "layers, which have the argument `go_backwards`.",
+        advice=f"Use a module that does it, {_host.code('flax.linen.Bidirectional')} or "
+        f"{_host.code('flax.nnx.Bidirectional')}.",
+    )
+
 
 # Arguments that the constructor gets from a config unchanged.
 _UNCHANGED = {"name", "trainable", "autocast", "seed"}
@@ -111,7 +115,7 @@ class LayerPlan:
             config["seed"] = seed + 2**32
         if "go_backwards" in config:
             # `keras.layers.Bidirectional` adds it to the config of the layer that it copies.
-            raise ConfigError(NOT_RECURRENT, advice=USE_BIDIRECTIONAL)
+            raise not_recurrent(ConfigError)
         unknown = config.keys() - _UNCHANGED
         if unknown:
             names = ", ".join(map(_plan.summary, list(unknown)[:5]))

@@ -114,14 +114,18 @@ def _problem(value: Any) -> str:
     return f"it is an object of class {kind.__module__}.{kind.__qualname__}"
 
 
+def _namespaces() -> str:
+    return f"{_host.code('jax.nn')}, {_host.code('jax.numpy')} or {_host.code('flax.linen')}"
+
+
 def _advice(value: Any) -> str:
     if callable(value) and _host.formals(value) is not None:
-        return "Call it in a method, or use a function of `jax.nn`, `jax.numpy` or `flax.linen`."
+        return f"Call it in a method, or use a function of {_namespaces()}."
     register = _host.word("register")
     if isinstance(value, (MethodType, BuiltinFunctionType)):
         return (
-            "Use a named function of `jax.nn`, `jax.numpy` or `flax.linen`, or a function of your "
-            "own that calls this one."
+            f"Use a named function of {_namespaces()}, or a function of your own that calls this "
+            "one."
         )
     if isinstance(value, type):
         return f"Register the class with {register}, or use it in the module's code."

@@ -20,6 +20,7 @@ import numpy as np
 from jax import export
 from jax.interpreters import partial_eval
 
+from .. import _host
 from .._errors import MethodError
 from ._initial_values import evaluate
 
@@ -284,7 +285,7 @@ def as_array(value: Any) -> Any:
         raise MethodError(
             f"The module returns or sows a value of class {type(value).__name__}, "
             "which is not an array.",
-            advice="Return and sow arrays, numbers, and tuples, lists or dicts of them.",
+            advice=f"Return and sow arrays, numbers, and {_host.word('containers')} of them.",
         ) from None
 
 
