@@ -47,6 +47,7 @@ core_words <- list(
   unchecked = "`checked = FALSE`",
   "functional model" = "`keras_model(inputs, outputs)`",
   "to write" = "`object`",
+  checkpoint = "`flax_write(model, \"checkpoint\")`",
   register = "`keras3::register_keras_serializable()`",
   "lazy module" = "`flax_lazy()`",
   "rename away" = "`rename = c(\"{0}\" = NA)`",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,13 @@ def cpu_devices(count):
     """The environment variables that give a new process this number of CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+
+
+def free_port():
+    """A port of this machine that nothing uses at the moment."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 # Inputs of shape (8, 5, 5, 1), (8, 4, 3) and (8, 3), and targets of shape (8, 3), all float32.

@@ -45,6 +45,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "unchecked": "`checked=False`",
         "functional model": "`keras.Model(inputs, outputs)`",
         "to write": "`variables`",
+        "checkpoint": '`kerasflax.write_variables(model, "checkpoint")`',
         "register": "`keras.saving.register_keras_serializable()`",
         "lazy module": "`kerasflax.LazyModule`",
         "rename away": '`rename={{"{0}": None}}`',

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from . import _host, _keras, _paths
+from . import _host, _keras, _paths, _processes
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
 from ._messages import value_text
@@ -84,7 +84,9 @@ def numpy_variables(target: FlaxLayer | keras.Model) -> dict[str, PyTree]:
     if not isinstance(target, FlaxLayer):
         return {name: numpy_variables(layer) for name, layer in flax_layers(target).items()}
     values = target.by_path.values()
-    return _variables.nested({path: _for_r(np.asarray(value)) for path, value in values.items()})
+    return _variables.nested(
+        {path: _for_r(_processes.gathered(value)) for path, value in values.items()}
+    )
 
 
 def _for_r(array: np.ndarray[Any, Any]) -> Any:

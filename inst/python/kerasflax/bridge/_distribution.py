@@ -75,6 +75,9 @@ class FlaxParallel(keras.distribution.ModelParallel):
         super().__init__(
             layout_map=keras.distribution.LayoutMap(mesh),
             batch_dim_name=_BATCH if _BATCH in names else names[0],
+            # Keras can divide a `tf.data.Dataset` among processes, and refuses all other data
+            # unless each process brings its own.
+            auto_shard_dataset=False,
         )
         self.layout, self.rules, self.auto = dict(layout), rules, auto
         self._matches = {pattern: _paths.matcher(pattern) for pattern in layout}
@@ -150,12 +153,6 @@ class FlaxParallel(keras.distribution.ModelParallel):
         )
         whole = [None] * len(data_shape)
         return keras.distribution.TensorLayout(whole, self.device_mesh)
-
-    def distribute_dataset(self, dataset: Any) -> Any:
-        """Shard a `tf.data.Dataset` over processes. Other data is each process's own already."""
-        # Keras refuses all other data in a job of several processes.
-        is_tf = type(dataset).__module__.startswith("tensorflow")
-        return super().distribute_dataset(dataset) if is_tf else dataset
 
 
 def distribute(

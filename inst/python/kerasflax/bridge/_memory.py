@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import _processes
+
 
 def copied(value: Any) -> Any:
     """Copy an array that a user gave or will get. The copy shares its memory with no other array.
@@ -33,7 +35,10 @@ def copied(value: Any) -> Any:
         return np.array(value)
     # Keras may be building the layer inside a compiled step.
     with jax.ensure_compile_time_eval():
-        return jax.device_put(value, may_alias=False)
+        if value.is_fully_addressable:
+            return jax.device_put(value, may_alias=False)
+        parts = [jax.device_put(part.data, may_alias=False) for part in value.addressable_shards]
+        return jax.make_array_from_single_device_arrays(value.shape, value.sharding, parts)
 
 
 def placed(value: Any, sharding: Any = None) -> jax.Array:
@@ -54,10 +59,10 @@ def placed(value: Any, sharding: Any = None) -> jax.Array:
         return value
     with jax.ensure_compile_time_eval():
         if not isinstance(value, jax.Array):
-            return jax.device_put(value, sharding)
+            return _processes.put(value, sharding)
         target = sharding or jax.device_put(0).sharding
         return (
             value
             if value.sharding.is_equivalent_to(target, value.ndim)
-            else jax.device_put(value, target)
+            else _processes.put(value, target)
         )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from .. import _host, _limits, _messages, _models, _paths
+from .. import _host, _limits, _messages, _models, _paths, _processes
 from .._errors import ArgumentError, FileError, KerasFlaxError, StateError, VariablesError
 from .._layer import FlaxLayer
 from .._messages import value_text
@@ -201,9 +201,13 @@ def write_variables(
             paths = list(_variables.named_leaves(chosen))
             selection.check(paths)
             chosen = _variables.part(chosen, selection)
-        tree, arrays = _state_dict(chosen)
-        with _replace.replacing(target) as new:
-            write(tree, arrays, new)
+        in_parts = write is _orbax.write and _processes.are_several()
+        tree, arrays = _state_dict(chosen, in_parts=in_parts)
+        _processes.replace_together(
+            lambda: _replace.replacing(target),
+            lambda new: write(tree, arrays, new),
+            by_all=write is _orbax.write,
+        )
     except KerasFlaxError:
         raise
     except RecursionError as error:
@@ -357,8 +361,12 @@ def _template(tree: PyTree) -> tuple[_variables.Template, dict[str, Any]]:
     }
 
 
-def _state_dict(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
+def _state_dict(tree: PyTree, *, in_parts: bool) -> tuple[PyTree, dict[str, Any]]:
     """Convert a tree to nested dicts of NumPy arrays and Python numbers, the form Flax writes.
+
+    Args:
+        tree: The tree.
+        in_parts: Whether arrays of several processes remain JAX's.
 
     Returns:
         The nested dicts, and the arrays by path.
@@ -367,16 +375,20 @@ def _state_dict(tree: PyTree) -> tuple[PyTree, dict[str, Array]]:
         VariablesError: A leaf is not an array of numbers, or no file can hold a name.
     """
     problems: dict[str, str] = {}
-    state_dict = _converted(tree, "", problems)
+    state_dict = _converted(tree, "", problems, in_parts)
     if problems:
         raise VariablesError(
             "Only arrays of numbers, in nested dicts, can be written.", problems=problems
         )
     named = _variables.named_leaves(tree)
-    return state_dict, {path: np.asarray(_number(leaf)) for path, leaf in named.items()}
+    numbers = {path: _number(leaf, in_parts) for path, leaf in named.items()}
+    return state_dict, {
+        path: value if isinstance(value, jax.Array) else np.asarray(value)
+        for path, value in numbers.items()
+    }
 
 
-def _converted(tree: PyTree, path: str, problems: dict[str, str]) -> PyTree:
+def _converted(tree: PyTree, path: str, problems: dict[str, str], in_parts: bool) -> PyTree:
     """Convert every container to a dict, as `flax.serialization.to_state_dict` converts Flax's own.
 
     Problems are added to `problems`, by path.
@@ -398,7 +410,8 @@ def _converted(tree: PyTree, path: str, problems: dict[str, str]) -> PyTree:
                 add(problem)
         prefix = path and path + SEPARATOR
         return {
-            key: _converted(subtree, f"{prefix}{key}", problems) for key, subtree in tree.items()
+            key: _converted(subtree, f"{prefix}{key}", problems, in_parts)
+            for key, subtree in tree.items()
         }
     if not isinstance(tree, (np.ndarray, jax.Array)):
         # Only one level, because JAX knows the children of any node, and their names.
@@ -410,9 +423,10 @@ def _converted(tree: PyTree, path: str, problems: dict[str, str]) -> PyTree:
                 {jax.tree_util.keystr(keys, simple=True): child for keys, child in children},
                 path,
                 problems,
+                in_parts,
             )
     try:
-        return _number(tree)
+        return _number(tree, in_parts)
     except (TypeError, RuntimeError) as error:
         add(error)
         return None
@@ -453,8 +467,10 @@ def _refuse_split_names(tree: PyTree, arrays: Mapping[str, Array]) -> Mapping[st
     return arrays
 
 
-def _number(leaf: Any) -> Any:
+def _number(leaf: Any, in_parts: bool) -> Any:
     """Convert a leaf to a NumPy array, or to a number if Flax writes one; a random key to its data.
+
+    An array of several processes is gathered, unless it is to be written in parts.
 
     Raises:
         RuntimeError: The array has been deleted.
@@ -462,7 +478,9 @@ def _number(leaf: Any) -> Any:
     """
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
+    if in_parts and not _processes.is_local(leaf):
+        return leaf
+    array = _processes.gathered(leaf)
     is_number = array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.number)
     if not is_number:
         raise TypeError(f"{type(leaf).__name__} is not an array of numbers")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import keras
 
-from .._errors import FileError
+from .. import _host, _processes
+from .._errors import FileError, UnsupportedError
 from . import _replace, _source
 
 _FILES = (".keras", ".h5", ".hdf5")
@@ -19,7 +20,7 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
     """Save a model as `keras.saving.save_model` does, but replace an older one in a single step.
 
     Keras writes the model under a temporary name next to the path. Once complete, it is moved to
-    the path.
+    the path. Of several processes, which must all call this, the first writes.
 
     Args:
         model: The model.
@@ -29,11 +30,13 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
 
     Raises:
         FileError: The file cannot be written, or something else is at the path.
+        UnsupportedError: A weight is split over several processes.
     """
+    _check_is_here(model)
     is_file = str(filepath).endswith(_FILES)
     if "://" in str(filepath) or is_file == (zipped is False):
         # Either another machine's file, or a name that Keras refuses, with its own message.
-        keras.saving.save_model(model, filepath, overwrite=True, zipped=zipped)
+        _processes.agreed(lambda: _save(model, filepath, zipped) if _processes.is_first() else None)
         return
     path = Path(os.path.realpath(_source.named(filepath)))
     try:
@@ -48,8 +51,11 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
                 f"{str(path)!r} exists and cannot be replaced by a saved model.",
                 advice="Give another name.",
             )
-        with _replace.replacing(path, path.suffix if is_file else "") as new:
-            keras.saving.save_model(model, str(new), overwrite=True, zipped=zipped)
+        _processes.replace_together(
+            lambda: _replace.replacing(path, path.suffix if is_file else ""),
+            lambda new: _save(model, str(new), zipped),
+            by_all=False,
+        )
     except FileError:
         raise
     except (OSError, RuntimeError) as error:
@@ -60,3 +66,23 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise FileError(f"{str(path)!r} cannot be written: {reason}.") from error
         raise
+
+
+def _check_is_here(model: keras.Model) -> None:
+    for variable in model.variables:
+        if not _processes.is_here(variable.value):
+            raise UnsupportedError(
+                f"Keras cannot save {variable.path}, which is split over several processes.",
+                advice=f"Write an Orbax checkpoint, in all processes: {_host.word('checkpoint')}.",
+            )
+
+
+def _save(model: keras.Model, filepath: str, zipped: bool | None) -> None:
+    # Keras creates an optimizer, to see which attributes all have. Under a distribution, that
+    # optimizer's variables would wait for the other processes.
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        keras.saving.save_model(model, filepath, overwrite=True, zipped=zipped)
+    finally:
+        keras.distribution.set_distribution(distribution)

@@ -41,7 +41,7 @@ _MOST_COMPRESSION = 2**16
 _MOST_TRIES = 10
 
 
-def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any] | jax.Array], path: Path) -> None:
     """Write nested dicts of arrays.
 
     Args:
@@ -91,12 +91,17 @@ def write(tree: PyTree, named: Mapping[str, np.ndarray[Any, Any]], path: Path) -
     try:
         with _ONE_AT_A_TIME, orbax.StandardCheckpointer() as checkpointer:
             in_chunks = jax.tree.map(lambda _: orbax.SaveArgs(chunk_byte_size=_CHUNK), tree)
-            checkpointer.save(path.absolute(), jax.tree.map(np.asarray, tree), save_args=in_chunks)
+            checkpointer.save(path.absolute(), _as_arrays(tree), save_args=in_chunks)
     except OSError:
         raise
     except Exception as error:
         # If the disk is full, Orbax and TensorStore raise exceptions of any class.
         raise OSError(_messages.first_line(error)) from error
+
+
+def _as_arrays(tree: PyTree) -> PyTree:
+    """The tree with NumPy arrays for numbers; of a JAX array, each process writes its part."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree)
 
 
 def _twins(leaves: Iterable[Sequence[str]]) -> list[tuple[str, str]]:

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from .. import _processes
+
 # Below this number of elements, running unoptimized code is faster than optimizing it.
 _WORTH_OPTIMIZING = 2**19
 # The newer code generator for CPUs takes twice as long to compile, and its code is not faster here.
@@ -240,4 +242,4 @@ def _moved_to(value: Any, device: Any, sharding: Any = None) -> Any:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             data = _moved_to(jax.random.key_data(value), device, sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
-        return jax.device_put(np.asarray(value), sharding)
+        return _processes.put(np.asarray(value), sharding)

@@ -1,0 +1,130 @@
+"""What the processes of one job do together: hold an array in parts, and write a file once.
+
+Each process runs the same script, and what is named here must be called in all of them, in the same
+order: it waits for the others. In a job of one process, nothing waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_Result = TypeVar("_Result")
+
+
+def are_several() -> bool:
+    """Whether this process is one of several."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def is_local(array: Any) -> bool:
+    """Whether an array is on devices of this process alone."""
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def is_here(array: Any) -> bool:
+    """Whether this process can read all values of an array."""
+    return is_local(array) or array.is_fully_replicated
+
+
+def put(array: Any, sharding: Any) -> jax.Array:
+    """Do `jax.device_put`, also if the array is in this process and the sharding in several.
+
+    Every process must have the whole array, of which it copies its own part. `jax.device_put` would
+    send the array around, to check that it is the same everywhere.
+    """
+    if sharding is None or sharding.is_fully_addressable or not is_local(array):
+        return jax.device_put(array, sharding)
+    values = np.asarray(array)
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: np.array(values[index])
+    )
+
+
+def gathered(array: Any) -> Any:
+    """Return an array as NumPy's, with the parts of all processes."""
+    if is_here(array):
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def agreed(step: Callable[[], _Result]) -> _Result:
+    """Take a step in each process, and raise an error in all of them if it fails in one.
+
+    Raises:
+        Exception: The error of this process.
+        OSError: The step has failed in another process.
+    """
+    if not are_several():
+        return step()
+    error = result = None
+    try:
+        result = step()
+    except Exception as own_error:
+        # Whatever it is, the other processes must not wait for this one.
+        error = own_error
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+    if error:
+        raise error
+    if failed.size:
+        raise OSError(f"process {failed[0]} failed; see its error")
+    return result  # type: ignore[return-value]
+
+
+def replace_together(
+    replacing: Callable[[], contextlib.AbstractContextManager[Path]],
+    write: Callable[[Path], None],
+    *,
+    by_all: bool,
+) -> None:
+    """Write a file or folder under another name, and then move it to its path.
+
+    Args:
+        replacing: Yields the other name and moves the file, as `files._replace.replacing`. The
+            first process calls it.
+        write: Writes the file.
+        by_all: Whether all processes write, each its part; otherwise the first one does.
+
+    Raises:
+        Exception: The error of this process.
+        OSError: Another process has failed.
+    """
+    if not are_several():
+        with replacing() as new:
+            write(new)
+        return
+    stack = contextlib.ExitStack()
+
+    def write_own_part(new: Path) -> None:
+        if by_all or is_first():
+            write(new)
+
+    # If writing fails, the context manager must learn of it, or it would move the file.
+    with contextlib.ExitStack() as undone:
+        undone.push(stack)
+        own = agreed(lambda: str(stack.enter_context(replacing())) if is_first() else "")
+        new = Path(_from_first(own))
+        agreed(lambda: write_own_part(new))
+        undone.pop_all()
+    agreed(stack.close)
+
+
+def _from_first(text: str) -> str:
+    """The first process's text, in all processes."""
+    data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.array(data.size)))
+    held = multihost_utils.broadcast_one_to_all(
+        np.resize(data, length) if data.size else np.zeros(length, np.uint8)
+    )
+    return bytes(np.asarray(held, np.uint8)).decode("utf-8", "surrogateescape")

@@ -1,0 +1,126 @@
+"""One training run that `test_processes.py` starts in one process or several.
+
+    python processes.py ADDRESS PROCESSES ID FOLDER
+
+Each process has a part of eight devices, takes its part of the data, and writes what it sees to
+FOLDER/ID.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import keras
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+import kerasflax
+from kerasflax import _models
+
+ROWS, BATCH = 64, 16
+INPUTS = np.linspace(-1, 1, ROWS * 16, dtype=np.float32).reshape(ROWS, 16) ** 3
+TARGETS = np.cos(np.arange(ROWS * 3, dtype=np.float32)).reshape(ROWS, 3)
+FORMATS = ("w.msgpack", "w.safetensors", "w")
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train: bool):
+        x = nn.Dense(64)(inputs)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        x = nn.Dense(128)(x)
+        return nn.Dense(3)(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(16, 64, rngs=rngs)
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.second = nnx.Linear(64, 128, rngs=rngs)
+        self.last = nnx.Linear(128, 3, rngs=rngs)
+
+    def __call__(self, inputs):
+        x = self.dropout(nnx.relu(self.norm(self.first(inputs))))
+        return self.last(self.second(x))
+
+
+MODULES = {"linen": Linen, "nnx": lambda: kerasflax.LazyModule(Nnx)}
+# With the second mesh, each process holds a part of each large weight, and all rows.
+MESHES = {"data": {"batch": 8}, "model": {"batch": 1, "model": 8}}
+
+
+def rows_of(array, count):
+    """The rows that this process passes to Keras, if `count` processes share each global batch."""
+    batches = array.reshape(-1, count, BATCH // count, *array.shape[1:])
+    return batches[:, jax.process_index() % count].reshape(-1, *array.shape[1:])
+
+
+def model_of(kind):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((16,)), kerasflax.FlaxLayer(MODULES[kind](), seed=5)])
+    # With larger steps, rounding errors grow from step to step.
+    model.compile(keras.optimizers.SGD(0.005), "mse")
+    return model
+
+
+def message_of(function, *arguments):
+    try:
+        function(*arguments)
+    except kerasflax.KerasFlaxError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def results(kind, mesh, folder):
+    folder.mkdir(exist_ok=True)
+    kerasflax.distribute(MESHES[mesh], auto=mesh == "model")
+    model = model_of(kind)
+    count = jax.process_count() if mesh == "data" else 1
+    inputs, targets = rows_of(INPUTS, count), rows_of(TARGETS, count)
+    options = {"batch_size": BATCH // count, "verbose": 0}
+    losses = model.fit(inputs, targets, epochs=2, shuffle=False, **options).history["loss"]
+    loss = model.evaluate(inputs, targets, **options)
+    for name in FORMATS:
+        kerasflax.write_variables(model, folder / name)
+    values = _models.numpy_variables(model)
+    held = [variable.value for variable in model.layers[0].variables]
+    parts = sum(part.data.nbytes for array in held for part in array.addressable_shards)
+    found = {
+        "losses": losses,
+        "loss": loss,
+        "values": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(values)],
+        "parts": parts,
+        "nowhere": message_of(kerasflax.write_variables, model, folder / "nowhere" / "w.msgpack"),
+        "save": message_of(kerasflax.save_model, model, folder / "model.keras"),
+        "read": {},
+    }
+    for name in FORMATS:
+        model.layers[0].flax_variables = jax.tree.map(np.zeros_like, values[model.layers[0].name])
+        tree = kerasflax.read_variables(folder / name, like=model)
+        _models.set_variables(model, tree)
+        found["read"][name] = model.evaluate(inputs, targets, **options)
+    # Copies are the user's: the next step must not delete them.
+    copies = model.layers[0].flax_variables
+    model.fit(inputs, targets, **options)
+    found["copied"] = all(not leaf.is_deleted() for leaf in jax.tree.leaves(copies))
+    return found
+
+
+def main(address, count, number, folder):
+    # Nothing that has been imported has looked for devices.
+    if count > 1:
+        keras.distribution.initialize(address, count, number)
+    found = {
+        f"{kind}-{mesh}": results(kind, mesh, folder / f"{kind}-{mesh}")
+        for kind in MODULES
+        for mesh in MESHES
+    }
+    (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

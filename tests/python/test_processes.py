@@ -1,0 +1,100 @@
+"""Two processes of four devices each do what one process of eight does."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import keras
+import numpy as np
+import processes
+import pytest
+from support import cpu_devices, environment, free_port
+
+import kerasflax
+
+RUNS = [f"{kind}-{mesh}" for kind in ("linen", "nnx") for mesh in ("data", "model")]
+
+
+def run_together(folder, count):
+    """Start the script in several processes, and return what each has seen."""
+    folder.mkdir()
+    address = f"127.0.0.1:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, processes.__file__, address, str(count), str(number), folder],
+            env=environment(**cpu_devices(8 // count)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    outputs = [each.communicate()[0] for each in running]
+    for each, output in zip(running, outputs, strict=True):
+        assert each.returncode == 0, output[-3000:]
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    [one] = run_together(folder / "one", 1)
+    return folder, one, run_together(folder / "two", 2)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_losses_and_values_equal_those_of_one_process(run, seen):
+    _, one, two = seen
+    for found in two:
+        np.testing.assert_allclose(found[run]["losses"], one[run]["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found[run]["loss"], one[run]["loss"], rtol=1e-5)
+        for value, expected in zip(found[run]["values"], one[run]["values"], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_files_are_written_once_and_read_in_every_process(run, seen):
+    folder, _, two = seen
+    expected = kerasflax.read_variables(folder / "one" / run / "w.msgpack")
+    for name in ("w.msgpack", "w.safetensors", "w"):
+        for found in two:
+            np.testing.assert_allclose(found[run]["read"][name], found[run]["loss"], rtol=1e-6)
+        written = kerasflax.read_variables(folder / "two" / run / name)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), written, expected
+        )
+    assert not [path for path in (folder / "two" / run).iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_a_model_is_saved_once_if_every_process_holds_all_of_it(kind, seen):
+    folder, _, two = seen
+    assert [found[f"{kind}-data"]["save"] for found in two] == [None, None]
+    file = folder / "two" / f"{kind}-data" / "model.keras"
+    classes = {"Linen": processes.Linen, "Nnx": processes.Nnx}
+    model = keras.saving.load_model(file, classes, compile=False)
+    values = jax.tree.leaves(kerasflax._models.numpy_variables(model))
+    assert [np.asarray(value).tolist() for value in values] == two[0][f"{kind}-data"]["values"]
+    for found in two:
+        assert "split over several processes" in found[f"{kind}-model"]["save"]
+        assert "write_variables" in found[f"{kind}-model"]["save"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_error_in_the_writing_process_is_an_error_in_all(run, seen):
+    _, _, two = seen
+    assert "cannot be written: No such file" in two[0][run]["nowhere"]
+    assert "process 0 failed" in two[1][run]["nowhere"]
+
+
+def test_each_process_holds_its_part_of_a_split_weight(seen):
+    _, one, two = seen
+    for kind in ("linen", "nnx"):
+        whole = one[f"{kind}-model"]["parts"]
+        assert [found[f"{kind}-model"]["parts"] for found in two] == [whole / 2, whole / 2]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_copies_of_variables_survive_the_next_step(run, seen):
+    assert all(found[run]["copied"] for found in seen[2])
