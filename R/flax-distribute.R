@@ -24,10 +24,10 @@
 #' 1, 2 and 4. Constraints on activations, such as `nn$with_logical_constraint()`, take effect.
 #'
 #' # Batches
-#' Choose a batch size that the size of the batch axis divides, and leave out the samples that are
-#' too few for the last batch: Keras splits all batches of an epoch alike, and JAX refuses to split
-#' one of another size. If the first batch cannot be split, each device computes all batches whole,
-#' and a warning says so.
+#' Let the size of the batch axis divide the batch size, and leave out the samples that are too few
+#' for the last batch: Keras splits all batches of an epoch alike. If it does not divide them, each
+#' device computes all batches whole, and a warning says so. Of a generator, only the first batch is
+#' known; JAX refuses to split another one that the axis does not divide.
 #'
 #' # What you see
 #' [flax_parameters()] shows where each weight is. If the mesh has more than a batch axis, a layer

@@ -1,4 +1,4 @@
-test_that("weights are split over devices, and the numbers are those of one device", {
+test_that("weights are split over devices, and the numbers and files are those of one device", {
   skip_without_flax()
   result <- result_of(
     '
@@ -29,6 +29,38 @@ test_that("weights are split over devices, and the numbers are those of one devi
       rules = predicted(mesh, rules = list(mlp = "model", embed = NA)),
       both = predicted(mesh, layout = list("**/first/**/bias" = list(c("batch", "model"))))
     )
+
+    # The other functions, on eight devices and then on one.
+    flax_distribute(mesh, layout = list("**/kernel" = c(NA, "model")))
+    model <- keras_model_sequential(8) |>
+      layer_flax_module_wrapper(nn$Dense(4L), name = "net", seed = 1) |>
+      compile(optimizer_sgd(0.01), "mse")
+    flax_freeze(model, "**/bias")
+    result$frozen <- model$layers[[1]]$frozen
+    fit(model, x, x[, 1:4], batch_size = 8, verbose = 0)
+    result$variables <- flax_variables(model)
+    result$printed <- capture.output(print(flax_parameters(model, stats = TRUE)))
+    expected <- predict(model, x, verbose = 0)
+    folder <- tempfile()
+    dir.create(folder)
+    files <- file.path(folder, c("w.safetensors", "w.msgpack", "w.orbax"))
+    for (file in files) flax_write(model, file)
+    save_model(model, file.path(folder, "m.keras"))
+    flax_export(model, file.path(folder, "m.stablehlo"))
+    result$differences <- list()
+    for (each in list(NULL, c(batch = 2, model = 2), mesh)) {
+      flax_distribute(each)
+      loaded <- load_model(file.path(folder, "m.keras"))
+      found <- list(loaded = predict(loaded, x, verbose = 0))
+      for (file in files) {
+        flax_variables(loaded) <- list(net = list(params = list(kernel = matrix(0, 8, 4))))
+        flax_variables(loaded) <- flax_read(file, like = loaded)
+        found[[basename(file)]] <- predict(loaded, x, verbose = 0)
+      }
+      found$imported <- as.array(flax_import(file.path(folder, "m.stablehlo"))(x))
+      found$cloned <- predict(set_weights(clone_model(loaded), get_weights(loaded)), x, verbose = 0)
+      result$differences <- c(result$differences, lapply(found, \\(y) max(abs(y - expected))))
+    }
     '
   )
   for (kind in c("layout", "rules", "both")) {
@@ -49,6 +81,12 @@ test_that("weights are split over devices, and the numbers are those of one devi
   expect_identical(table$devices, rep(8, 4))
   expect_identical(table$bytes_per_device, table$bytes / c(1, 1, 1, 4))
   expect_identical(sum(result$both[[3]]$sharding == "batch+model"), 1L)
+
+  expect_identical(result$frozen, "params/bias")
+  expect_identical(dim(result$variables$net$params$kernel), c(8L, 4L))
+  expect_match(result$printed, "Each of 8 devices: 48.00 B", all = FALSE, fixed = TRUE)
+  expect_length(result$differences, 18)
+  expect_lt(max(unlist(result$differences)), 1e-5)
 })
 
 test_that("wrong arguments are refused, and the distribution stays as it was", {

@@ -234,6 +234,22 @@ class Tracked:
             ids.update(known)
 
 
+# Batches -----------------------------------------------------------------------------------------
+
+
+def last_batch_size() -> int | None:
+    """The size of the last batch of the epoch that Keras begins, if it is smaller and known.
+
+    Keras asks a distribution for the layout of the first batch only, and uses it for all. Its
+    iterator, which knows the data, must be found on the stack.
+    """
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
+        if frame.f_code.co_name == "_get_distributed_iterator":
+            adapter = getattr(frame.f_locals.get("self"), "data_adapter", None)
+            return getattr(adapter, "partial_batch_size", None)
+    return None
+
+
 # Sequential models -------------------------------------------------------------------------------
 
 

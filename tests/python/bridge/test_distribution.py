@@ -137,20 +137,23 @@ def test_eight_devices_compute_the_numbers_of_one(kind, arguments, monkeypatch):
 
 @on_eight
 @both
-def test_a_batch_that_the_devices_do_not_divide_gives_the_numbers_of_one(kind):
+@pytest.mark.parametrize("size", [32, 8], ids=["one batch", "a last batch"])
+def test_batches_that_the_devices_do_not_divide_give_the_numbers_of_one(kind, size):
     found = []
+    data, options = (X[:13], Y[:13]), {"batch_size": size, "verbose": 0}
     for mesh in (None, {"batch": 8}):
         distribute(mesh)
         keras.utils.set_random_seed(3)
         model, _ = model_of(kind)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            model.fit(X[:13], Y[:13], epochs=2, verbose=0)
-            loss = model.evaluate(X[:13], Y[:13], verbose=0)
-            found.append((loss, model.predict(X[:13], verbose=0)))
+            model.fit(*data, epochs=2, validation_data=data, **options)
+            loss = model.evaluate(*data, **options)
+            found.append((loss, model.predict(X[:13], **options)))
     assert {str(warning.message) for warning in warned} == {
-        "'batch' of size 8 does not divide a batch of 13: each device computes all of it. Use "
-        "batches of a multiple of 8."
+        f"'batch' of size 8 does not divide a batch of {13 if size == 32 else 5}, and Keras splits "
+        "all batches alike: each device computes all of them. Leave out samples, so that the size "
+        "of each batch is a multiple of 8."
     }
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 

@@ -133,8 +133,8 @@ class FlaxParallel(keras.distribution.ModelParallel):
     def get_data_layout(self, data_shape: Sequence[int]) -> keras.distribution.TensorLayout:
         """The layout of a batch, split along the batch axis if this divides the batch.
 
-        Keras asks once for all batches of an epoch, and JAX does not split what the axis does not
-        divide.
+        Keras asks once for all batches of an epoch, of which the last may be smaller, and JAX does
+        not split what the axis does not divide.
 
         Raises:
             ArgumentError: A pattern of `layout` has matched no variable so far.
@@ -142,13 +142,16 @@ class FlaxParallel(keras.distribution.ModelParallel):
         for pattern in self.layout:
             if pattern in self._unused:
                 _paths.matched(pattern, list(self._seen))
-        length, parts = data_shape[0], self.num_model_replicas
+        parts = self.num_model_replicas
+        lengths = [data_shape[0], _keras.last_batch_size() or data_shape[0]]
+        undivided = [length for length in lengths if length % parts]
         # A process among several has a part of the batch, and others have the rest.
-        if self.num_processes > 1 or length % parts == 0:
+        if self.num_processes > 1 or not undivided:
             return super().get_data_layout(data_shape)
         warnings.warn(
-            f"{self.batch_dim_name!r} of size {parts} does not divide a batch of {length}: each "
-            f"device computes all of it. Use batches of a multiple of {parts}.",
+            f"{self.batch_dim_name!r} of size {parts} does not divide a batch of {undivided[0]}, "
+            "and Keras splits all batches alike: each device computes all of them. Leave out "
+            f"samples, so that the size of each batch is a multiple of {parts}.",
             stacklevel=2,
         )
         whole = [None] * len(data_shape)
@@ -183,10 +186,10 @@ def distribute(
     Optimizer slots and moving averages follow their weight. State, such as `batch_stats` and
     caches, follows rules 1, 2 and 4.
 
-    Choose a batch size that the size of the batch axis divides, and leave out the samples that are
-    too few for the last batch: Keras splits all batches of an epoch alike, and JAX refuses to split
-    one of another size. If the first batch cannot be split, each device computes all batches whole,
-    and a warning says so.
+    Let the size of the batch axis divide the batch size, and leave out the samples that are too few
+    for the last batch: Keras splits all batches of an epoch alike. If it does not divide them, each
+    device computes all batches whole, and a warning says so. Of a generator, only the first batch
+    is known; JAX refuses to split another one that the axis does not divide.
 
     `kerasflax.parameters` shows where each weight is. If the mesh has more than a batch axis, a
     layer warns when it is built: it names its variables that every device holds whole, if they have
