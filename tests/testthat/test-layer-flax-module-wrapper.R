@@ -646,3 +646,23 @@ test_that("an abstract NNX module takes its weights from `variables`", {
     layer_flax_module_wrapper(targets(), abstract, variables = variables$params)
   })
 })
+
+test_that("a part that always normalizes by the batch is named in a warning", {
+  skip_without_flax()
+  nn <- flax_linen()
+  net <- flax_module("Net", call = function(self, inputs) {
+    nn$BatchNorm(use_running_average = FALSE)(nn$Dense(2)(inputs))
+  })
+  warned <- function(module) {
+    reticulate::py_capture_output(
+      keras_input(3) |> layer_flax_module_wrapper(module),
+      type = "stderr"
+    )
+  }
+  output <- warned(net())
+  expect_match(output, "is off in Net/BatchNorm_0", fixed = TRUE)
+  expect_match(output, "pass `use_running_average = !training` on", fixed = TRUE)
+  output <- warned(nn$BatchNorm(use_running_average = FALSE))
+  expect_match(output, "Leave it NULL, and the layer sets it to the mode", fixed = TRUE)
+  expect_no_match(warned(nn$BatchNorm()), "normalizes")
+})
