@@ -247,6 +247,24 @@ test_that("a part of the input may be NULL in one call and an array in the next"
   expect_equal(output$shape, list(NULL, 2L))
 })
 
+test_that("the dots of a method get the parts of a named list that are not arguments", {
+  skip_without_flax()
+  x <- targets()
+  ones <- list(params = list(kernel = matrix(1, 3, 1), bias = 0))
+  scaled <- function(module, q, ...) module(q) * op_sum(list(...)$scale)
+  result <- layer_flax_module_wrapper(
+    list(scale = matrix(2, 8, 1), q = x), flax_linen()$Dense(1),
+    method = scaled, variables = ones
+  )
+  expect_equal(as.array(result), array(16 * rowSums(x), c(8, 1)), tolerance = 1e-5)
+  passed_on <- function(module, ...) module(...)
+  result <- layer_flax_module_wrapper(
+    x, flax_linen()$Dense(1),
+    method = passed_on, variables = ones
+  )
+  expect_equal(as.array(result), array(rowSums(x), c(8, 1)), tolerance = 1e-5)
+})
+
 test_that("argument names that are invalid in Python are accepted", {
   skip_without_flax()
   nn <- flax_linen()

@@ -4,7 +4,7 @@ import inspect
 import pytest
 
 from kerasflax import MethodError, _host
-from kerasflax.adapters._signature import MODE_ARGUMENTS, signature_of
+from kerasflax.adapters._signature import MODE_ARGUMENTS, call_arguments, signature_of
 
 
 def filled(method, inputs="x", training=True, mask=None, fields=None):
@@ -126,6 +126,20 @@ def test_another_language_can_describe_the_arguments_of_its_functions():
         _host.register()
     assert str(inspect.signature(foreign)) == "(*args, **kwargs)"
     assert filled(wrapper) == (("x",), {})
+
+
+def test_the_dots_of_an_r_function_take_parts_by_name_and_what_follows_needs_its_name():
+    def foreign(*args, **kwargs):
+        return 0
+
+    formals = {"module": False, "q": False, "...": False, "scale": False, "training": True}
+    _host.register(formals=lambda function: formals if function is foreign else None)
+    try:
+        parts = {"kv": 1, "q": 2, "scale": 3}
+        assert filled(foreign, parts) == ((2,), {"kv": 1, "scale": 3, "training": True})
+        assert call_arguments(foreign, (2,), {"kv": 1, "scale": 3})["named_dots"] == {"kv": 1}
+    finally:
+        _host.register()
 
 
 def test_an_argument_whose_name_is_invalid_in_python_gets_its_default_or_is_filled_by_position():

@@ -366,26 +366,33 @@ def parameters_of(method: Callable[..., Any], name: str) -> Iterable[inspect.Par
     """The parameters of a function, which may be written in the host language."""
     formals = _host.formals(inspect.unwrap(method))
     if formals is not None:
-        parameters = [
-            _foreign_parameter(argument, has_default) for argument, has_default in formals.items()
-        ]
-        return [parameter for parameter in parameters if parameter is not None]
+        return _foreign_parameters(formals)
     try:
         return inspect.signature(method).parameters.values()
     except (TypeError, ValueError) as error:
         raise MethodError(f"The arguments of {name} cannot be read: {error}") from error
 
 
-def _foreign_parameter(argument: str, has_default: bool) -> inspect.Parameter | None:
-    if argument == "...":
-        # R's `...` takes arguments by position, too.
-        return inspect.Parameter("dots", inspect.Parameter.VAR_POSITIONAL)
-    if argument.isidentifier() and not keyword.iskeyword(argument):
+def _foreign_parameters(formals: Mapping[str, bool]) -> list[inspect.Parameter]:
+    """The arguments of a function of R, as Python would declare them."""
+    parameters: list[inspect.Parameter] = []
+    last: list[inspect.Parameter] = []
+    for argument, has_default in formals.items():
         default = None if has_default else inspect.Parameter.empty
-        return inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    # Python cannot pass an argument of this name by name, only by position.
-    name = re.sub(r"\W", "_", f"_{argument}")
-    return None if has_default else inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
+        if argument == "...":
+            # R's `...` takes arguments by position and by name; those after it need their names.
+            parameters.append(inspect.Parameter("dots", inspect.Parameter.VAR_POSITIONAL))
+            last = [inspect.Parameter("named_dots", inspect.Parameter.VAR_KEYWORD)]
+        elif argument.isidentifier() and not keyword.iskeyword(argument):
+            kind = (
+                inspect.Parameter.KEYWORD_ONLY if last else inspect.Parameter.POSITIONAL_OR_KEYWORD
+            )
+            parameters.append(inspect.Parameter(argument, kind, default=default))
+        elif not has_default:
+            # Python cannot pass an argument of this name by name, only by position.
+            name = re.sub(r"\W", "_", f"_{argument}")
+            parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY))
+    return parameters + last
 
 
 def _inputs_text(inputs: Any) -> str:
