@@ -246,7 +246,9 @@ def last_batch_size() -> int | None:
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code.co_name == "_get_distributed_iterator":
             adapter = getattr(frame.f_locals.get("self"), "data_adapter", None)
-            return getattr(adapter, "partial_batch_size", None)
+            # Adapters of generators do not define it.
+            with contextlib.suppress(NotImplementedError):
+                return getattr(adapter, "partial_batch_size", None)
     return None
 
 

@@ -3,6 +3,7 @@
 Most tests need eight devices. They run in a new process, which the first test starts.
 """
 
+import itertools
 import warnings
 
 import jax
@@ -156,6 +157,30 @@ def test_batches_that_the_devices_do_not_divide_give_the_numbers_of_one(kind, si
         "of each batch is a multiple of 8."
     }
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+@on_eight
+def test_generators_are_distributed():
+    distribute(MESH, {"**/kernel": (None, "model")})
+    model, _ = model_of("linen")
+    batches = ((X[:n], Y[:n]) for n in itertools.cycle((16, 8, 6)))
+    model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
+
+
+@on_eight
+@both
+def test_a_model_without_an_input_shape_is_distributed_by_fit(kind):
+    distribute(MESH, {"**/kernel": (None, "model")})
+    layer = FlaxLayer(MODULES[kind](), name="net")
+    model = keras.Sequential([layer])
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    assert axes_of(layer) == axes_of(model_of(kind)[1])
+    distribute(MESH, {"**/kernell": (None, "model")})
+    model = keras.Sequential([FlaxLayer(MODULES[kind](), name="net")])
+    model.compile("sgd", "mse")
+    with pytest.raises(kerasflax.ArgumentError, match="kernell"):
+        model.fit(X, Y, verbose=0)
 
 
 @on_eight

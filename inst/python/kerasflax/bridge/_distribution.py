@@ -139,7 +139,8 @@ class FlaxParallel(keras.distribution.ModelParallel):
         Raises:
             ArgumentError: A pattern of `layout` has matched no variable so far.
         """
-        for pattern in self.layout:
+        # A model without an input shape is built only after its first batch.
+        for pattern in self.layout if self._seen else ():
             if pattern in self._unused:
                 _paths.matched(pattern, list(self._seen))
         parts = self.num_model_replicas
