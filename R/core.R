@@ -27,7 +27,8 @@ core_words <- list(
   variables = "`flax_variables(layer)`",
   params = "`list(params = list(...))`",
   method = "a `function(module, inputs, training)`",
-  inference = "`use_running_average = !training`",
+  use_running_average = "`use_running_average = !training`",
+  update_stats = "`update_stats = training`",
   "batch shape" = "`keras_input(batch_shape = ...)`",
   install = paste(
     "Install it: `reticulate::py_require(\"{0}\")` before Python is used,",

@@ -61,6 +61,24 @@ class Norm(nn.Module):
         return x - (mean.value if average else x.mean(0))
 
 
+class Spectral(nn.Module):
+    fixed: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, training):
+        update = training if self.fixed is None else self.fixed
+        return nn.SpectralNorm(nn.Dense(3), name="norm")(x, update_stats=update)
+
+
+class NnxSpectral(nnx.Module):
+    def __init__(self, rngs, **keywords):
+        self.keywords = keywords
+        self.norm = nnx.SpectralNorm(nnx.Linear(3, 3, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x, **self.keywords)
+
+
 class NnxArgument(nnx.Module):
     def __init__(self, rngs):
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -146,7 +164,24 @@ def test_a_part_that_always_normalizes_by_the_batch_gives_the_numbers_of_plain_f
 
 @pytest.mark.parametrize(
     "make",
+    [lambda: Spectral(fixed=True), lambda: NnxSpectral(nnx.Rngs(0), update_stats=True)],
+)
+def test_a_spectral_norm_that_always_changes_its_statistics_is_named(make):
+    layer = FlaxLayer(make(), seed=1)
+    message = r"Spectral changes its statistics at inference: `update_stats` is on in \w+/norm\."
+    with pytest.warns(UserWarning, match=message):
+        layer(VECTORS)
+    before = jax.tree.leaves(layer.flax_variables["batch_stats"])
+    layer(VECTORS)
+    after = jax.tree.leaves(layer.flax_variables["batch_stats"])
+    assert any(np.any(old != new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "make",
     [
+        Spectral,
+        lambda: NnxSpectral(nnx.Rngs(0)),
         nn.BatchNorm,
         Norm,
         Scanned,

@@ -1,7 +1,8 @@
-"""Batch normalization that does not follow the mode.
+"""Parts whose statistics do not follow the mode.
 
 If `use_running_average` is fixed to False, a part normalizes by the batch at inference, too, and
-changes its statistics. Flax allows this, and a user seldom wants it. The adapters warn about it.
+changes its statistics; if `update_stats` is fixed to True, it changes them. Flax allows this, and a
+user seldom wants it. The adapters warn about it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,37 @@ from .. import _host
 from ._context import replaced
 from ._signature import call_arguments
 
-_FIELD = "use_running_average"
+_AVERAGE = "use_running_average"
+# The arguments, and the values with which statistics change.
+_CHANGING = {_AVERAGE: False, "update_stats": True}
+
+# Parts of a module: the path, and the argument that is fixed.
+Places = Set[tuple[tuple[Any, ...], str]]
 
 
 @contextlib.contextmanager
 def noting_fixed_batch_norms(
     path_of: Callable[[Any], tuple[Any, ...] | None], nnx_classes: Iterable[type] = ()
-) -> Iterator[set[tuple[Any, ...]]]:
-    """Note the parts that normalize by the batch within the block.
+) -> Iterator[set[tuple[tuple[Any, ...], str]]]:
+    """Note the parts that change their statistics within the block.
 
     Args:
         path_of: From a module to its path in the whole, or None if it has none.
         nnx_classes: The classes of NNX modules to watch, beside `nnx.BatchNorm`.
 
     Yields:
-        The paths of the parts. A part without a path has the name of its class.
+        The places. A part without a path has the name of its class.
     """
-    found: set[tuple[Any, ...]] = set()
+    found: set[tuple[tuple[Any, ...], str]] = set()
 
     def note(module: Any, method: Callable[..., Any], args: Any, kwargs: Any) -> None:
         arguments = call_arguments(method, args, kwargs)
-        value = arguments.get(_FIELD)
-        value = getattr(module, _FIELD, None) if value is None else value
-        if isinstance(value, (bool, np.bool_)) and not value:
-            path = path_of(module)
-            found.add((type(module).__name__,) if path is None else tuple(path))
+        for name, changing in _CHANGING.items():
+            value = arguments.get(name)
+            value = getattr(module, name, None) if value is None else value
+            if isinstance(value, (bool, np.bool_)) and bool(value) is changing:
+                path = path_of(module)
+                found.add(((type(module).__name__,) if path is None else tuple(path), name))
 
     def in_linen(
         call: Callable[..., Any],
@@ -51,7 +58,10 @@ def noting_fixed_batch_norms(
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        if context.method_name == "__call__" and hasattr(context.module, _FIELD):
+        # Other methods may be how a module looks up attributes.
+        if context.method_name == "__call__" and (
+            has_statistics(context.module) or isinstance(context.module, nn.SpectralNorm)
+        ):
             note(context.module, type(context.module).__call__, args, kwargs)
         return call(*args, **kwargs)
 
@@ -70,25 +80,33 @@ def noting_fixed_batch_norms(
 
 def has_statistics(part: Any) -> bool:
     """Whether a module has the attribute that says which statistics it uses."""
-    return hasattr(part, _FIELD)
+    return hasattr(part, _AVERAGE)
 
 
-def warn_of_fixed_batch_norms(name: str, paths: Iterable[tuple[Any, ...]], advice: str) -> None:
-    """Warn that parts of a module normalize by the batch at inference.
+def warn_of_fixed_batch_norms(name: str, found: Places, advice: str) -> None:
+    """Warn that parts of a module change their statistics at inference.
 
     Args:
         name: The module's name.
-        paths: The paths of the parts, without the module's name. If there are none, nothing is
-            wrong.
-        advice: What to do about parts of the module.
+        found: The parts. If there are none, nothing is wrong.
+        advice: What to do about them, with "{}" for the arguments to pass.
     """
-    places = sorted("/".join([name, *map(str, path)]) for path in paths)
-    if not places:
+    if not found:
         return
-    if places == [name]:
-        advice = f"Leave it {_host.word('none')}, and the layer sets it to the mode."
-    warnings.warn(
-        f"{name} normalizes by the batch at inference, and changes its statistics: `{_FIELD}` is "
-        f"off in {', '.join(places)}. {advice}",
-        stacklevel=2,
+    places = {
+        argument: sorted(
+            "/".join([name, *map(str, path)]) for path, each in found if each == argument
+        )
+        for argument in sorted({each for _, each in found}, reverse=True)
+    }
+    effect = "changes its statistics at inference"
+    if _AVERAGE in places:
+        effect = "normalizes by the batch at inference, and changes its statistics"
+    causes = "; ".join(
+        f"`{argument}` is {'on' if _CHANGING[argument] else 'off'} in {', '.join(paths)}"
+        for argument, paths in places.items()
     )
+    if places == {_AVERAGE: [name]}:
+        advice = f"Leave it {_host.word('none')}, and the layer sets it to the mode."
+    advice = advice.format(" and ".join(map(_host.word, places)))
+    warnings.warn(f"{name} {effect}: {causes}. {advice}", stacklevel=2)

@@ -56,7 +56,7 @@ class _Learned:
         sown: The places where the module has sown or perturbed: collection, module path, and name.
         axes: The mapped axes that the module names.
         mode_by_position: Whether the mode is passed by position instead of by name.
-        by_batch: The paths of parts that normalize by the batch at inference.
+        by_batch: The parts that change their statistics at inference.
     """
 
     first: frozenset[str] = frozenset()
@@ -67,7 +67,7 @@ class _Learned:
     sown: frozenset[tuple[str, ...]] = frozenset()
     axes: frozenset[str] = frozenset()
     mode_by_position: bool = False
-    by_batch: frozenset[tuple[Any, ...]] = frozenset()
+    by_batch: frozenset[tuple[tuple[Any, ...], str]] = frozenset()
 
 
 @dataclasses.dataclass
@@ -351,8 +351,7 @@ class LinenAdapter:
             warn_of_fixed_batch_norms(
                 self.name,
                 by_batch - self._learned.by_batch,
-                "Give the module's method an argument `training`, and pass "
-                f"{_host.word('inference')} on.",
+                "Give the module's method an argument `training`, and pass {} on.",
             )
             known = self._learned.by_batch | by_batch
             self._learned = dataclasses.replace(self._learned, by_batch=known)

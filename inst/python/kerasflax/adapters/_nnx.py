@@ -161,14 +161,14 @@ class _Learned:
         drawing: The modes in which the module has drawn numbers from the layer's random streams.
             True stands for training.
         axes: The mapped axes that the module names.
-        by_batch: The paths of parts that normalize by the batch at inference.
+        by_batch: The parts that change their statistics at inference.
     """
 
     sown: frozenset[type] = frozenset()
     sown_in_linen: frozenset[type] = frozenset()
     drawing: frozenset[bool] = frozenset()
     axes: frozenset[str] = frozenset()
-    by_batch: frozenset[Path] = frozenset()
+    by_batch: frozenset[tuple[Path, str]] = frozenset()
 
 
 class NnxAdapter:
@@ -532,8 +532,8 @@ class NnxAdapter:
             warn_of_fixed_batch_norms(
                 name,
                 by_batch - self._learned.by_batch,
-                "Do not pass it to an NNX module, and the layer sets it to the mode; pass "
-                f"{_host.word('inference')} to a Linen module.",
+                "Do not pass it to an NNX module, and the layer sets it to the mode; pass {} to a "
+                "Linen module.",
             )
             known = self._learned.by_batch | by_batch
             self._learned = dataclasses.replace(self._learned, by_batch=known)
