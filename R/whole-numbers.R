@@ -59,16 +59,24 @@ has_whole_numbers <- function(value) {
   if (is.object(value) || !is.null(dim(value))) {
     FALSE
   } else if (is.list(value)) {
-    any(vapply(value, has_whole_numbers, NA))
+    is_list_of_numbers(value) || any(vapply(value, has_whole_numbers, NA))
   } else {
     is.double(value) && length(value) > 0 && all(is.finite(value) & value == trunc(value)) ||
       is.integer(value) && length(value) > 1 && !anyNA(value)
   }
 }
 
+# Python would get `list(2, 2)` as a list, and Flax needs a tuple.
+is_list_of_numbers <- function(value) {
+  is_number <- vapply(value, rlang::is_scalar_integerish, NA, finite = TRUE)
+  is.null(names(value)) && length(value) > 0 && all(is_number)
+}
+
 as_python_integers <- function(value) {
   if (!has_whole_numbers(value)) {
     value
+  } else if (is.list(value) && is_list_of_numbers(value)) {
+    do.call(reticulate::tuple, lapply(value, as_python_integer))
   } else if (is.list(value)) {
     lapply(value, as_python_integers)
   } else if (length(value) > 1) {

@@ -50,6 +50,16 @@ test_that("functions of Flax and JAX accept whole doubles as sizes, shapes, axes
   images <- jnp$ones(c(1, 4, 4, 1))
   expect_identical(shape_of(nn$max_pool(images, c(2, 2), strides = c(2, 2))), c(1L, 2L, 2L, 1L))
   expect_identical(shape_of(nn$avg_pool(images, c(2L, 2L))), c(1L, 3L, 3L, 1L))
+  for (two in list(list(2, 2), list(2L, 2L))) {
+    expect_identical(shape_of(nnx$avg_pool(images, two, strides = two)), c(1L, 2L, 2L, 1L))
+  }
+  matrix <- jnp$ones(c(3, 4))
+  expect_identical(shape_of(jax$lax$dynamic_slice(matrix, c(0, 0), c(2, 2))), c(2L, 2L))
+  expect_identical(shape_of(jax$lax$dynamic_slice_in_dim(matrix, 1, 2, axis = 1)), 3:2)
+  expect_identical(shape_of(jax$lax$reshape(matrix, c(4, 3))), 4:3)
+  expect_identical(as.array(jnp$eye(3, k = 1)), rbind(c(0, 1, 0), c(0, 0, 1), 0))
+  layers <- nnx$vmap(\(rngs) nnx$Linear(3, 4, rngs = rngs))(nnx$Rngs(0)$fork(split = 5))
+  expect_identical(shape_of(layers$kernel$get_value()), c(5L, 3L, 4L))
   expect_identical(shape_of(images$reshape(c(4, 4))), c(4L, 4L))
   expect_identical(shape_of(images$reshape(2, 8)), c(2L, 8L))
   expect_identical(shape_of(images$mean(axis = c(1, 2))), c(1L, 1L))

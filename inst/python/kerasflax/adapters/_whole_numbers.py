@@ -24,18 +24,10 @@ Functions = Sequence[Callable[..., Any] | None]
 
 # Arguments of Flax's and JAX's functions that must be integers, but whose types do not say so.
 _INTEGER_NAMES = frozenset(
-    {"M", "N", "axes", "axis", "axis_size", "in_axes", "indices_or_sections", "length", "newshape"}
-    | {
-        "out_axes",
-        "padding",
-        "repeats",
-        "reps",
-        "seed",
-        "shape",
-        "strides",
-        "variable_axes",
-        "window_shape",
-    }
+    {"M", "N", "axes", "axis", "axis_size", "in_axes", "index", "indices", "indices_or_sections"}
+    | {"k", "length", "new_sizes", "newshape", "out_axes", "padding", "repeats", "reps", "seed"}
+    | {"shape", "slice_size", "slice_sizes", "split", "splits", "start_index", "start_indices"}
+    | {"strides", "variable_axes", "window_shape"}
 )
 # Functions whose `*args` are integers: methods of arrays. JAX gives the methods private names.
 _INTEGER_ARGS = frozenset({"_reshape", "_transpose", "reshape", "transpose"})
