@@ -61,6 +61,17 @@ test_that("weights are split over devices, and the numbers and files are those o
       found$cloned <- predict(set_weights(clone_model(loaded), get_weights(loaded)), x, verbose = 0)
       result$differences <- c(result$differences, lapply(found, \\(y) max(abs(y - expected))))
     }
+
+    failure <- function(code) conditionMessage(tryCatch(code, error = identity))
+    flax_distribute(c(batch = 8))
+    result$meshes <- failure(model(x))
+    flax_distribute(c(batch = 1, model = 8), layout = list("**/kernel" = c(NA, "model")))
+    result$divides <- failure(layer_flax_module_wrapper(x, nn$Dense(4L)))
+    flax_distribute(mesh, layout = list("**/kernell" = c(NA, "model")))
+    model <- keras_model_sequential(8) |>
+      layer_flax_module_wrapper(nn$Dense(4L), name = "net") |>
+      compile(optimizer_sgd(0.01), "mse")
+    result$unused <- failure(fit(model, x, x[, 1:4], verbose = 0))
     '
   )
   for (kind in c("layout", "rules", "both")) {
@@ -87,6 +98,10 @@ test_that("weights are split over devices, and the numbers and files are those o
   expect_match(result$printed, "Each of 8 devices: 48.00 B", all = FALSE, fixed = TRUE)
   expect_length(result$differences, 18)
   expect_lt(max(unlist(result$differences)), 1e-5)
+
+  expect_match(result$meshes, "'net' was built on the mesh batch=2 x model=4, but the")
+  expect_match(result$divides, "'model' of size 8 does not divide 4 in (8, 4)", fixed = TRUE)
+  expect_match(result$unused, "'**/kernell'.\nCorrect the pattern", fixed = TRUE)
 })
 
 test_that("wrong arguments are refused, and the distribution stays as it was", {
