@@ -1,11 +1,14 @@
 """Two processes of four devices each do what one process of eight does."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 
 import jax
 import keras
+import killed
 import numpy as np
 import processes
 import pytest
@@ -16,31 +19,36 @@ import kerasflax
 RUNS = [f"{kind}-{mesh}" for kind in ("linen", "nnx") for mesh in ("data", "model")]
 
 
-def run_together(folder, count):
-    """Start the script in several processes, and return what each has seen."""
-    folder.mkdir()
+def run_together(script, folder, count, devices=8):
+    """Run a script in several processes; return their exit codes and outputs."""
+    folder.mkdir(exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     running = [
         subprocess.Popen(
-            [sys.executable, processes.__file__, address, str(count), str(number), folder],
-            env=environment(**cpu_devices(8 // count)),
+            [sys.executable, script.__file__, address, str(count), str(number), folder],
+            env=environment(**cpu_devices(devices // count)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for number in range(count)
     ]
-    outputs = [each.communicate()[0] for each in running]
-    for each, output in zip(running, outputs, strict=True):
-        assert each.returncode == 0, output[-3000:]
+    # A process that waits for others in vain would wait for ever.
+    outputs = [each.communicate(timeout=300)[0] for each in running]
+    return [each.returncode for each in running], outputs
+
+
+def seen_by(folder, count):
+    codes, outputs = run_together(processes, folder, count)
+    assert codes == [0] * count, [output[-2000:] for output in outputs]
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    [one] = run_together(folder / "one", 1)
-    return folder, one, run_together(folder / "two", 2)
+    [one] = seen_by(folder / "one", 1)
+    return folder, one, seen_by(folder / "two", 2)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -98,3 +106,25 @@ def test_each_process_holds_its_part_of_a_split_weight(seen):
 @pytest.mark.parametrize("run", RUNS)
 def test_copies_of_variables_survive_the_next_step(run, seen):
     assert all(found[run]["copied"] for found in seen[2])
+
+
+def epochs_of(output):
+    """The loss of each epoch that a process has printed."""
+    return {
+        int(epoch): float(loss) for epoch, loss in re.findall(r"^epoch (\d) (.*)$", output, re.M)
+    }
+
+
+def test_a_run_goes_on_from_its_last_epoch_after_a_process_has_died_on_fewer_devices_too(tmp_path):
+    _, [whole] = run_together(killed, tmp_path / "whole", 1)
+    codes, [survivor, dead] = run_together(killed, tmp_path / "two", 2)
+    assert codes[0] != 0
+    assert codes[1] == 7, dead
+    [died] = re.findall(r"^died (.*)$", dead, re.M)
+    assert time.time() - float(died) < 60
+    [code], [resumed] = run_together(killed, tmp_path / "two", 1, devices=4)
+    assert code == 0, resumed
+    assert list(epochs_of(survivor)) == [0, 1, 2]
+    assert list(epochs_of(resumed)) == [3, 4, 5]
+    found = epochs_of(survivor) | epochs_of(resumed)
+    np.testing.assert_allclose(list(found.values()), list(epochs_of(whole).values()), rtol=1e-5)

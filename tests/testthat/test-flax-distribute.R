@@ -155,3 +155,74 @@ test_that("mesh sizes are whole doubles or integers, in a vector, a list or a Py
   expect_identical(reticulate::py_str(distribution$layout), "{'**/kernel': ('model',)}")
   expect_identical(reticulate::py_str(distribution$rules), "(('a', None),)")
 })
+
+test_that("two processes of four devices do what one process of eight does", {
+  skip_without_flax()
+  skip_if_not_installed("callr")
+  train <- function(processes, id, port, folder) {
+    Sys.setenv(
+      JAX_PLATFORMS = "cpu",
+      XLA_FLAGS = paste0("--xla_force_host_platform_device_count=", 8 / processes)
+    )
+    keras <- reticulate::import("keras")
+    if (processes > 1) {
+      keras$distribution$initialize(paste0("127.0.0.1:", port), processes, id)
+    }
+    library(keras3)
+    library(kerasflax)
+    set_random_seed(1)
+    flax_distribute(c(batch = 8))
+    model <- keras_model_sequential(4) |>
+      layer_flax_module_wrapper(flax_module(
+        "Net",
+        call = function(self, inputs, training) {
+          x <- self$dropout(inputs, deterministic = !training)
+          self$dense(x)
+        },
+        setup = function(self) {
+          nn <- reticulate::import("flax")$linen
+          self$dropout <- nn$Dropout(0.5)
+          self$dense <- nn$Dense(2)
+        }
+      )(), seed = 2) |>
+      compile(optimizer_sgd(0.01), "mse")
+    # Each process passes its rows of every batch of 8.
+    rows <- which((seq_len(32) - 1) %% 8 %/% (8 / processes) == id)
+    x <- matrix(seq(-1, 1, length.out = 128), 32)
+    fit_it <- function() {
+      fit(
+        model, x[rows, ], x[rows, 1:2],
+        batch_size = 8 / processes, epochs = 2, shuffle = FALSE, verbose = 0
+      )
+    }
+    losses <- fit_it()$metrics$loss
+    values <- flax_variables(model)
+    flax_write(model, file.path(folder, "w.msgpack"))
+    flax_write(model, file.path(folder, "w"))
+    save_model(model, file.path(folder, "model.keras"))
+    files <- lapply(file.path(folder, c("w.msgpack", "w")), \(file) {
+      fit_it()
+      flax_variables(model) <- flax_read(file, like = model)
+      flax_variables(model)
+    })
+    list(losses = losses, values = values, files = files)
+  }
+  environment(train) <- globalenv()
+  run <- function(processes) {
+    folder <- withr::local_tempdir(.local_envir = parent.frame(2))
+    port <- 20000L + Sys.getpid() %% 20000L
+    running <- lapply(seq_len(processes) - 1L, \(id) {
+      callr::r_bg(train, list(processes, id, port, folder), libpath = .libPaths())
+    })
+    lapply(running, \(process) {
+      process$wait()
+      process$get_result()
+    })
+  }
+  one <- run(1L)[[1]]
+  for (result in run(2L)) {
+    expect_equal(result$losses, one$losses, tolerance = 1e-5)
+    expect_equal(result$values, one$values, tolerance = 1e-5)
+    expect_identical(result$files, list(result$values, result$values))
+  }
+})
