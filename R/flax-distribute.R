@@ -35,6 +35,27 @@
 #' least 4096 elements and are larger than 1% of the layer. A pattern in `layout` with `NA` leaves a
 #' variable whole without the warning.
 #'
+#' # Several processes
+#' Several processes, for example on several machines, run the same script. Each begins with
+#' `keras$distribution$initialize(address, processes, id)`, before it uses any device; `keras` is
+#' `reticulate::import("keras")`, `address` is the one of the first process, as in
+#' `"10.0.0.1:12345"`, and `id` counts from 0. The mesh spans the devices of all processes.
+#'
+#' Each process passes its own rows of each batch to `fit()` and `evaluate()`, and its share of the
+#' batch as `batch_size`. Processes whose devices compute the same rows pass the same ones.
+#'
+#' All processes must call [flax_write()], [flax_variables()] and [save_model()], which wait for
+#' each other. All of them write an Orbax checkpoint, each its part. Any other file is written by
+#' the first process. [save_model()] works if every process holds the whole model. `predict()` fails
+#' unless every process holds the whole output: predict in one process, with weights from a file.
+#'
+#' If a process dies, the others end with an error. By default, JAX waits 100 seconds for a process
+#' that is silent. To set this, call `jax$distributed$initialize(address, processes, id,
+#' heartbeat_timeout_seconds = 10L)` instead of Keras's function, and [keras3::set_random_seed()] before you
+#' create layers. To be able to resume, call [save_model()] in all processes at the end of each
+#' epoch (`callback_lambda(on_epoch_end = )`). A new run, on any number of devices, loads the model
+#' and continues with `fit(initial_epoch = )`.
+#'
 #' @param mesh The size of each axis of the mesh of devices, by name, such as
 #'   `c(batch = 2, model = 4)`. The sizes multiply to the number of devices to use. `NULL` ends the
 #'   distribution.

@@ -197,6 +197,14 @@ def distribute(
     at least 4096 elements and are larger than 1 % of the layer. A pattern in `layout` without axes
     leaves a variable whole without the warning.
 
+    Several processes run the same script. Each begins with `keras.distribution.initialize()`, or,
+    to set JAX's time-outs, `jax.distributed.initialize()`. Each passes its own rows of each batch
+    to Keras, with its share as the batch size; processes whose devices compute the same rows pass
+    the same ones. All of them must call `write_variables`, `save_model` and whatever else reads
+    weights that are split over processes. An Orbax checkpoint is written by all, every other file
+    by the first. `predict()` of Keras works only if every process holds the whole output: predict
+    in one process, from a file.
+
     Args:
         mesh: The size of each mesh axis by name, such as `{"batch": 2, "model": 4}`. The sizes
             multiply to the number of devices to use. None ends the distribution.
