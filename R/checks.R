@@ -159,7 +159,7 @@ check_variables <- function(
   fit = function(part) NULL,
   call = caller_env()
 ) {
-  if (is_python_object(variables)) {
+  if (is_python_object(variables) && !is_keras_layer(variables)) {
     return(invisible(variables))
   }
   if (is_named_list(variables)) {
@@ -185,7 +185,13 @@ check_variables <- function(
     c(
       paste0("{.arg {arg}} must be ", expected, "."),
       x = "It is {describe(variables)}.",
-      i = if (rlang::is_string(variables)) "Read a file with {.fn flax_read}." else advice
+      i = if (rlang::is_string(variables)) {
+        "Read a file with {.fn flax_read}."
+      } else if (is_keras_layer(variables)) {
+        "Pass its variables: {.code flax_variables(layer)}."
+      } else {
+        advice
+      }
     ),
     cause = "variables",
     call = call

@@ -59,6 +59,18 @@ test_that("a value that is not a method is an error", {
   })
 })
 
+test_that("a layer in place of its variables is an error that names the function to use", {
+  skip_without_flax()
+  nn <- flax_linen()
+  layer <- layer_flax_module_wrapper(module = nn$Dense(2L))
+  expect_error(
+    layer_flax_module_wrapper(keras_input(3), nn$Dense(2L), variables = layer),
+    "flax_variables(layer)",
+    fixed = TRUE,
+    class = "kerasflax_error_variables"
+  )
+})
+
 test_that("an error about variables lists every mismatch with both shapes", {
   skip_without_flax()
   nn <- flax_linen()

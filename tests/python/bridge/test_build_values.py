@@ -171,3 +171,11 @@ def test_given_variables_without_values_are_an_error_that_lists_them(module):
     variables = jax.eval_shape(lambda: concrete)
     with pytest.raises(VariablesError, match="has a shape and dtype, but no value"):
         FlaxLayer(module, variables=variables)(X)
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_given_variables_may_be_named_by_their_whole_paths(api):
+    module = nn.Dense(3) if api == "linen" else nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    flat = {"params/kernel": np.full((4, 3), 2.0), "params/bias": np.ones(3)}
+    output = FlaxLayer(module, variables=flat)(np.ones((2, 4), np.float32))
+    np.testing.assert_allclose(output, np.full((2, 3), 9.0))

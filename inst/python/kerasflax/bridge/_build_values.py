@@ -237,7 +237,11 @@ def given_values(
         surplus=adapter.allows_unused,
     )
     known = {_variables.collection_of(path) for path in template.leaves}
-    provided = {name: tree for name, tree in given.items() if name not in known}
+    provided = {
+        name: tree
+        for name, tree in given.items()
+        if _variables.collection_of(str(name)) not in known
+    }
     specs = {path: Spec.of(array) for path, array in arrays.items()}
     differing = {
         path: spec for path, spec in specs.items() if used_given or expected.get(path) != spec
