@@ -142,6 +142,9 @@ advice_on_exceptions <- function(exception) {
       "Inside a module, a tensor has no values yet: R functions that need values cannot use it.",
       "Use operations of keras3 instead, such as `op_sum()`."
     )
+  } else if (grepl("[JAX RNG]", message, fixed = TRUE)) {
+    # Keras advises to create a seed generator, whose state nothing would keep.
+    core_words[["instead of SeedGenerator"]]
   } else if (grepl("ncompatible shapes for broadcasting.*[(][0-9]+,[)]", message)) {
     # In R, `x / rowSums(x)` works.
     paste(

@@ -148,6 +148,13 @@ test_that("messages write Python's functions and values as R code", {
     "`layer_bidirectional\\(\\)` cannot reverse.*`flax[$]linen[$]Bidirectional`"
   )
   expect_error(
+    layer_flax_module_wrapper(matrix(1, 2, 3), nn$Dense(2), method = \(module, inputs) {
+      random_dropout(inputs, 0.5)
+    }),
+    "Draw random numbers with `jax$random`",
+    fixed = TRUE
+  )
+  expect_error(
     layer_flax_module_wrapper(matrix(1, 2, 3), nn$Dense(2), method = \(module, inputs) "text"),
     "lists or named lists",
     fixed = TRUE
