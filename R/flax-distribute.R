@@ -50,11 +50,12 @@
 #' unless every process holds the whole output: predict in one process, with weights from a file.
 #'
 #' If a process dies, the others end with an error. By default, JAX waits 100 seconds for a process
-#' that is silent. To set this, call `jax$distributed$initialize(address, processes, id,
-#' heartbeat_timeout_seconds = 10L)` instead of Keras's function, and [keras3::set_random_seed()] before you
-#' create layers. To be able to resume, call [save_model()] in all processes at the end of each
-#' epoch (`callback_lambda(on_epoch_end = )`). A new run, on any number of devices, loads the model
-#' and continues with `fit(initial_epoch = )`.
+#' that is silent. To set this, call
+#' `jax$distributed$initialize(address, processes, id, heartbeat_timeout_seconds = 10L)` instead of
+#' Keras's function, and [keras3::set_random_seed()] before you create layers. To be able to resume,
+#' call [save_model()] in all processes at the end of each epoch
+#' (`callback_lambda(on_epoch_end = )`). A new run, on any number of devices, loads the model and
+#' continues with `fit(initial_epoch = )`.
 #'
 #' @param mesh The size of each axis of the mesh of devices, by name, such as
 #'   `c(batch = 2, model = 4)`. The sizes multiply to the number of devices to use. `NULL` ends the
