@@ -78,11 +78,13 @@ def _check_is_here(model: keras.Model) -> None:
 
 
 def _save(model: keras.Model, filepath: str, zipped: bool | None) -> None:
-    # Keras creates an optimizer, to see which attributes all have. Under a distribution, that
-    # optimizer's variables would wait for the other processes.
-    distribution = keras.distribution.distribution()
-    keras.distribution.set_distribution(None)
+    # Keras creates an optimizer, to see which attributes all have. Under a distribution over several
+    # processes, that optimizer's variables would wait for the other ones.
+    distribution = keras.distribution.distribution() if _processes.are_several() else None
+    if distribution:
+        keras.distribution.set_distribution(None)
     try:
         keras.saving.save_model(model, filepath, overwrite=True, zipped=zipped)
     finally:
-        keras.distribution.set_distribution(distribution)
+        if distribution:
+            keras.distribution.set_distribution(distribution)
