@@ -78,8 +78,8 @@ def _check_is_here(model: keras.Model) -> None:
 
 
 def _save(model: keras.Model, filepath: str, zipped: bool | None) -> None:
-    # Keras creates an optimizer, to see which attributes all have. Under a distribution over several
-    # processes, that optimizer's variables would wait for the other ones.
+    # Keras creates an optimizer, to see which attributes all have. Under a distribution over
+    # several processes, that optimizer's variables would wait for the other ones.
     distribution = keras.distribution.distribution() if _processes.are_several() else None
     if distribution:
         keras.distribution.set_distribution(None)
