@@ -75,6 +75,18 @@ def message_of(function, *arguments):
     return None
 
 
+def bytes_here(tree):
+    """The bytes of the arrays in this process; those of one that several devices hold, once."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, np.ndarray):
+            total += leaf.nbytes
+        else:
+            parts = {str(part.index): part.data.nbytes for part in leaf.addressable_shards}
+            total += sum(parts.values())
+    return total
+
+
 def results(kind, mesh, folder):
     folder.mkdir(exist_ok=True)
     kerasflax.distribute(MESHES[mesh], auto=mesh == "model")
@@ -87,20 +99,20 @@ def results(kind, mesh, folder):
     for name in FORMATS:
         kerasflax.write_variables(model, folder / name)
     values = _models.numpy_variables(model)
-    held = [variable.value for variable in model.layers[0].variables]
-    parts = sum(part.data.nbytes for array in held for part in array.addressable_shards)
     found = {
         "losses": losses,
         "loss": loss,
         "values": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(values)],
-        "parts": parts,
+        "parts": bytes_here(kerasflax._models.own_variables(model)),
         "nowhere": message_of(kerasflax.write_variables, model, folder / "nowhere" / "w.msgpack"),
         "save": message_of(kerasflax.save_model, model, folder / "model.keras"),
         "read": {},
+        "bytes": {},
     }
     for name in FORMATS:
         model.layers[0].flax_variables = jax.tree.map(np.zeros_like, values[model.layers[0].name])
         tree = kerasflax.read_variables(folder / name, like=model)
+        found["bytes"][name] = bytes_here(tree)
         _models.set_variables(model, tree)
         found["read"][name] = model.evaluate(inputs, targets, **options)
     # Copies are the user's: the next step must not delete them.

@@ -7,6 +7,7 @@ order: it waits for the others. In a job of one process, nothing waits.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _Result = TypeVar("_Result")
+
+# Bytes of the rows that are in memory at once.
+_BLOCK = 2**25
 
 
 def are_several() -> bool:
@@ -50,6 +54,60 @@ def put(array: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(
         values.shape, sharding, lambda index: np.array(values[index])
     )
+
+
+def from_rows(
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: Any,
+    fill: Callable[[np.ndarray[Any, Any]], None],
+) -> jax.Array:
+    """Create an array from its rows, of which each process keeps its part.
+
+    Args:
+        shape: The shape of the whole array.
+        dtype: The dtype.
+        sharding: The sharding.
+        fill: Fills an array with the next rows. It is called until all rows have been read.
+    """
+    places = {
+        device: tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    parts = {_key(index): np.empty(_lengths(index), dtype) for index in places.values()}
+    length = shape[0] if shape else 1
+    step = max(1, _BLOCK // max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize))
+    for start in range(0, length, step):
+        block = np.empty((min(step, length - start), *shape[1:]), dtype)
+        fill(block)
+        for index in {_key(index): index for index in places.values()}.values():
+            _take_rows(parts[_key(index)], block, start, index)
+    arrays = [jax.device_put(parts[_key(index)], device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _key(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+    """The slices as something that is hashable before Python 3.12."""
+    return tuple((part.start, part.stop) for part in index)
+
+
+def _lengths(index: tuple[slice, ...]) -> list[int]:
+    return [part.stop - part.start for part in index]
+
+
+def _take_rows(
+    part: np.ndarray[Any, Any], block: np.ndarray[Any, Any], start: int, index: tuple[slice, ...]
+) -> None:
+    """Copy what a block of rows, which begins at `start`, has of a part of the array."""
+    if not index:
+        part[...] = block[0]
+        return
+    rows, *others = index
+    low, high = max(start, rows.start), min(start + len(block), rows.stop)
+    if low < high:
+        part[low - rows.start : high - rows.start] = block[
+            (slice(low - start, high - start), *others)
+        ]
 
 
 def gathered(array: Any) -> Any:

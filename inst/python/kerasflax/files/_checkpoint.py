@@ -23,10 +23,11 @@ from .._paths import SEPARATOR
 from ..bridge import _variables
 from . import _msgpack, _orbax, _places, _replace, _safetensors, _source
 from ._rename import Rename, Report, advice_on_mismatches, rename_function, targets_of
-from ._source import Progress, Source
+from ._source import Places, Progress, Source
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
+_ARRAYS = (np.ndarray, jax.Array)
 
 _FILE_READERS: Mapping[str, Callable[[Source], Any]] = {
     ".msgpack": _msgpack.read,
@@ -85,7 +86,8 @@ def read_variables(
 
     Returns:
         Nested dicts of NumPy arrays, with the dtypes of the file (bfloat16 and 8-bit floats are
-        those of `ml_dtypes`). With `like`, they have its structure, without what is skipped: assign
+        those of `ml_dtypes`). If `like` has weights that are split over several processes, each
+        process reads its parts of these from `.safetensors` and Orbax, as JAX arrays. With `like`, they have its structure, without what is skipped: assign
         them to `FlaxLayer.flax_variables`, which sets only what is named. Without it, names are
         those of the file: only `.msgpack` has integers as names, and names in a `.safetensors`
         file, and renamed ones, are split at "/". For typed random keys a file holds their data.
@@ -102,8 +104,10 @@ def read_variables(
     rename_path = rename_function(rename)
     selection = _paths.Selection(path, skip)
     template, expected = (None, {}) if like is None else _template(_tree_of(like, "`like`"))
+    # Each of several processes reads its parts of the arrays, once it is known which ones.
+    in_parts = template is not None and _processes.are_several()
     try:
-        tree = _read(source, progress)
+        tree = _read(source, None, {}) if in_parts else _read(source, progress)
         if template is None and rename is None and selection.is_all:
             return tree
         named = _named(tree, source)
@@ -139,11 +143,13 @@ def read_variables(
     if template is None:
         return _variables.part(tree, moved) if rename is None else _variables.nested(moved)
     what = repr(str(source))
+    if in_parts:
+        moved = _read_in_parts(source, progress, targets, moved, needed)
     _variables.refuse_other_level(needed, moved, what=what, owner="`like`", is_file=True)
     fitted = _variables.fitted_by_path(
         needed,
-        {new: value for new, value in moved.items() if isinstance(value, np.ndarray)},
-        others={new: value for new, value in moved.items() if not isinstance(value, np.ndarray)},
+        {new: value for new, value in moved.items() if isinstance(value, _ARRAYS)},
+        others={new: value for new, value in moved.items() if not isinstance(value, _ARRAYS)},
         what=what,
         advice=advice_on_mismatches(
             renamed, names_differ=bool(needed.keys() - moved and moved.keys() - needed)
@@ -221,8 +227,11 @@ def write_variables(
 # Files and formats --------------------------------------------------------------------------------
 
 
-def _read(path: Path, progress: Progress | None) -> PyTree:
-    """Read a file or directory, which must be of the kind that its suffix says."""
+def _read(path: Path, progress: Progress | None, places: Places | None = None) -> PyTree:
+    """Read a file or directory, which must be of the kind that its suffix says.
+
+    With `places`, safetensors and Orbax read what they name, where they say.
+    """
     suffix = path.suffix.lower()
     if not os.path.lexists(path):
         # A writer may have been killed while it replaced a folder.
@@ -235,7 +244,7 @@ def _read(path: Path, progress: Progress | None) -> PyTree:
                 f"{str(path)!r} is a directory, but `{suffix}` is the suffix of a file.",
                 advice=_READABLE,
             )
-        return _orbax.read(path, progress)
+        return _orbax.read(path, progress, places)
     if not path.is_file():
         raise FileError(f"{str(path)!r} is neither a file nor a directory.")
     with _source.opened(path, progress) as source:
@@ -249,8 +258,60 @@ def _read(path: Path, progress: Progress | None) -> PyTree:
             raise FileError(
                 f"{str(path)!r} is {kind or 'a file of unknown kind'}.", advice=_READABLE
             )
-        tree = read(source)
-    return _variables.nested(tree) if read is _safetensors.read else tree
+        if read is not _safetensors.read:
+            return read(source)
+        return _variables.nested(_safetensors.read(source, places))
+
+
+def _read_in_parts(
+    source: Path,
+    progress: Progress | None,
+    targets: Mapping[str, str | None],
+    moved: Mapping[str, Any],
+    needed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Read the arrays of which only the specs are known, each process its parts.
+
+    Args:
+        source: The file.
+        progress: As in `read_variables`.
+        targets: The new path, or None, by the path in the file.
+        moved: What the file has, by new path.
+        needed: The variables by path.
+
+    Returns:
+        The arrays by new path, with the shardings of their variables if they fit these.
+
+    Raises:
+        FileError: The file has changed.
+    """
+    unread = {
+        old: new
+        for old, new in targets.items()
+        if new is not None and isinstance(moved[new], jax.ShapeDtypeStruct)
+    }
+    if not unread:
+        return dict(moved)
+    places = {
+        old: _place(moved[new], needed.get(_variables.without_box(new, needed)))
+        for old, new in unread.items()
+    }
+    named = _named(_read(source, progress, places), source)
+    read = {new: named.get(old) for old, new in unread.items()}
+    if any(
+        not isinstance(array, _ARRAYS)
+        or (array.shape, array.dtype) != (moved[new].shape, moved[new].dtype)
+        for new, array in read.items()
+    ):
+        raise FileError(f"{str(source)!r} was replaced while it was read.", advice="Read it again.")
+    return {**moved, **read}
+
+
+def _place(spec: jax.ShapeDtypeStruct, variable: Any) -> Any:
+    """The sharding of a variable that is split over processes, if an array fits it as it is."""
+    is_split = isinstance(variable, jax.Array) and not _processes.is_local(variable)
+    fits = is_split and (variable.shape, variable.dtype) == (spec.shape, spec.dtype)
+    return variable.sharding if fits else None
 
 
 def _named(tree: PyTree, path: Path) -> dict[str, Any]:

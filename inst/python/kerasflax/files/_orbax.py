@@ -16,7 +16,7 @@ from .. import _limits, _messages, _paths
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from . import _replace
-from ._source import Progress, needed
+from ._source import Places, Progress, needed
 
 PyTree = Any
 
@@ -128,8 +128,12 @@ def _joined(names: Sequence[str]) -> str:
     return SEPARATOR.join(part for part in _JOINT.join(names).split(SEPARATOR) if part)
 
 
-def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
+def read(
+    path: Path, progress: Progress | None = None, places: Places | None = None
+) -> dict[str, PyTree]:
     """Read nested dicts of arrays, of any structure.
+
+    With `places`, read what they name, where they say; without, NumPy arrays of everything.
 
     If the checkpoint is replaced during the read, it is read again, so that all arrays come from
     the same one.
@@ -142,7 +146,7 @@ def read(path: Path, progress: Progress | None = None) -> dict[str, PyTree]:
         _replace.finish(Path(os.path.realpath(path)))
         before = _identity(path)
         try:
-            tree = _read_once(path, progress)
+            tree = _read_once(path, progress, places)
         except FileError:
             if _identity(path) == before:
                 raise
@@ -164,7 +168,7 @@ def _identity_of(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
+def _read_once(path: Path, progress: Progress | None, places: Places | None) -> dict[str, PyTree]:
     if not is_checkpoint(path):
         inside = sorted(str(mark.parent) for mark in _marks(path))
         # The files of `flax.training.checkpoints`.
@@ -177,7 +181,7 @@ def _read_once(path: Path, progress: Progress | None) -> dict[str, PyTree]:
         )
     orbax = needed("orbax.checkpoint", "orbax-checkpoint", _PURPOSE)
     try:
-        return _read(orbax, path.absolute(), progress)
+        return _read(orbax, path.absolute(), progress, places)
     except (FileError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -198,7 +202,9 @@ def _marks(path: Path) -> Iterator[Path]:
     yield from path.glob(f"*/*/{_MARK}")
 
 
-def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree]:
+def _read(
+    orbax: Any, path: Path, progress: Progress | None, places: Places | None
+) -> dict[str, PyTree]:
     size = _size(path)
     with _ONE_AT_A_TIME, orbax.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
@@ -225,21 +231,36 @@ def _read(orbax: Any, path: Path, progress: Progress | None) -> dict[str, PyTree
             raise FileError(
                 f"{str(path)!r} is damaged: a chunk of an array is larger than the array itself."
             )
-        as_numpy = jax.tree.unflatten(
-            treedef, [orbax.RestoreArgs(restore_type=np.ndarray)] * len(known)
+        names = [SEPARATOR.join(names) for names in _paths.names_of_leaves(metadata.tree)]
+        is_wanted = [places is None or name in places for name in names]
+        restore_args = jax.tree.unflatten(
+            treedef, [_restore_args(orbax, (places or {}).get(name)) for name in names]
         )
-        arrays: list[Any] = []
-        for batch in _batches(sizes):
-            wanted = [entry if i in batch else orbax.PLACEHOLDER for i, entry in enumerate(known)]
+        arrays: list[Any] = [
+            jax.ShapeDtypeStruct(entry.shape, entry.dtype)  # type: ignore[no-untyped-call]
+            for entry in known
+        ]
+        for batch in _batches([size * use for size, use in zip(sizes, is_wanted, strict=True)]):
+            chosen = [i for i in batch if is_wanted[i]]
+            if not chosen:
+                continue
+            wanted = [entry if i in chosen else orbax.PLACEHOLDER for i, entry in enumerate(known)]
             arguments = orbax.args.PyTreeRestore(
-                item=jax.tree.unflatten(treedef, wanted), restore_args=as_numpy
+                item=jax.tree.unflatten(treedef, wanted), restore_args=restore_args
             )
             restored = jax.tree.leaves(checkpointer.restore(path, args=arguments))
-            arrays += [restored[i] for i in batch]
+            for i in chosen:
+                arrays[i] = restored[i]
             if progress:
                 progress(sum(sizes[: batch.stop]), total)
         tree: dict[str, PyTree] = jax.tree.unflatten(treedef, arrays)
         return tree
+
+
+def _restore_args(orbax: Any, sharding: Any) -> Any:
+    if sharding is None:
+        return orbax.RestoreArgs(restore_type=np.ndarray)
+    return orbax.ArrayRestoreArgs(sharding=sharding)
 
 
 def _size(path: Path) -> int:

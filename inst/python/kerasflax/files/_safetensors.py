@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
-from .. import _limits, _messages
+from .. import _limits, _messages, _processes
 from .._errors import ArgumentError, FileError, VariablesError
-from ._source import Source, needed
+from ._source import Places, Source, needed
 
 Array = np.ndarray[Any, Any]
 
@@ -100,11 +101,15 @@ def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) 
     path.chmod(mode)
 
 
-def read(source: Source) -> dict[str, Array]:
+def read(source: Source, places: Places | None = None) -> dict[str, Any]:
     """Read arrays by their names in the file.
 
     A file of PyTorch may hold one of several tied weights and list the others in its metadata. All
     their names then refer to the same array.
+
+    Args:
+        source: The file.
+        places: What to read, and where to; None for NumPy arrays of everything.
 
     Raises:
         FileError: The file is damaged, or is not a safetensors file.
@@ -129,6 +134,8 @@ def read(source: Source) -> dict[str, Array]:
         raise FileError(
             f"{str(path)!r} holds weights with dtypes that NumPy does not have.", problems=unknown
         )
+    ties = _ties(metadata, header)
+    wanted = None if places is None else {ties.get(n, n): place for n, place in places.items()}
     end, arrays = 0, {}
     ordered = sorted(header.items(), key=lambda item: item[1][2])
     for name, (dtype, shape, offsets) in ordered:
@@ -143,15 +150,28 @@ def read(source: Source) -> dict[str, Array]:
         )
     for name, (dtype, shape, _) in ordered:
         try:
-            array = arrays[name] = np.empty(shape, _DTYPES[dtype])
+            arrays[name] = _read_array(source, tuple(shape), _DTYPES[dtype], name, wanted)
         except (ValueError, OverflowError) as error:
             raise source.damaged(f"{name!r} has a shape that no array can have: {error}") from error
-        source.fill(array)
-    tied = {name: arrays[kept] for name, kept in _ties(metadata, arrays).items()}
+    tied = {name: arrays[kept] for name, kept in ties.items()}
     return {name: arrays[name] for name in header} | tied
 
 
-def _ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict[str, str]:
+def _read_array(
+    source: Source, shape: tuple[int, ...], dtype: np.dtype[Any], name: str, wanted: Places | None
+) -> Any:
+    if wanted is not None and name not in wanted:
+        source.skip(math.prod(shape) * dtype.itemsize)
+        return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    sharding = (wanted or {}).get(name)
+    if sharding is not None:
+        return _processes.from_rows(shape, dtype, sharding, source.fill)
+    array = np.empty(shape, dtype)
+    source.fill(array)
+    return array
+
+
+def _ties(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> dict[str, str]:
     """Find tied weights: from each name that only the metadata has to the weight it refers to."""
     if metadata.get(_FORMAT) not in _TIED_FORMATS:
         return {}

@@ -7,7 +7,7 @@ import importlib
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,9 @@ from .. import _host, _messages
 from .._errors import ArgumentError, FileError, PackageError
 
 Progress = Callable[[int, int], object]
+# The sharding of each array to read, by path; None for a NumPy array. All others are left out, and
+# a `jax.ShapeDtypeStruct` stands for each.
+Places = Mapping[str, Any]
 
 # Bytes that show the kind of a file, compressed or not.
 _HEAD = 1024
@@ -68,6 +71,12 @@ class Source:
         for start in range(0, size, _PIECE):
             piece = data[start : start + _PIECE]
             self._advance(self._file.readinto(piece), len(piece))
+
+    def skip(self, number: int) -> None:
+        """Go past the next bytes without reading them."""
+        self.check(number)
+        self._file.seek(number, os.SEEK_CUR)
+        self._advance(number, number)
 
     def check(self, number: int) -> None:
         """Refuse a length that goes beyond the end of the file.
