@@ -86,11 +86,13 @@ def read_variables(
 
     Returns:
         Nested dicts of NumPy arrays, with the dtypes of the file (bfloat16 and 8-bit floats are
-        those of `ml_dtypes`). If `like` has weights that are split over several processes, each
-        process reads its parts of these from `.safetensors` and Orbax, as JAX arrays. With `like`, they have its structure, without what is skipped: assign
+        those of `ml_dtypes`). With `like`, they have its structure, without what is skipped: assign
         them to `FlaxLayer.flax_variables`, which sets only what is named. Without it, names are
         those of the file: only `.msgpack` has integers as names, and names in a `.safetensors`
         file, and renamed ones, are split at "/". For typed random keys a file holds their data.
+
+        If `like` has weights that are split over several processes, each process reads its parts of
+        these from safetensors and Orbax, as JAX arrays.
 
     Raises:
         ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that

@@ -15,6 +15,7 @@ import numpy as np
 from .. import _limits, _messages, _paths
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
+from ..bridge import _variables
 from . import _replace
 from ._source import Places, Progress, needed
 
@@ -231,17 +232,19 @@ def _read(
             raise FileError(
                 f"{str(path)!r} is damaged: a chunk of an array is larger than the array itself."
             )
-        names = [SEPARATOR.join(names) for names in _paths.names_of_leaves(metadata.tree)]
-        is_wanted = [places is None or name in places for name in names]
-        restore_args = jax.tree.unflatten(
-            treedef, [_restore_args(orbax, (places or {}).get(name)) for name in names]
-        )
+        # From the number of each array to where it goes.
+        numbers = jax.tree.unflatten(treedef, range(len(known)))
+        placed = dict.fromkeys(range(len(known)))
+        if places is not None:
+            named = _variables.named_leaves(numbers)
+            placed = {number: places[path] for path, number in named.items() if path in places}
+        restore_args = jax.tree.map(lambda i: _restore_args(orbax, placed.get(i)), numbers)
         arrays: list[Any] = [
             jax.ShapeDtypeStruct(entry.shape, entry.dtype)  # type: ignore[no-untyped-call]
             for entry in known
         ]
-        for batch in _batches([size * use for size, use in zip(sizes, is_wanted, strict=True)]):
-            chosen = [i for i in batch if is_wanted[i]]
+        for batch in _batches([size if i in placed else 0 for i, size in enumerate(sizes)]):
+            chosen = [i for i in batch if i in placed]
             if not chosen:
                 continue
             wanted = [entry if i in chosen else orbax.PLACEHOLDER for i, entry in enumerate(known)]
