@@ -63,7 +63,7 @@ def model_of(kind):
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((16,)), kerasflax.FlaxLayer(MODULES[kind](), seed=5)])
     # With larger steps, rounding errors grow from step to step.
-    model.compile(keras.optimizers.SGD(0.005), "mse")
+    model.compile(keras.optimizers.SGD(0.005, momentum=0.5), "mse")
     return model
 
 

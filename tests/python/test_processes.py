@@ -19,13 +19,13 @@ import kerasflax
 RUNS = [f"{kind}-{mesh}" for kind in ("linen", "nnx") for mesh in ("data", "model")]
 
 
-def run_together(script, folder, count, devices=8):
+def run_together(script, folder, count, *arguments, devices=8):
     """Run a script in several processes; return their exit codes and outputs."""
     folder.mkdir(exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     running = [
         subprocess.Popen(
-            [sys.executable, script.__file__, address, str(count), str(number), folder],
+            [sys.executable, script.__file__, address, str(count), str(number), folder, *arguments],
             env=environment(**cpu_devices(devices // count)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,14 +123,15 @@ def epochs_of(output):
     }
 
 
-def test_a_run_goes_on_from_its_last_epoch_after_a_process_has_died_on_fewer_devices_too(tmp_path):
-    _, [whole] = run_together(killed, tmp_path / "whole", 1)
-    codes, [survivor, dead] = run_together(killed, tmp_path / "two", 2)
+@pytest.mark.parametrize("mesh", ["data", "model"])
+def test_a_run_resumes_on_fewer_devices_after_a_process_has_died(mesh, tmp_path):
+    _, [whole] = run_together(killed, tmp_path / "whole", 1, mesh)
+    codes, [survivor, dead] = run_together(killed, tmp_path / "two", 2, mesh)
     assert codes[0] != 0
     assert codes[1] == 7, dead
     [died] = re.findall(r"^died (.*)$", dead, re.M)
     assert time.time() - float(died) < 60
-    [code], [resumed] = run_together(killed, tmp_path / "two", 1, devices=4)
+    [code], [resumed] = run_together(killed, tmp_path / "two", 1, mesh, devices=4)
     assert code == 0, resumed
     assert list(epochs_of(survivor)) == [0, 1, 2]
     assert list(epochs_of(resumed)) == [3, 4, 5]

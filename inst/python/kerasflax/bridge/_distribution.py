@@ -18,7 +18,7 @@ import jax
 import keras
 import numpy as np
 
-from .. import _host, _keras, _paths
+from .. import _host, _keras, _paths, _processes
 from .._errors import ArgumentError, ShapeError, StateError
 from .._messages import shape_text, value_text
 from ..adapters._context import axes_on, axis_names, current_logical_rules, logical_rules
@@ -143,11 +143,11 @@ class FlaxParallel(keras.distribution.ModelParallel):
         for pattern in self.layout if self._seen else ():
             if pattern in self._unused:
                 _paths.matched(pattern, list(self._seen))
-        parts = self.num_model_replicas
+        parts = _sizes(self.device_mesh)[self.batch_dim_name]
         lengths = [data_shape[0], _keras.last_batch_size() or data_shape[0]]
         undivided = [length for length in lengths if length % parts]
         # A process among several has a part of the batch, and others have the rest.
-        if self.num_processes > 1 or not undivided:
+        if _processes.are_several() or not undivided:
             return super().get_data_layout(data_shape)
         warnings.warn(
             f"{self.batch_dim_name!r} of size {parts} does not divide a batch of {undivided[0]}, "
