@@ -55,7 +55,10 @@
 #' Keras's function, and [keras3::set_random_seed()] before you create layers. To be able to resume,
 #' call [save_model()] in all processes at the end of each epoch
 #' (`callback_lambda(on_epoch_end = )`). A new run, on any number of devices, loads the model and
-#' continues with `fit(initial_epoch = )`.
+#' continues with `fit(initial_epoch = )`. If weights are split over processes, Keras's callback
+#' `keras$callbacks$OrbaxCheckpoint(folder, save_on_background = FALSE)` saves weights and
+#' optimizer (keras 3.15): the new run calls `model$optimizer$build(model$trainable_variables)` and
+#' `model$load_weights(folder)`.
 #'
 #' @param mesh The size of each axis of the mesh of devices, by name, such as
 #'   `c(batch = 2, model = 4)`. The sizes multiply to the number of devices to use. `NULL` ends the
