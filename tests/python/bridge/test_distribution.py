@@ -7,6 +7,7 @@ import itertools
 import warnings
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -433,6 +434,27 @@ def test_values_that_a_user_gives_are_split_as_initial_ones_are():
     distribute({"batch": 1, "model": 8}, {"**/last/kernel": (None, "model")})
     with pytest.raises(kerasflax.ShapeError, match="params/last/kernel"):
         model_of("linen", variables=variables)
+
+
+class Counts(nn.Module):
+    """A module whose state may be given in another shape."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        counts = self.variable("state", "counts", jnp.zeros, (6,))
+        return nn.Dense(4)(inputs) + counts.value.sum()
+
+
+@on_eight
+def test_state_is_split_in_the_shape_in_which_it_is_given():
+    distribute(MESH, {"**/state/counts": ("model",)})
+    variables = Counts().init(jax.random.key(0), X)
+    with pytest.raises(kerasflax.ShapeError, match="does not divide 6"):
+        FlaxLayer(Counts())(X)
+    variables["state"]["counts"] = jnp.ones(8)
+    layer = FlaxLayer(Counts(), variables=variables)
+    np.testing.assert_allclose(layer(X), Counts().apply(variables, X), rtol=1e-5)
+    assert layer.variables_by_path["state/counts"].value.sharding.spec == P("model")
 
 
 @pytest.mark.parametrize(

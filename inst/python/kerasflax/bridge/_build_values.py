@@ -226,9 +226,11 @@ def given_values(
             _variables.refuse_other_level(expected, own)
             _check_all_given(expected.keys() - own - made.keys(), expected, adapter.name)
         given = _variables.overlaid(_variables.nested(made), given) if made else given
-    # An error then lists all paths.
-    known_shapes: dict[str, Any] = {path: spec.shape for path, spec in expected.items()}
-    layouts({path: shape for path, shape in known_shapes.items() if None not in shape})
+    # An error then lists all weights. State may have another shape than the module's.
+    weights: dict[str, Any] = {
+        path: spec.shape for path, spec in expected.items() if fixed_shape(path)
+    }
+    layouts({path: shape for path, shape in weights.items() if None not in shape})
     arrays = _variables.fitted(
         expected,
         given,
