@@ -101,6 +101,9 @@ def test_after_a_failed_step_every_use_of_the_weights_says_that_keras_has_lost_t
         use(model)
 
 
+@pytest.mark.skipif(
+    "jax.default_backend() != 'cpu'", reason="a GPU reports an error of a callback at a later time"
+)
 def test_a_step_that_fails_while_it_runs_deletes_the_weights_and_the_error_says_so(tmp_path):
     def check(x):
         if x.shape[0] == 3 and np.max(x) > 5:

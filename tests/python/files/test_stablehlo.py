@@ -54,7 +54,7 @@ def test_inputs_can_have_several_dtypes_and_open_sizes(tmp_path):
         "x": keras.Input((3,), name="x"),
     }
     model = keras.Model(inputs, FlaxLayer(Both())(inputs))
-    export_model(model, tmp_path / "m", platforms=["cpu"])
+    export_model(model, tmp_path / "m", platforms=["cpu", "cuda"])
     run = import_model(tmp_path / "m")
     for length in (2, 5):
         data = {"tokens": np.arange(2 * length).reshape(2, length) % 9, "x": np.ones((2, 3))}

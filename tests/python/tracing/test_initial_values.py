@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from support import run_code
+from support import cpu_devices, run_code
 
 from kerasflax.tracing import _initial_values
 from kerasflax.tracing._initial_values import _group_alike, _split, evaluate
@@ -108,7 +108,7 @@ def test_any_computation_keeps_its_results(function):
 
 
 def run_with_two_devices(code):
-    run_code(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    run_code(code, **cpu_devices(2))
 
 
 def test_small_arrays_are_computed_on_a_cpu_if_there_is_an_accelerator():
