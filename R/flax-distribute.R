@@ -24,10 +24,10 @@
 #' 1, 2 and 4. Constraints on activations, such as `nn$with_logical_constraint()`, take effect.
 #'
 #' # Batches
-#' Let the size of the batch axis divide the batch size, and leave out the samples that are too few
-#' for the last batch: Keras splits all batches of an epoch alike. If it does not divide them, each
-#' device computes all batches whole, and a warning says so. Of a generator, only the first batch is
-#' known; JAX refuses to split another one that the axis does not divide.
+#' Make the size of each batch, also of the last one, a multiple of the size of the batch axis:
+#' Keras splits all batches of an epoch alike. Otherwise each device computes all batches whole, and
+#' a warning says so. Of a generator, only the first batch is known; JAX raises an error for a later
+#' one that the axis does not divide.
 #'
 #' # What you see
 #' [flax_parameters()] shows where each weight is. If the mesh has more than a batch axis, a layer
@@ -38,7 +38,7 @@
 #' # Several processes
 #' Several processes, for example on several machines, run the same script. Each begins with
 #' `keras$distribution$initialize(address, processes, id)`, before it uses any device; `keras` is
-#' `reticulate::import("keras")`, `address` is the one of the first process, as in
+#' `reticulate::import("keras")`, `address` is that of the first process, as in
 #' `"10.0.0.1:12345"`, and `id` counts from 0. The mesh spans the devices of all processes.
 #'
 #' Each process passes its own rows of each batch to `fit()` and `evaluate()`, and its share of the

@@ -17,7 +17,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,24 +76,6 @@ def flax_step() -> Callable[..., Any]:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def keras_program(model: Any, x: Any, y: Any) -> str:
-    """The compiled step of Keras's `fit()`, as text."""
-    import jax
-
-    model._symbolic_build(data_batch=(x, y))
-    state = tuple(
-        [variable.value for variable in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
-    )
-    step = jax.jit(model.train_step, donate_argnums=0)
-    return step.lower(state, (x, y)).compile().as_text()
-
-
 def collectives(program: str) -> collections.Counter[tuple[str, ...]]:
     """How many collectives of each kind, and of which shapes, a program has."""
     return collections.Counter(
@@ -110,17 +91,12 @@ def described(found: collections.Counter[tuple[str, ...]]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "none"
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def compare(mesh: str, rounds: int) -> None:
     """Print a row of the table."""
     import jax
     import numpy as np
     import optax
+    from worker import compiled_step, seconds_of
 
     import kerasflax
 
@@ -136,7 +112,7 @@ def compare(mesh: str, rounds: int) -> None:
     params = model.layers[0].flax_variables["params"]
     moments, step = optax.sgd(RATE).init(params), flax_step()
     batch = [jax.device_put(part[:BATCH], sharding) for part in (x, y)]
-    ours = collectives(keras_program(model, *batch))
+    ours = collectives(compiled_step(model, *batch).as_text())
     plain = collectives(step.lower(params, moments, *batch).compile().as_text())
 
     def fit() -> None:
@@ -170,6 +146,7 @@ def compare(mesh: str, rounds: int) -> None:
 def build(devices: int) -> None:
     """Print the seconds of a build."""
     import jax
+    from worker import seconds_of
 
     import kerasflax
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from . import _host
+from ._errors import UnsupportedError
 
 _Result = TypeVar("_Result")
 
@@ -40,6 +44,20 @@ def is_local(array: Any) -> bool:
 def is_here(array: Any) -> bool:
     """Whether this process can read all values of an array."""
     return is_local(array) or array.is_fully_replicated
+
+
+def check_are_here(arrays: Mapping[str, Any]) -> None:
+    """Check that this process can read all values of arrays, given by path, as Keras must.
+
+    Raises:
+        UnsupportedError: An array is split over several processes.
+    """
+    for path, array in arrays.items():
+        if not is_here(array):
+            raise UnsupportedError(
+                f"Keras cannot save {path}, which is split over several processes.",
+                advice=f"Write an Orbax checkpoint, in all processes: {_host.word('checkpoint')}.",
+            )
 
 
 def put(array: Any, sharding: Any) -> jax.Array:
@@ -74,25 +92,25 @@ def from_rows(
         device: tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
-    parts = {_key(index): np.empty(_lengths(index), dtype) for index in places.values()}
+    # Several devices may hold the same part.
+    parts = {
+        _ends(index): (index, np.empty([end - start for start, end in _ends(index)], dtype))
+        for index in places.values()
+    }
     length = shape[0] if shape else 1
     step = max(1, _BLOCK // max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize))
     for start in range(0, length, step):
         block = np.empty((min(step, length - start), *shape[1:]), dtype)
         fill(block)
-        for index in {_key(index): index for index in places.values()}.values():
-            _take_rows(parts[_key(index)], block, start, index)
-    arrays = [jax.device_put(parts[_key(index)], device) for device, index in places.items()]
+        for index, part in parts.values():
+            _take_rows(part, block, start, index)
+    arrays = [jax.device_put(parts[_ends(index)][1], device) for device, index in places.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _key(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
-    """The slices as something that is hashable before Python 3.12."""
+def _ends(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+    """Where slices start and end. Before Python 3.12, slices are not hashable."""
     return tuple((part.start, part.stop) for part in index)
-
-
-def _lengths(index: tuple[slice, ...]) -> list[int]:
-    return [part.stop - part.start for part in index]
 
 
 def _take_rows(
@@ -178,11 +196,9 @@ def replace_together(
     agreed(stack.close)
 
 
-def _from_first(text: str) -> str:
-    """The first process's text, in all processes."""
-    data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+def _from_first(path: str) -> str:
+    """The first process's path, in all processes."""
+    data = np.frombuffer(os.fsencode(path), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.array(data.size)))
-    held = multihost_utils.broadcast_one_to_all(
-        np.resize(data, length) if data.size else np.zeros(length, np.uint8)
-    )
-    return bytes(np.asarray(held, np.uint8)).decode("utf-8", "surrogateescape")
+    held = multihost_utils.broadcast_one_to_all(data if is_first() else np.zeros(length, np.uint8))
+    return os.fsdecode(np.asarray(held, np.uint8).tobytes())

@@ -153,9 +153,9 @@ def test_batches_that_the_devices_do_not_divide_give_the_numbers_of_one(kind, si
             loss = model.evaluate(*data, **options)
             found.append((loss, model.predict(X[:13], **options)))
     assert {str(warning.message) for warning in warned} == {
-        f"'batch' of size 8 does not divide a batch of {13 if size == 32 else 5}, and Keras splits "
-        "all batches alike: each device computes all of them. Leave out samples, so that the size "
-        "of each batch is a multiple of 8."
+        f"The axis 'batch' of size 8 does not divide a batch of {13 if size == 32 else 5}, and "
+        "Keras splits all batches of an epoch alike: each device computes all of them. Make the "
+        "size of each batch, also of the last one, a multiple of 8."
     }
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 

@@ -24,14 +24,14 @@ _AVERAGE = "use_running_average"
 # The arguments, and the values with which statistics change.
 _CHANGING = {_AVERAGE: False, "update_stats": True}
 
-# Parts of a module: the path, and the argument that is fixed.
-Places = Set[tuple[tuple[Any, ...], str]]
+# A part of a module: its path, and the argument that is fixed.
+Place = tuple[tuple[Any, ...], str]
 
 
 @contextlib.contextmanager
 def noting_fixed_batch_norms(
     path_of: Callable[[Any], tuple[Any, ...] | None], nnx_classes: Iterable[type] = ()
-) -> Iterator[set[tuple[tuple[Any, ...], str]]]:
+) -> Iterator[set[Place]]:
     """Note the parts that change their statistics within the block.
 
     Args:
@@ -41,7 +41,7 @@ def noting_fixed_batch_norms(
     Yields:
         The places. A part without a path has the name of its class.
     """
-    found: set[tuple[tuple[Any, ...], str]] = set()
+    found: set[Place] = set()
 
     def note(module: Any, method: Callable[..., Any], args: Any, kwargs: Any) -> None:
         arguments = call_arguments(method, args, kwargs)
@@ -83,21 +83,28 @@ def has_statistics(part: Any) -> bool:
     return hasattr(part, _AVERAGE)
 
 
-def warn_of_fixed_batch_norms(name: str, found: Places, advice: str) -> None:
+def warn_of_fixed_batch_norms(
+    name: str, found: Set[Place], known: frozenset[Place], advice: str
+) -> frozenset[Place]:
     """Warn that parts of a module change their statistics at inference.
 
     Args:
         name: The module's name.
-        found: The parts. If there are none, nothing is wrong.
+        found: The parts.
+        known: Those that an earlier warning has named.
         advice: What to do about them, with "{}" for the arguments to pass.
+
+    Returns:
+        All parts that warnings have named.
     """
-    if not found:
-        return
+    new = found - known
+    if not new:
+        return known
     places = {
         argument: sorted(
-            "/".join([name, *map(str, path)]) for path, each in found if each == argument
+            "/".join([name, *map(str, path)]) for path, each in new if each == argument
         )
-        for argument in sorted({each for _, each in found}, reverse=True)
+        for argument in sorted({each for _, each in new}, reverse=True)
     }
     effect = "changes its statistics at inference"
     if _AVERAGE in places:
@@ -110,3 +117,4 @@ def warn_of_fixed_batch_norms(name: str, found: Places, advice: str) -> None:
         advice = f"Leave it {_host.word('none')}, and the layer sets it to the mode."
     advice = advice.format(" and ".join(map(_host.word, places)))
     warnings.warn(f"{name} {effect}: {causes}. {advice}", stacklevel=2)
+    return known | found

@@ -348,13 +348,13 @@ class LinenAdapter:
         ):
             yield seen
         if not training:
-            warn_of_fixed_batch_norms(
+            warned = warn_of_fixed_batch_norms(
                 self.name,
-                by_batch - self._learned.by_batch,
+                by_batch,
+                self._learned.by_batch,
                 "Give the module's method an argument `training`, and pass {} on.",
             )
-            known = self._learned.by_batch | by_batch
-            self._learned = dataclasses.replace(self._learned, by_batch=known)
+            self._learned = dataclasses.replace(self._learned, by_batch=warned)
 
     def _in_mode(self, training: bool) -> nn.Module:
         fields = self._signature.fields(training=training)

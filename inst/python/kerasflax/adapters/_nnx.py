@@ -529,14 +529,14 @@ class NnxAdapter:
         ):
             yield seen, in_linen
         if not training:
-            warn_of_fixed_batch_norms(
+            warned = warn_of_fixed_batch_norms(
                 name,
-                by_batch - self._learned.by_batch,
+                by_batch,
+                self._learned.by_batch,
                 "Do not pass it to an NNX module, and the layer sets it to the mode; pass {} to a "
                 "Linen module.",
             )
-            known = self._learned.by_batch | by_batch
-            self._learned = dataclasses.replace(self._learned, by_batch=known)
+            self._learned = dataclasses.replace(self._learned, by_batch=warned)
 
     @staticmethod
     def module_class(

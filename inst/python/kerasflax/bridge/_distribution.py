@@ -150,9 +150,10 @@ class FlaxParallel(keras.distribution.ModelParallel):
         if _processes.are_several() or not undivided:
             return super().get_data_layout(data_shape)
         warnings.warn(
-            f"{self.batch_dim_name!r} of size {parts} does not divide a batch of {undivided[0]}, "
-            "and Keras splits all batches alike: each device computes all of them. Leave out "
-            f"samples, so that the size of each batch is a multiple of {parts}.",
+            f"The axis {self.batch_dim_name!r} of size {parts} does not divide a batch of "
+            f"{undivided[0]}, and Keras splits all batches of an epoch alike: each device computes "
+            "all of them. Make the size of each batch, also of the last one, a multiple of "
+            f"{parts}.",
             stacklevel=2,
         )
         whole = [None] * len(data_shape)
@@ -187,10 +188,10 @@ def distribute(
     Optimizer slots and moving averages follow their weight. State, such as `batch_stats` and
     caches, follows rules 1, 2 and 4.
 
-    Let the size of the batch axis divide the batch size, and leave out the samples that are too few
-    for the last batch: Keras splits all batches of an epoch alike. If it does not divide them, each
-    device computes all batches whole, and a warning says so. Of a generator, only the first batch
-    is known; JAX refuses to split another one that the axis does not divide.
+    Make the size of each batch, also of the last one, a multiple of the size of the batch axis:
+    Keras splits all batches of an epoch alike. Otherwise each device computes all batches whole,
+    and a warning says so. Of a generator, only the first batch is known; JAX raises an error for a
+    later one that the axis does not divide.
 
     `kerasflax.parameters` shows where each weight is. If the mesh has more than a batch axis, a
     layer warns when it is built: it names its variables that every device holds whole, if they have
@@ -699,7 +700,8 @@ class Setting:
         Raises:
             StateError: The meshes differ.
         """
-        now = Setting.now().mesh
+        distribution = keras.distribution.distribution()
+        now = None if distribution is None else distribution.device_mesh.backend_mesh
         if now is not None and now != self.mesh:
             built = (
                 "without a distribution"

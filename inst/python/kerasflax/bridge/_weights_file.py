@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 from .. import _dtypes, _host, _keras, _limits, _messages, _processes
-from .._errors import FileError, UnsupportedError, VariablesError
+from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
 from ..saving import _plan
 from . import _variables
@@ -55,21 +55,17 @@ def save(values: Mapping[str, Any], store: MutableMapping[str, Any]) -> None:
     """Write arrays by path into a layer's mapping.
 
     Raises:
-        UnsupportedError: A value is split over several processes.
+        UnsupportedError: A value is split over several processes. Nothing has been written.
         VariablesError: There are more paths, or longer ones, than `load` reads. Nothing has been
             written.
     """
     problem = _limits.problem_of_paths(values)
     if problem:
         raise VariablesError(f"The weights cannot be saved: {problem}.")
+    _processes.check_are_here(values)
     dtypes, numbered = {}, _numbered_names(values)
     names = _hdf5_names(values) | numbered
     for path, value in values.items():
-        if not _processes.is_here(value):
-            raise UnsupportedError(
-                f"Keras cannot save {path}, which is split over several processes.",
-                advice=f"Write an Orbax checkpoint, in all processes: {_host.word('checkpoint')}.",
-            )
         array = np.asarray(value)
         dtypes[path] = str(array.dtype)
         store[names[path]] = (

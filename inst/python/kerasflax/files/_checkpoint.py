@@ -5,8 +5,9 @@ Reading a file never runs code from it. A new file replaces an older one only on
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,11 @@ def read_variables(
     template, expected = (None, {}) if like is None else _template(_tree_of(like, "`like`"))
     # Each of several processes reads its parts of the arrays, once it is known which ones.
     in_parts = template is not None and _processes.are_several()
-    try:
+    with _reading(source):
         tree = _read(source, None, {}) if in_parts else _read(source, progress)
         if template is None and rename is None and selection.is_all:
             return tree
         named = _named(tree, source)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{str(source)!r} cannot be read: {error.strerror or error}.") from error
-    except RecursionError as error:
-        raise FileError(f"{str(source)!r} nests deeper than Python can recurse.") from error
     renamed = targets_of(named, rename_path)
     needed = {path: spec for path, spec in expected.items() if path in selection}
     targets = renamed
@@ -214,7 +209,7 @@ def write_variables(
         _processes.replace_together(
             lambda: _replace.replacing(target),
             lambda new: write(tree, arrays, new),
-            by_all=write is _orbax.write,
+            by_all=in_parts,
         )
     except KerasFlaxError:
         raise
@@ -227,6 +222,19 @@ def write_variables(
 
 
 # Files and formats --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Raise a FileError if the system cannot read a file, or Python cannot nest as deep."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{str(source)!r} cannot be read: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise FileError(f"{str(source)!r} nests deeper than Python can recurse.") from error
 
 
 def _read(path: Path, progress: Progress | None, places: Places | None = None) -> PyTree:
@@ -298,7 +306,8 @@ def _read_in_parts(
         old: _place(moved[new], needed.get(_variables.without_box(new, needed)))
         for old, new in unread.items()
     }
-    named = _named(_read(source, progress, places), source)
+    with _reading(source):
+        named = _named(_read(source, progress, places), source)
     read = {new: named.get(old) for old, new in unread.items()}
     if any(
         not isinstance(array, _ARRAYS)
@@ -438,23 +447,33 @@ def _state_dict(tree: PyTree, *, in_parts: bool) -> tuple[PyTree, dict[str, Any]
         VariablesError: A leaf is not an array of numbers, or no file can hold a name.
     """
     problems: dict[str, str] = {}
-    state_dict = _converted(tree, "", problems, in_parts)
+    # To gather an array costs time and memory, so each is converted once. A leaf that is kept here
+    # also keeps its id.
+    known: dict[int, tuple[Any, Any]] = {}
+
+    def number(leaf: Any) -> Any:
+        if id(leaf) not in known:
+            known[id(leaf)] = leaf, _number(leaf, in_parts)
+        return known[id(leaf)][1]
+
+    state_dict = _converted(tree, "", problems, number)
     if problems:
         raise VariablesError(
             "Only arrays of numbers, in nested dicts, can be written.", problems=problems
         )
-    named = _variables.named_leaves(tree)
-    numbers = {path: _number(leaf, in_parts) for path, leaf in named.items()}
+    numbers = {path: number(leaf) for path, leaf in _variables.named_leaves(tree).items()}
     return state_dict, {
         path: value if isinstance(value, jax.Array) else np.asarray(value)
         for path, value in numbers.items()
     }
 
 
-def _converted(tree: PyTree, path: str, problems: dict[str, str], in_parts: bool) -> PyTree:
+def _converted(
+    tree: PyTree, path: str, problems: dict[str, str], number: Callable[[Any], Any]
+) -> PyTree:
     """Convert every container to a dict, as `flax.serialization.to_state_dict` converts Flax's own.
 
-    Problems are added to `problems`, by path.
+    `number` converts the leaves. Problems are added to `problems`, by path.
     """
 
     def add(problem: object) -> None:
@@ -473,7 +492,7 @@ def _converted(tree: PyTree, path: str, problems: dict[str, str], in_parts: bool
                 add(problem)
         prefix = path and path + SEPARATOR
         return {
-            key: _converted(subtree, f"{prefix}{key}", problems, in_parts)
+            key: _converted(subtree, f"{prefix}{key}", problems, number)
             for key, subtree in tree.items()
         }
     if not isinstance(tree, (np.ndarray, jax.Array)):
@@ -486,10 +505,10 @@ def _converted(tree: PyTree, path: str, problems: dict[str, str], in_parts: bool
                 {jax.tree_util.keystr(keys, simple=True): child for keys, child in children},
                 path,
                 problems,
-                in_parts,
+                number,
             )
     try:
-        return _number(tree, in_parts)
+        return number(tree)
     except (TypeError, RuntimeError) as error:
         add(error)
         return None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 
-from .. import _host, _processes
-from .._errors import FileError, UnsupportedError
+from .. import _processes
+from .._errors import FileError
 from . import _replace, _source
 
 _FILES = (".keras", ".h5", ".hdf5")
@@ -32,7 +32,8 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
         FileError: The file cannot be written, or something else is at the path.
         UnsupportedError: A weight is split over several processes.
     """
-    _check_is_here(model)
+    if _processes.are_several():
+        _processes.check_are_here({each.path: each.value for each in model.variables})
     is_file = str(filepath).endswith(_FILES)
     if "://" in str(filepath) or is_file == (zipped is False):
         # Either another machine's file, or a name that Keras refuses, with its own message.
@@ -66,15 +67,6 @@ def save_model(model: keras.Model, filepath: str, *, zipped: bool | None = None)
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise FileError(f"{str(path)!r} cannot be written: {reason}.") from error
         raise
-
-
-def _check_is_here(model: keras.Model) -> None:
-    for variable in model.variables:
-        if not _processes.is_here(variable.value):
-            raise UnsupportedError(
-                f"Keras cannot save {variable.path}, which is split over several processes.",
-                advice=f"Write an Orbax checkpoint, in all processes: {_host.word('checkpoint')}.",
-            )
 
 
 def _save(model: keras.Model, filepath: str, zipped: bool | None) -> None:

@@ -244,7 +244,7 @@ def _read(
             for entry in known
         ]
         for batch in _batches([size if i in placed else 0 for i, size in enumerate(sizes)]):
-            chosen = [i for i in batch if i in placed]
+            chosen = placed.keys() & batch
             if not chosen:
                 continue
             wanted = [entry if i in chosen else orbax.PLACEHOLDER for i, entry in enumerate(known)]
