@@ -5,7 +5,7 @@ installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
 .PHONY: help setup install demo test fuzz newest floors document format lint check check-anywhere \
-  cran-user gpu soak bench release
+  cran-user articles gpu soak bench release
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -37,6 +37,9 @@ floors: setup ## test with the oldest versions that DESCRIPTION and pyproject.to
 
 document: setup ## write man/ and NAMESPACE from the roxygen comments
 	@tools/run Rscript -e 'roxygen2::roxygenise()'
+
+articles: install ## render the articles again: all of them, or NAMES="kerasflax devices"
+	@tools/articles $(NAMES)
 
 format: setup ## format the Python code
 	@tools/run ruff check --fix --exit-zero .
