@@ -1,4 +1,4 @@
-"""The rooms of the core import in one direction; the rule stands in the core's README."""
+"""The rooms of the core import in one direction; the rule stands in `docs/core.md`."""
 
 import ast
 import graphlib
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "inst" / "python" / "kerasflax"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "inst" / "python" / "kerasflax"
 # These two files may import anything, and no file of a room may import them.
 DOORS = {"__init__", "_r"}
 
 
-def ranks_of_rooms(package):
+def ranks_of_rooms():
     """Return the place of each room in the rule; the rooms after the last arrow share one."""
-    [rule] = re.findall(r"^ {4}files -> .*$", (package / "README.md").read_text(), re.MULTILINE)
+    [rule] = re.findall(r"^ {4}files -> .*$", (ROOT / "docs" / "core.md").read_text(), re.MULTILINE)
     steps = [step.split(", ") for step in rule.strip().split(" -> ")]
     return {room: rank for rank, rooms in enumerate(steps) for room in rooms}
 
@@ -45,7 +46,7 @@ def imported_rooms(file, package):
 
 def violations(package):
     """List what breaks the rule, each as a text that begins with the place."""
-    ranks = ranks_of_rooms(package)
+    ranks = ranks_of_rooms()
     found, uses = [], {}
     for file in sorted(package.rglob("*.py")):
         place = file.relative_to(package)
@@ -70,13 +71,13 @@ def violations(package):
     return found
 
 
-def test_every_import_follows_the_rule_in_the_readme():
+def test_every_import_follows_the_rule_in_the_document():
     assert violations(PACKAGE) == []
 
 
 def test_every_room_in_the_rule_exists():
     names = {room_of(path.stem) for path in PACKAGE.iterdir()}
-    assert ranks_of_rooms(PACKAGE).keys() <= names
+    assert ranks_of_rooms().keys() <= names
 
 
 def test_the_imports_of_every_room_are_found():
@@ -85,7 +86,7 @@ def test_the_imports_of_every_room_are_found():
         for path in PACKAGE.rglob("*.py")
         if list(imported_rooms(path, PACKAGE))
     }
-    ranks = ranks_of_rooms(PACKAGE)
+    ranks = ranks_of_rooms()
     last = max(ranks.values())
     # A room that shares the last place may do without others.
     assert imports.keys() >= {room for room, rank in ranks.items() if rank < last}
