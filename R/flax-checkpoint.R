@@ -73,17 +73,32 @@
 #'   Boxes of metadata are removed. Use [as.array()] to convert an array to R. R has no type for
 #'   bfloat16: call `$astype("float32")` first. `flax_write()` returns `object`, invisibly.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "dense")
 #'
-#' flax_write(model, "model.msgpack")
-#' variables <- flax_read("model.msgpack", like = model)
+#' file <- tempfile(fileext = ".msgpack")
+#' flax_write(model, file)
+#' variables <- flax_read(file, like = model)
+#' as.array(variables$dense$params$kernel)
 #' flax_variables(model) <- variables
 #'
-#' flax_write(model, "kernel.msgpack", path = "**/kernel")
-#' flax_variables(model) <- flax_read("kernel.msgpack", like = model, skip = "**/bias")
+#' # A part of the model: everything but the bias
+#' part <- tempfile(fileext = ".msgpack")
+#' flax_write(model, part, path = "**/kernel")
+#' flax_variables(model) <- flax_read(part, like = model, skip = "**/bias")
+#'
+#' # A checkpoint with other names
+#' old <- tempfile(fileext = ".msgpack")
+#' flax_write(list(weight = matrix(1, 3, 2), offset = c(0, 1)), old)
+#' variables <- flax_read(
+#'   old,
+#'   like = model,
+#'   rename = c(weight = "dense/params/kernel", offset = "dense/params/bias")
+#' )
+#' flax_variables(model) <- variables
+#' predict(model, diag(3), verbose = 0)
 #' @export
 flax_read <- function(
   file,

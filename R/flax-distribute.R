@@ -78,14 +78,27 @@
 #'   built (`kerasflax_error_shape`), and a pattern that matches nothing when the first batch is
 #'   distributed (`kerasflax_error_argument`).
 #'
-#' @examplesIf interactive()
-#' # Simulates eight devices on a CPU, if it runs before Python starts.
-#' Sys.setenv(XLA_FLAGS = "--xla_force_host_platform_device_count=8")
-#'
-#' flax_distribute(c(batch = 2, model = 4), layout = list("**/kernel" = c(NA, "model")))
+#' @examplesIf kerasflax:::runs_examples()
+#' # To try it on a CPU, simulate eight devices before Python starts:
+#' # Sys.setenv(XLA_FLAGS = "--xla_force_host_platform_device_count=8")
 #' flax <- reticulate::import("flax")
+#' devices <- length(reticulate::import("jax")$devices())
+#'
+#' # Data parallelism on all devices
+#' flax_distribute(c(batch = devices))
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(8L))
+#' flax_parameters(model)
+#'
+#' # Split the columns of each kernel over all devices
+#' flax_distribute(
+#'   c(batch = 1, model = devices),
+#'   layout = list("**/kernel" = c(NA, "model"))
+#' )
+#' model <- keras_model_sequential(3) |>
+#'   layer_flax_module_wrapper(flax$linen$Dense(8L * devices))
+#' flax_parameters(model)
+#'
 #' flax_distribute(NULL)
 #' @export
 flax_distribute <- function(mesh, layout = NULL, rules = NULL, auto = FALSE, devices = NULL) {

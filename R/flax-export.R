@@ -24,14 +24,18 @@
 #' @returns `flax_export()` returns `model`, invisibly. `flax_import()` returns a function that
 #'   takes an array or a (nested, named) list of arrays, as the model does, and returns R arrays.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples() && reticulate::py_module_available("flatbuffers")
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L))
 #'
-#' flax_export(model, "model.stablehlo")
-#' run <- flax_import("model.stablehlo")
-#' run(matrix(1, 5, 3))
+#' file <- tempfile(fileext = ".stablehlo")
+#' flax_export(model, file)
+#'
+#' run <- flax_import(file)
+#' inputs <- matrix(seq(-1, 1, length.out = 15), 5, 3)
+#' run(inputs)
+#' all.equal(run(inputs), predict(model, inputs, verbose = 0), tolerance = 1e-6)
 #' @export
 flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
   check_file_path(path)

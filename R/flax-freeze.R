@@ -25,14 +25,22 @@
 #'
 #' @returns `object`, invisibly. Its weights are changed in place.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "dense")
 #'
-#' model |> flax_freeze("**/kernel")
-#' summary(model)
-#' model |> flax_unfreeze()
+#' # Train the bias alone
+#' model |> flax_freeze()
+#' model |> flax_unfreeze("**/bias")
+#' flax_parameters(model)
+#'
+#' model |> compile(optimizer = "sgd", loss = "mse")
+#' before <- flax_variables(model)$dense$params
+#' model |> fit(matrix(1, 8, 3), matrix(1, 8, 2), epochs = 1, verbose = 0)
+#' after <- flax_variables(model)$dense$params
+#' identical(after$kernel, before$kernel)
+#' after$bias - before$bias
 #' @export
 flax_freeze <- function(object, path = NULL) set_frozen(object, path, TRUE)
 

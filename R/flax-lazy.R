@@ -25,10 +25,11 @@
 #' @returns A description of the module for [layer_flax_module_wrapper()], or for an argument of
 #'   another `flax_lazy()`.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' nnx <- reticulate::import("flax.nnx")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax_lazy(nnx$Linear, 3, 4), seed = 1)
+#' flax_parameters(model)
 #'
 #' net <- function(rngs, units = 8L) {
 #'   nnx$Sequential(
@@ -36,7 +37,8 @@
 #'   )
 #' }
 #' model <- keras_model_sequential(3) |>
-#'   layer_flax_module_wrapper(flax_lazy(net, units = 16L))
+#'   layer_flax_module_wrapper(flax_lazy(net, units = 16L), seed = 1)
+#' predict(model, diag(3), verbose = 0)
 #' @export
 flax_lazy <- function(factory, ...) {
   # An R function keeps the name that the user gave it, and is found again by that name.

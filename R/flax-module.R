@@ -69,7 +69,7 @@
 #'   module. It prints its fields and methods. `flax_field()` returns the description of a field for
 #'   `flax_module()`.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' nn <- reticulate::import("flax.linen")
 #' mlp <- flax_module("MLP",
 #'   units = 64L, rate = 0.1, classes = flax_field("integer"),
@@ -80,24 +80,26 @@
 #'   }
 #' )
 #' mlp
-#' model <- keras_model_sequential(784) |>
-#'   layer_flax_module_wrapper(mlp(units = 32, classes = 10))
+#' model <- keras_model_sequential(4) |>
+#'   layer_flax_module_wrapper(mlp(units = 32, classes = 3), name = "mlp")
+#' flax_parameters(model)
 #'
 #' nnx <- reticulate::import("flax.nnx")
-#' mlp <- flax_module("MLP",
-#'   inputs = 784L, units = 64L, rate = 0.1, api = "nnx",
+#' net <- flax_module("Net",
+#'   inputs = 4L, units = 64L, rate = 0.1, api = "nnx",
 #'   setup = function(self, rngs) {
 #'     self$hidden <- nnx$Linear(self$inputs, self$units, rngs = rngs)
 #'     self$dropout <- nnx$Dropout(self$rate, rngs = rngs)
-#'     self$out <- nnx$Linear(self$units, 10L, rngs = rngs)
+#'     self$out <- nnx$Linear(self$units, 3L, rngs = rngs)
 #'   },
 #'   call = function(self, inputs) {
 #'     x <- nnx$relu(self$hidden(inputs))
 #'     self$out(self$dropout(x))
 #'   }
 #' )
-#' model <- keras_model_sequential(784) |>
-#'   layer_flax_module_wrapper(mlp(units = 32))
+#' model <- keras_model_sequential(4) |>
+#'   layer_flax_module_wrapper(net(units = 32), name = "net")
+#' predict(model, as.matrix(iris[1:3, 1:4]), verbose = 0)
 #' @export
 flax_module <- function(.name, ..., call, api = c("linen", "nnx")) {
   api <- rlang::arg_match(api)

@@ -32,16 +32,16 @@
 #'
 #' @returns `plot()` returns `x`, invisibly. `autoplot()` returns a ggplot.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
-#'   layer_flax_module_wrapper(flax$linen$Dense(2L)) |>
-#'   layer_dense(1)
+#'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "hidden") |>
+#'   layer_dense(1, name = "head")
 #'
 #' parameters <- flax_parameters(model, stats = TRUE)
 #' plot(parameters)
 #' plot(parameters, "values")
-#' plot(parameters[parameters$layer == "dense", ], "values")
+#' plot(parameters[parameters$layer == "hidden", ], "values")
 #' @export
 plot.flax_parameters <- function(x, what = c("size", "values"), ...) {
   what <- rlang::arg_match(what)

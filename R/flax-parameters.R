@@ -51,15 +51,16 @@
 #'
 #' @seealso [plot.flax_parameters()]
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
-#'   layer_flax_module_wrapper(flax$linen$Dense(2L)) |>
-#'   layer_dense(1)
+#'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "hidden") |>
+#'   layer_dense(1, name = "head")
 #'
 #' parameters <- flax_parameters(model, stats = TRUE)
 #' parameters
 #' parameters[parameters$n_nonfinite > 0, ]
+#' as.data.frame(parameters)[c("path", "shape", "size", "mean")]
 #' @export
 flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)

@@ -13,7 +13,7 @@
 #'   the values sown under one name, as R arrays; a name with its own reduction has one value. The
 #'   list is empty if nothing was sown.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' nn <- reticulate::import("flax.linen")
 #' Sower(nn$Module) %py_class% {
 #'   `__call__` <- nn$compact(\(self, inputs) {
@@ -22,7 +22,7 @@
 #'   })
 #' }
 #' layer <- layer_flax_module_wrapper(module = Sower())
-#' layer(matrix(1, 2, 3))
+#' output <- layer(matrix(1, 2, 3))
 #' flax_sown(layer)$intermediates$hidden
 #' @export
 flax_sown <- function(object) {

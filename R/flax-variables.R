@@ -29,7 +29,7 @@
 #'   collection (`params`, `batch_stats`, ...) and the path; for a model, the layer, the collection
 #'   and the path. The assignment returns `object`, whose variables are changed in place.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "dense")
@@ -38,6 +38,7 @@
 #' variables$dense$params$kernel
 #'
 #' flax_variables(model) <- list(dense = list(params = list(bias = c(1, -1))))
+#' predict(model, matrix(0, 1, 3), verbose = 0)
 #' @export
 flax_variables <- function(object, as = c("r", "jax")) {
   as <- rlang::arg_match(as)

@@ -10,6 +10,23 @@
 #' [reticulate::py_require()], and does not start Python. If you have not chosen a backend for
 #' keras3, kerasflax chooses JAX, which Flax modules require.
 #'
+#' @examplesIf kerasflax:::runs_examples()
+#' nn <- reticulate::import("flax.linen")
+#' mlp <- flax_module("MLP",
+#'   units = 16L,
+#'   call = function(self, inputs) {
+#'     x <- nn$relu((nn$Dense(self$units))(inputs))
+#'     (nn$Dense(1))(x)
+#'   }
+#' )
+#' model <- keras_model_sequential(4) |>
+#'   layer_flax_module_wrapper(mlp(), name = "mlp")
+#' model |> compile(optimizer = "adam", loss = "mse")
+#'
+#' x <- scale(as.matrix(mtcars[c("wt", "hp", "disp", "qsec")]))
+#' history <- model |> fit(x, mtcars$mpg, epochs = 2, verbose = 0)
+#' flax_parameters(model)
+#'
 #' @keywords internal
 #' @importFrom keras3 use_backend config_backend shape
 #' @importFrom rlang caller_env

@@ -121,7 +121,7 @@
 #' * an array: the output, a JAX array;
 #' * missing or `NULL`: the layer, which you can call or use in a pipe: `input |> layer()`.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' nn <- flax$linen
 #'
@@ -134,13 +134,20 @@
 #'   `__call__` <- nn$compact(\(self, inputs, training = FALSE) {
 #'     x <- (nn$Dense(self$units))(inputs)
 #'     x <- (nn$Dropout(0.5))(nn$relu(x), deterministic = !training)
-#'     (nn$Dense(10L))(x)
+#'     (nn$Dense(3L))(x)
 #'   })
 #' }
 #'
-#' input <- keras_input(c(28 * 28))
-#' output <- input |> layer_flax_module_wrapper(MyFlaxModule(units = 128L))
+#' input <- keras_input(4)
+#' output <- input |> layer_flax_module_wrapper(MyFlaxModule(units = 16L), seed = 1)
 #' model <- keras_model(input, output)
+#' model
+#'
+#' model |> compile(optimizer = "adam", loss = loss_sparse_categorical_crossentropy(from_logits = TRUE))
+#' x <- scale(as.matrix(iris[1:4]))
+#' y <- as.integer(iris$Species) - 1L
+#' history <- model |> fit(x, y, epochs = 2, verbose = 0)
+#' predict(model, x[1:2, ], verbose = 0)
 #' @export
 layer_flax_module_wrapper <- function(object, module, method = NULL, variables = NULL, ...) {
   # Evaluate `object` first, so that the layers of a pipe are created and named in order.

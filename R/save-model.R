@@ -43,13 +43,17 @@
 #' @returns Like [keras3::save_model()]: `model`, invisibly, or a raw vector if `filepath` is
 #'   missing.
 #'
-#' @examplesIf interactive()
+#' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L))
 #'
-#' save_model(model, "model.keras")
-#' load_model("model.keras")
+#' file <- tempfile(fileext = ".keras")
+#' save_model(model, file)
+#'
+#' loaded <- load_model(file)
+#' x <- matrix(1, 1, 3)
+#' identical(predict(loaded, x, verbose = 0), predict(model, x, verbose = 0))
 #' @export
 save_model <- function(model, filepath = NULL, overwrite = FALSE, zipped = NULL, ...) {
   if (is.character(filepath)) {
