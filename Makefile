@@ -39,6 +39,7 @@ document: setup ## write man/ and NAMESPACE from the roxygen comments
 	@tools/run Rscript -e 'roxygen2::roxygenise()'
 
 articles: install ## render the articles again: all of them, or NAMES="kerasflax devices"
+	@tools/setup +demo
 	@tools/articles $(NAMES)
 
 format: setup ## format the Python code
