@@ -190,15 +190,17 @@ def _compiled(
     everything that does not depend on the inputs into constants, such as the counters that random
     bits are made from.
     """
-    elements = count * sum(math.prod(var.aval.shape) for var in (*jaxpr.invars, *jaxpr.outvars))
-    is_small = elements < _WORTH_OPTIMIZING
+    elements = sum(math.prod(var.aval.shape) for var in (*jaxpr.invars, *jaxpr.outvars))
+    is_small = count * elements < _WORTH_OPTIMIZING
     device = devices[0] if is_small else devices[1]
-    is_moved = device != devices[1]
+    if elements < _WORTH_OPTIMIZING or device != devices[1]:
+        # To compile for one device and to move the parts is faster.
+        sharding = None
     # `eval_jaxpr` is not documented; seen to work with jax 0.8.1 to 0.12.0.
     function = functools.partial(jax.core.eval_jaxpr, jaxpr, ())
     with jax.default_device(device):
         arguments = [_moved_to(argument, device) for argument in arguments]
-        lowered = jax.jit(function, out_shardings=None if is_moved else sharding).lower(*arguments)
+        lowered = jax.jit(function, out_shardings=sharding).lower(*arguments)
         compiled = _compiled_for(device, lowered, is_small)
     return lambda *arguments: compiled(*(_moved_to(argument, device) for argument in arguments))
 
