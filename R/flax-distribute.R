@@ -37,9 +37,11 @@
 #'
 #' # Several processes
 #' Several processes, for example on several machines, run the same script. Each begins with
-#' `keras$distribution$initialize(address, processes, id)`, before it uses any device; `keras` is
-#' `reticulate::import("keras")`, `address` is that of the first process, as in
-#' `"10.0.0.1:12345"`, and `id` counts from 0. The mesh spans the devices of all processes.
+#' `jax$distributed$initialize(address, processes, id)`, before `library(kerasflax)`, and calls
+#' [keras3::set_random_seed()] after that. Here `jax` is `reticulate::import("jax")`, `address` is
+#' that of the first process, as in `"10.0.0.1:12345"`, and `id` counts from 0. (keras3 uses a
+#' device as soon as Python starts, and JAX then refuses to join processes.) The mesh spans the
+#' devices of all processes.
 #'
 #' Each process passes its own rows of each batch to `fit()` and `evaluate()`, and its share of the
 #' batch as `batch_size`. Processes whose devices compute the same rows pass the same ones.
@@ -50,9 +52,7 @@
 #' unless every process holds the whole output: predict in one process, with weights from a file.
 #'
 #' If a process dies, the others end with an error. By default, JAX waits 100 seconds for a process
-#' that is silent. To set this, call
-#' `jax$distributed$initialize(address, processes, id, heartbeat_timeout_seconds = 10L)` instead of
-#' Keras's function, and [keras3::set_random_seed()] before you create layers. To be able to resume,
+#' that is silent; `initialize(heartbeat_timeout_seconds = 10L)` sets this. To be able to resume,
 #' call [save_model()] in all processes at the end of each epoch
 #' (`callback_lambda(on_epoch_end = )`). A new run, on any number of devices, loads the model and
 #' continues with `fit(initial_epoch = )`. If weights are split over processes, Keras's callback

@@ -21,6 +21,12 @@ knitr::opts_chunk$set(
   dpi = 110,
   dev.args = list(type = "cairo")
 )
+# Python writes warnings to the standard error stream, where knitr does not see them, and with paths
+# of this machine.
+setHook("reticulate.onPyInit", \() reticulate::py_run_string("
+import warnings
+warnings.showwarning = lambda message, category, *_: print(f'{category.__name__}: {message}')
+"))
 pictures <- Sys.glob(file.path(folder, "figures", paste0(name, "-*")))
 unlink(pictures)
 result <- tempfile(fileext = ".Rmd")

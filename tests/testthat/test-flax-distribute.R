@@ -164,11 +164,10 @@ test_that("two processes of four devices do what one process of eight does", {
       JAX_PLATFORMS = "cpu",
       XLA_FLAGS = paste0("--xla_force_host_platform_device_count=", 8 / processes)
     )
-    keras <- reticulate::import("keras")
     if (processes > 1) {
-      keras$distribution$initialize(paste0("127.0.0.1:", port), processes, id)
+      jax <- reticulate::import("jax")
+      jax$distributed$initialize(paste0("127.0.0.1:", port), processes, id)
     }
-    library(keras3)
     library(kerasflax)
     set_random_seed(1)
     flax_distribute(c(batch = 8))
