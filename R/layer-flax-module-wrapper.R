@@ -143,7 +143,10 @@
 #' model <- keras_model(input, output)
 #' model
 #'
-#' model |> compile(optimizer = "adam", loss = loss_sparse_categorical_crossentropy(from_logits = TRUE))
+#' model |> compile(
+#'   optimizer = "sgd",
+#'   loss = loss_sparse_categorical_crossentropy(from_logits = TRUE)
+#' )
 #' x <- scale(as.matrix(iris[1:4]))
 #' y <- as.integer(iris$Species) - 1L
 #' history <- model |> fit(x, y, epochs = 2, verbose = 0)
