@@ -38,6 +38,8 @@ core_words <- list(
   "custom object" = "`custom_objects = list({0} = {1})`",
   entry = "`list(\"{0}\" = ...)`",
   rename = "`rename = c(\"{0}\" = \"{1}\")`",
+  transpose = "`transpose = list(\"**/kernel\" = c(3, 4, 2, 1))`",
+  axes = "1, 2, ...",
   mesh = "`mesh = c(batch = 2, model = 4)`",
   layout = "`layout = list(\"**/kernel\" = c(NA, \"model\"))`",
   rules = "`rules = list(mlp = \"model\")`",

@@ -33,6 +33,21 @@
 #' If weights are renamed, left over or skipped, a message of class `kerasflax_message_report` lists
 #' them. Its fields are `mapped`, `left_over`, `missing` and `skipped`.
 #'
+#' # Weights from PyTorch
+#' Save a model's `state_dict()` with `safetensors.torch.save_file()` in Python. PyTorch stores the
+#' kernel of a convolution with the axes (out, in, height, width), and that of a linear layer as
+#' (out, in); Flax stores them as (height, width, in, out) and (in, out). Give the names with
+#' `rename` and the axes with `transpose`:
+#'
+#' ```r
+#' flax_read("torch.safetensors", like = model,
+#'   rename = c("conv[.]weight" = "params/conv/kernel", "fc[.]weight" = "params/fc/kernel"),
+#'   transpose = list("**/conv/kernel" = c(3, 4, 2, 1), "**/fc/kernel" = c(2, 1))
+#' )
+#' ```
+#'
+#' A square kernel that is not transposed fits as well, but gives wrong results: compare outputs.
+#'
 #' # Parts
 #' `path` and `skip` are patterns of paths, as in [flax_freeze()]. Only variables that `path`
 #' matches and `skip` does not are read or written. A pattern that matches nothing is a
@@ -64,6 +79,10 @@
 #'   expression (in Python's syntax) that matches a whole path, and each value is its replacement,
 #'   with `\\1` for a group: `c("(.*)[.]weight" = "params/\\1/kernel")`. `NA` drops the weight. Or a
 #'   function that takes a path and returns the new path, or `NULL` to drop the weight.
+#' @param transpose How to order the axes of weights that other programs store differently. A named
+#'   list: each name is a pattern of new paths, each value the axes of the file in their new order,
+#'   as in [aperm()]. The first pattern that matches is used. It is applied before the weights are
+#'   compared with `like`.
 #' @param progress Whether to show a progress bar.
 #' @param object A layer created by [layer_flax_module_wrapper()] that has been built, a model that
 #'   contains such layers, or variables as returned by [flax_variables()] or `flax_read()`.
@@ -106,12 +125,14 @@ flax_read <- function(
   path = NULL,
   skip = NULL,
   rename = NULL,
+  transpose = NULL,
   progress = rlang::is_interactive()
 ) {
   check_file_path(file, arg = "file")
   check_path_patterns(path, all = "all variables")
   check_path_patterns(skip, arg = "skip", all = "none")
   check_rename(rename)
+  check_transpose(transpose)
   check_layer_argument(
     list(progress = progress),
     "progress",
@@ -135,6 +156,7 @@ flax_read <- function(
     path = as_patterns(path),
     skip = as_patterns(skip),
     rename = as_rename(rename),
+    transpose = as_transpose(transpose),
     progress = if (isTRUE(progress)) as_callback(progress_bar()),
     report = as_callback(function(each) report <<- each),
     .convert = FALSE
@@ -232,6 +254,46 @@ check_rename <- function(rename, call = caller_env()) {
   if (is_vector) {
     check_encoding(names(rename), "names(rename)", call = call)
     check_encoding(rename, "rename", call = call)
+  }
+}
+
+check_transpose <- function(transpose, call = caller_env()) {
+  is_order <- function(axes) {
+    is.numeric(axes) && !anyNA(axes) && identical(as.numeric(sort(axes)), 0 + seq_along(axes))
+  }
+  problem <- if (is.null(transpose)) {
+    return(invisible())
+  } else if (!is.list(transpose) || !rlang::is_named(transpose)) {
+    "It is {describe(transpose)}."
+  } else if (anyDuplicated(names(transpose))) {
+    "Two elements have the name \
+    {.val {escape_invalid_bytes(names(transpose)[anyDuplicated(names(transpose))])}}."
+  } else if (!all(vapply(transpose, is_order, NA))) {
+    wrong <- which(!vapply(transpose, is_order, NA))[[1]]
+    "{.val {escape_invalid_bytes(names(transpose)[wrong])}} is {describe(transpose[[wrong]])}, \
+    not the numbers 1, 2, ... in any order."
+  }
+  if (!is.null(problem)) {
+    abort_kerasflax(
+      c(
+        "{.arg transpose} must be a named list with the order of axes for each pattern of paths.",
+        x = problem,
+        i = "Pass, for example, {.code list(\"**/kernel\" = c(3, 4, 2, 1))}."
+      ),
+      cause = "argument",
+      call = call
+    )
+  }
+  check_encoding(names(transpose), "names(transpose)", call = call)
+}
+
+# Python counts axes from 0.
+as_transpose <- function(transpose) {
+  if (!is.null(transpose)) {
+    reticulate::py_dict(
+      names(transpose),
+      lapply(unname(transpose), \(axes) as.list(as.integer(axes) - 1L))
+    )
   }
 }
 

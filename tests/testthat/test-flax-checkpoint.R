@@ -66,6 +66,39 @@ test_that("`rename` maps paths by patterns or a function, and reports the mappin
   expect_identical(as.array(read$params$kernel), matrix(1, 3, 2))
 })
 
+test_that("`transpose` orders the axes of weights as `aperm()` does", {
+  skip_without_flax()
+  path <- withr::local_tempfile(fileext = ".msgpack")
+  conv <- array(as.numeric(1:120), c(2, 3, 4, 5))
+  linear <- matrix(as.numeric(1:6), 3, 2)
+  flax_write(list(conv.weight = conv, fc.weight = linear, fc.bias = c(1, 2)), path)
+  rename <- c("(.*)[.]weight" = "\\1/kernel", "(.*)[.]bias" = "\\1/bias")
+  transpose <- list("**/conv/kernel" = c(3, 4, 2, 1), "fc/kernel" = 2:1)
+  like <- list(
+    conv = list(kernel = array(0, c(4, 5, 3, 2))),
+    fc = list(kernel = matrix(0, 2, 3), bias = numeric(2))
+  )
+  for (template in list(NULL, like)) {
+    read <- suppressMessages(
+      flax_read(path, like = template, rename = rename, transpose = transpose)
+    )
+    expect_identical(as.array(read$conv$kernel), aperm(conv, c(3, 4, 2, 1)))
+    expect_identical(as.array(read$fc$kernel), t(linear))
+    expect_identical(as.array(read$fc$bias), array(c(1, 2), 2))
+  }
+  here <- function(lines) gsub("'[^']*[.]msgpack'", "'<file>'", scrub(lines))
+  expect_snapshot(error = TRUE, transform = here, {
+    suppressMessages(flax_read(path, like = like, rename = rename))
+    flax_read(path, transpose = list("**/*" = c(2, 1)))
+    flax_read(path, transpose = list("**/kernel" = c(2, 1)))
+    flax_read(path, transpose = c("*" = 1))
+    flax_read(path, transpose = list(c(2, 1)))
+    flax_read(path, transpose = list("*" = c(2, 1), "*" = c(1, 2)))
+    flax_read(path, transpose = list("*" = c(0, 1)))
+    flax_read(path, transpose = list(a = c(2, 1), "*" = "2"))
+  })
+})
+
 test_that("errors about unusable files and arguments say what was found", {
   skip_without_flax()
   folder <- withr::local_tempdir()

@@ -36,6 +36,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "custom object": "`custom_objects={{{0!r}: {1}}}`",
         "entry": "`{{{0!r}: ...}}`",
         "rename": '`rename={{"{0}": "{1}"}}`',
+        "transpose": '`transpose={{"**/kernel": (2, 3, 1, 0)}}`',
+        "axes": "0, 1, ...",
         "mesh": '`mesh={{"batch": 2, "model": 4}}`',
         "layout": '`layout={{"**/kernel": (None, "model")}}`',
         "rules": '`rules={{"mlp": "model"}}`',

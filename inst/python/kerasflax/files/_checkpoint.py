@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..bridge import _variables
 from . import _msgpack, _orbax, _places, _replace, _safetensors, _source
 from ._rename import Rename, Report, advice_on_mismatches, rename_function, targets_of
 from ._source import Places, Progress, Source
+from ._transpose import Transpose, Transposition
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
@@ -52,6 +53,7 @@ def read_variables(
     path: _paths.Patterns = None,
     skip: _paths.Patterns = None,
     rename: Rename | None = None,
+    transpose: Transpose | None = None,
     progress: Progress | None = None,
     report: Callable[[Report], object] | None = None,
 ) -> PyTree:
@@ -81,6 +83,10 @@ def read_variables(
             group), of which the first that matches the whole path is used; or a function from path
             to path. A new path of None leaves the weight out. Paths that nothing matches stay as
             they are.
+        transpose: How to order the axes of weights that other programs store differently: a dict
+            from patterns of paths, in the result, to the axes of the file in their new order, as in
+            `np.transpose`. The first pattern that matches is used. `{"**/kernel": (2, 3, 1, 0)}`
+            is for PyTorch's convolutions.
         progress: Called repeatedly with the number of bytes read so far and their total.
         report: Called once with the `Report` of mapped, left-over, missing and skipped paths,
             before an error about them is raised.
@@ -93,11 +99,12 @@ def read_variables(
         file, and renamed ones, are split at "/". For typed random keys a file holds their data.
 
         If `like` has weights that are split over several processes, each process reads its parts of
-        these from safetensors and Orbax, as JAX arrays.
+        these from safetensors and Orbax, as JAX arrays, but transposed ones as a whole.
 
     Raises:
         ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that
-            `path` selects, or `rename` sends two weights to one path.
+            `path` selects, `rename` sends two weights to one path, or `transpose` has other axes
+            than the weight.
         FileError: The file does not exist, is damaged, or is of another kind.
         PackageError: The file requires safetensors or Orbax, which is not installed.
         VariablesError: The variables do not fit `like`, and the error lists every mismatch by path;
@@ -106,12 +113,13 @@ def read_variables(
     source = _source.named(file, "file")
     rename_path = rename_function(rename)
     selection = _paths.Selection(path, skip)
+    transposition = Transposition(transpose)
     template, expected = (None, {}) if like is None else _template(_tree_of(like, "`like`"))
     # Each of several processes reads its parts of the arrays, once it is known which ones.
     in_parts = template is not None and _processes.are_several()
     with _reading(source):
         tree = _read(source, None, {}) if in_parts else _read(source, progress)
-        if template is None and rename is None and selection.is_all:
+        if template is None and rename is None and selection.is_all and not transposition:
             return tree
         named = _named(tree, source)
     renamed = targets_of(named, rename_path)
@@ -137,11 +145,17 @@ def read_variables(
                 is_rename_unused=rename is not None and all(o == n for o, n in renamed.items()),
             )
         )
+    axes = transposition.axes_of(_transposable(moved, None if template is None else needed))
     if template is None:
-        return _variables.part(tree, moved) if rename is None else _variables.nested(moved)
+        turned = moved | {new: moved[new].transpose(order) for new, order in axes.items()}
+        if rename is not None:
+            return _variables.nested(turned)
+        leaves = [turned.get(old, value) for old, value in named.items()]
+        return _variables.part(jax.tree.unflatten(jax.tree.structure(tree), leaves), turned)
     what = repr(str(source))
     if in_parts:
-        moved = _read_in_parts(source, progress, targets, moved, needed)
+        moved = _read_in_parts(source, progress, targets, moved, needed, whole=axes)
+    moved = moved | {new: moved[new].transpose(order) for new, order in axes.items()}
     _variables.refuse_other_level(needed, moved, what=what, owner="`like`", is_file=True)
     fitted = _variables.fitted_by_path(
         needed,
@@ -149,7 +163,9 @@ def read_variables(
         others={new: value for new, value in moved.items() if not isinstance(value, _ARRAYS)},
         what=what,
         advice=advice_on_mismatches(
-            renamed, names_differ=bool(needed.keys() - moved and moved.keys() - needed)
+            renamed,
+            names_differ=bool(needed.keys() - moved and moved.keys() - needed),
+            axes_differ=_axes_differ(_transposable(moved, needed), needed),
         ),
     )
     return template.merge(fitted) if selection.is_all else template.merge_part(fitted)
@@ -279,6 +295,8 @@ def _read_in_parts(
     targets: Mapping[str, str | None],
     moved: Mapping[str, Any],
     needed: Mapping[str, Any],
+    *,
+    whole: Container[str],
 ) -> dict[str, Any]:
     """Read the arrays of which only the specs are known, each process its parts.
 
@@ -288,6 +306,7 @@ def _read_in_parts(
         targets: The new path, or None, by the path in the file.
         moved: What the file has, by new path.
         needed: The variables by path.
+        whole: New paths of arrays that each process reads as a whole.
 
     Returns:
         The arrays by new path, with the shardings of their variables if they fit these.
@@ -303,7 +322,9 @@ def _read_in_parts(
     if not unread:
         return dict(moved)
     places = {
-        old: _place(moved[new], needed.get(_variables.without_box(new, needed)))
+        old: None
+        if new in whole
+        else _place(moved[new], needed.get(_variables.without_box(new, needed)))
         for old, new in unread.items()
     }
     with _reading(source):
@@ -316,6 +337,25 @@ def _read_in_parts(
     ):
         raise FileError(f"{str(source)!r} was replaced while it was read.", advice="Read it again.")
     return {**moved, **read}
+
+
+def _transposable(
+    moved: Mapping[str, Any], needed: Mapping[str, Any] | None
+) -> dict[str, tuple[str, Any]]:
+    """The arrays that are used, by new path, each with its variable's path, which has no box."""
+    paths = {new: new if needed is None else _variables.without_box(new, needed) for new in moved}
+    return {
+        new: (paths[new], value)
+        for new, value in moved.items()
+        if isinstance(value, (*_ARRAYS, jax.ShapeDtypeStruct))
+        and (needed is None or paths[new] in needed)
+    }
+
+
+def _axes_differ(arrays: Mapping[str, tuple[str, Any]], needed: Mapping[str, Any]) -> bool:
+    """Whether an array has the axes of its variable in another order."""
+    shapes = [(array.shape, needed[path].shape) for path, array in arrays.values()]
+    return any(here != there and sorted(here) == sorted(there) for here, there in shapes)
 
 
 def _place(spec: jax.ShapeDtypeStruct, variable: Any) -> Any:

@@ -181,18 +181,25 @@ def targets_of(paths: Iterable[str], rename: Callable[[str], str | None]) -> Tar
     return targets
 
 
-def advice_on_mismatches(targets: Targets, *, names_differ: bool) -> str:
+def advice_on_mismatches(targets: Targets, *, names_differ: bool, axes_differ: bool = False) -> str:
     """Advise what to do about weights that do not fit.
 
     Args:
         targets: The changes that `rename` has made.
         names_differ: Whether weights are missing, and others are left over.
+        axes_differ: Whether a weight has the axes of the expected one in another order.
     """
+    order = ""
+    if axes_differ and not names_differ:
+        order = (
+            "If only the order of the axes differs, as in PyTorch's files, give it:"
+            f" {_host.word('transpose')}. "
+        )
     renamed = [
         f"  {old} -> {new}" for old, new in targets.items() if new is not None and old != new
     ]
-    if renamed:
+    if renamed and not order:
         return "\n".join(["Check `rename`, which changed these paths:", *renamed])
     if names_differ:
         return "If only the names differ, map them with `rename`."
-    return "To read the others alone, list these weights in `skip`."
+    return f"{order}To read the others alone, list these weights in `skip`."
