@@ -4,8 +4,8 @@
 installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
-.PHONY: help setup install demo test fuzz newest floors document format lint check check-anywhere \
-  cran-user articles gpu soak bench release
+.PHONY: help setup install demo examples test fuzz newest floors document format lint check \
+  check-anywhere cran-user articles gpu soak bench release
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -22,6 +22,10 @@ $(installed): $(sources) | setup
 demo: install ## train a Flax module on scikit-learn's digits
 	@tools/setup +demo
 	@tools/run Rscript inst/examples/digits.R build
+
+examples: install ## run all scripts in inst/examples, or NAMES="text vae"
+	@tools/setup +examples
+	@tools/examples $(NAMES)
 
 test: ## run pytest and testthat; the last line holds the totals
 	@tools/test

@@ -123,3 +123,5 @@ invisible(dev.off())
 
 cat(sprintf("\nAccuracy on %d held-out digits: %.1f %%\n", sum(held_out), 100 * scores$accuracy))
 cat("Plot:", plot_file, "\n")
+# A model that has not learned names one digit in ten.
+stopifnot(scores$accuracy > 0.9)
