@@ -39,7 +39,7 @@ FILES = "KERASFLAX_TEST_FILES"
 
 @pytest.fixture(autouse=True)
 def everything_is_split(monkeypatch):
-    monkeypatch.setattr(_distribution, "_SMALLEST_SPLIT", 1)
+    monkeypatch.setattr(_distribution, "SMALLEST_SPLIT", 1)
     yield
     distribute(None)
 

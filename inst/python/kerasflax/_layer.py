@@ -31,7 +31,8 @@ from .adapters._protocol import Method, adapt
 from .bridge import (
     _arguments,
     _build_values,
-    _distribution,
+    _layouts,
+    _setting,
     _sizes,
     _variables,
     _weights_file,
@@ -273,7 +274,7 @@ class FlaxLayer(keras.layers.Layer):
         """
         call = call_of(self)
         spec, (init, traced, used_given) = self._trace_build(input_shape, call)
-        layouts = _distribution.Layouts(init.named, is_weight=self.by_path.is_trainable)
+        layouts = _layouts.Layouts(init.named, is_weight=self.by_path.is_trainable)
         template, arrays, given = self._first_values(
             init.template, traced, call.inputs, layouts, used_given
         )
@@ -293,7 +294,7 @@ class FlaxLayer(keras.layers.Layer):
             # depend on the shapes of given variables.
             self._known_outputs.add((spec, call.mask_spec), call.form, traced.result[0])
         self._held.template, self._held.paths = template, tuple(variables)
-        self._held.setting = _distribution.Setting.now()
+        self._held.setting = _setting.Setting.now()
         self._held.inputs = spec
         # As a tuple attribute, they are parts of the layer for NNX, too: its transformations
         # exchange the variables of Keras layers.

@@ -22,7 +22,7 @@ from . import _host, _keras, _paths, _processes
 from ._errors import ArgumentError, VariablesError
 from ._layer import FlaxLayer
 from ._messages import value_text
-from .bridge import _distribution, _variables
+from .bridge import _layouts, _variables
 
 PyTree = Any
 
@@ -307,14 +307,14 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
     # A weight that several layers share is one row.
     weights = {id(weight): (place, weight) for *place, weight in _rows(target)}
     values = [weight.value for _, weight in weights.values()]
-    is_distributed = _distribution.is_over_devices(values)
+    is_distributed = _layouts.is_over_devices(values)
     rows = []
     for ((layer, collection, path), weight), value in zip(weights.values(), values, strict=True):
         shape = [int(size) for size in weight.shape]
         size = math.prod(shape)
         number = size * value.dtype.itemsize
         row = [layer, collection, path, shape, weight.dtype, size, number, id(weight) in trainable]
-        row += _distribution.Placement.of(value) if is_distributed else []
+        row += _layouts.Placement.of(value) if is_distributed else []
         rows.append(row + _statistics(value) if stats else row)
     names = [*_COLUMNS, *(_PLACES if is_distributed else []), *(_STATISTICS if stats else [])]
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}

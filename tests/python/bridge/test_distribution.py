@@ -111,7 +111,7 @@ def test_a_model_parallel_of_the_users_own_gets_the_names_too(kind):
 )
 def test_eight_devices_compute_the_numbers_of_one(kind, arguments, monkeypatch):
     # The weights of this module are too small to be split otherwise.
-    monkeypatch.setattr(_distribution, "_SMALLEST_SPLIT", 1)
+    monkeypatch.setattr(_distribution, "SMALLEST_SPLIT", 1)
     found = []
     for setting in ({"mesh": None}, arguments):
         distribute(**setting)

@@ -14,12 +14,12 @@ from .._errors import ShapeError, VariablesError
 from .._messages import spec_text
 from ..adapters._protocol import Adapter
 from ..tracing._trace import DependsOnSizeError, Spec, Trace, trace
-from . import _distribution, _variables
+from . import _layouts, _setting, _variables
 from ._forms import Form, Formed
 
 PyTree = Any
 Template = _variables.Template
-Layouts = _distribution.Layouts
+Layouts = _layouts.Layouts
 
 
 class Init:
@@ -49,7 +49,7 @@ class Init:
         key = jax.random.wrap_key_data(key_data)
         inputs = self._form.merge(inputs) if self._form else inputs
         overlay = None if given is None else functools.partial(self._overlaid, given)
-        setting = _distribution.Setting.now()
+        setting = _setting.Setting.now()
         with setting.in_force():
             outputs, variables = self._adapter.init(key, inputs, mask=mask, overlay=overlay)
             if setting.mesh is not None:

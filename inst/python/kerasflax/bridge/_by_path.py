@@ -16,7 +16,7 @@ from .._errors import NotBuiltError, StateError
 from ..adapters._context import module_is_running
 from ..adapters._protocol import Adapter
 from . import _variables
-from ._distribution import Setting
+from ._setting import Setting
 
 PyTree = Any
 
