@@ -5,7 +5,7 @@ installed := build/library/kerasflax/DESCRIPTION
 sources := DESCRIPTION $(wildcard NAMESPACE) $(shell find R inst -not -path '*__pycache__*')
 
 .PHONY: help setup install demo examples test fuzz newest floors document format lint check \
-  check-anywhere cran-user articles gpu soak bench release
+  check-anywhere cran-user articles site gpu soak bench release
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -45,6 +45,10 @@ document: setup ## write man/ and NAMESPACE from the roxygen comments
 articles: install ## render the articles again: all of them, or NAMES="kerasflax devices"
 	@tools/setup +demo
 	@tools/articles $(NAMES)
+
+site: install ## build the site into build/site, and open every page of it in Chromium
+	@tools/setup pandoc chromium @website +site
+	@tools/site
 
 format: setup ## format the Python code
 	@tools/run ruff check --fix --exit-zero .

@@ -8,6 +8,8 @@
 #   floors             installs the lower bounds in DESCRIPTION, if the repository or its archive
 #                      has them
 
+# Further arguments of the first four commands name fields Config/Needs/<name> to include.
+
 hard <- c("Depends", "Imports", "LinkingTo")
 base <- rownames(installed.packages(priority = "base"))
 installed <- installed.packages()
@@ -40,7 +42,7 @@ has_each <- function(table, needed) {
 # Follows dependencies from package to package, each read from where the package is or will come
 # from. Debian's packages bring their own dependencies.
 lacking <- function(debian = NULL, repository = NULL) {
-  fields <- c(hard, "Suggests", "Config/Needs/development")
+  fields <- c(hard, "Suggests", paste0("Config/Needs/", c("development", needs)))
   queue <- floors(read.dcf("DESCRIPTION")[1, ], fields)
   asked <- character()
   while (length(queue)) {
@@ -173,6 +175,7 @@ install_floors <- function() {
 }
 
 arguments <- commandArgs(trailingOnly = TRUE)
+needs <- setdiff(arguments[-1], c("debian", "no-debian"))
 switch(arguments[1],
   lacking = writeLines(names(lacking())),
   plan = plan(arguments[2] == "debian"),
