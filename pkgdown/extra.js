@@ -22,9 +22,8 @@ if (toc && headings.length > 0) {
     list.append(element("li", { className: heading.localName }, link));
   }
   toc.append(list);
-} else {
-  toc?.remove();
 }
+if (!toc?.querySelector("li")) toc?.remove();
 
 // ---- Buttons that copy code, without the output
 

@@ -69,6 +69,12 @@ entries_of <- function(file) {
   html <- xml2::read_html(file, encoding = "UTF-8")
   # pkgdown shows a logo without an address if there is none.
   xml2::xml_remove(xml2::xml_find_all(html, "//img[@src='' and contains(@class, 'logo')]"))
+  # Pandoc moves the text of a picture that stands alone into its caption.
+  for (figure in xml2::xml_find_all(html, "//div[@class='figure']")) {
+    picture <- xml2::xml_find_first(figure, ".//img[@alt='']")
+    caption <- xml2::xml_text(xml2::xml_find_first(figure, "./p[@class='caption']"))
+    if (!is.na(caption)) xml2::xml_set_attr(picture, "alt", caption)
+  }
   xml2::write_html(html, file, format = FALSE)
   path <- substring(file, nchar(site) + 2)
   text_of <- function(nodes) gsub("\\s+", " ", paste(xml2::xml_text(nodes), collapse = " "))

@@ -22,8 +22,7 @@ FACTS = """() => ({
   headings: [...document.querySelectorAll("h1")].map((h) => h.textContent.trim()),
   links: [...document.querySelectorAll("a[href], link[href]")].map((a) => a.href),
   anchors: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
-  pictures: [...document.images].map((i) => [i.src, i.complete && i.naturalWidth > 0,
-    i.alt || i.closest("figure")?.querySelector("figcaption")?.textContent]),
+  pictures: [...document.images].map((i) => [i.src, i.complete && i.naturalWidth > 0, i.alt]),
   tooWide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
 })"""
 
@@ -116,8 +115,9 @@ def all_problems(context, site):
             if not alt:
                 problems.append(f"{name}: no text for the picture {source}")
     titles = [fact["title"] for fact in facts.values()]
-    problems += [f"{title!r} is the title of two pages" for title in set(titles) if
-                 titles.count(title) > 1]
+    problems += [
+        f"{title!r} is the title of two pages" for title in set(titles) if titles.count(title) > 1
+    ]
     return problems + broken_links(site, facts)
 
 
@@ -158,7 +158,11 @@ def test_every_help_page_and_article_is_on_the_site():
     shown = {str(path.relative_to(SITE)) for path in SITE.rglob("*.html")}
     help_pages = {f"reference/{path.stem}.html" for path in (ROOT / "man").glob("*.Rd")}
     articles = {f"articles/{path.stem}.html" for path in (ROOT / "vignettes").glob("*.Rmd")}
-    assert shown >= help_pages | articles | {"index.html", "news/index.html", "articles/python.html"}
+    assert shown >= help_pages | articles | {
+        "index.html",
+        "news/index.html",
+        "articles/python.html",
+    }
 
 
 def test_the_search_finds_a_help_page(wide):
