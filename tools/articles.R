@@ -27,6 +27,16 @@ setHook("reticulate.onPyInit", \() reticulate::py_run_string("
 import warnings
 warnings.showwarning = lambda message, category, *_: print(f'{category.__name__}: {message}')
 "))
+# Show a Python exception as the console does. knitr would show its bare text, because reticulate's
+# method for as.character() returns that.
+registerS3method(
+  "sew",
+  "python.builtin.BaseException",
+  function(x, options, ...) {
+    knitr::sew(simpleError(conditionMessage(x), conditionCall(x)), options, ...)
+  },
+  envir = asNamespace("knitr")
+)
 pictures <- Sys.glob(file.path(folder, "figures", paste0(name, "-*")))
 unlink(pictures)
 result <- tempfile(fileext = ".Rmd")
