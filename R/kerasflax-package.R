@@ -40,3 +40,6 @@ the$core <- NULL
 
 # Definitions of modules whose Python classes do not exist yet.
 the$definitions <- list()
+
+# The backend that was chosen when the package was loaded, and by whom.
+the$backend <- NULL

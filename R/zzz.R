@@ -5,6 +5,7 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
 
 .onLoad <- function(libname, pkgname) {
   reticulate::py_require(paste0(names(python_floors), ">=", python_floors))
+  remember_backend()
   choose_backend()
   register_plot_history()
   load_core(system.file("python", package = pkgname, lib.loc = libname))
