@@ -453,7 +453,7 @@ sitrep_lines <- function(x) {
       if (x$backend$is_loaded) "; Keras is loaded" else "; Keras is not loaded yet"
     ),
     Devices = device_text(x),
-    "GPUs present" = toString(c(x$machine_gpus, if (length(x$machine_gpus) == 0) "none from NVIDIA")),
+    "GPUs present" = toString(if (length(x$machine_gpus)) x$machine_gpus else "none from NVIDIA"),
     TensorFlow = if (has_python) tensorflow_text(x$packages[["tensorflow"]]),
     Variables = if (length(x$variables) > 0) {
       paste0(names(x$variables), "=", x$variables)
