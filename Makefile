@@ -54,10 +54,11 @@ format: setup ## format the Python code
 	@tools/run ruff check --fix --exit-zero .
 	@tools/run ruff format .
 
-lint: install ## check style and types: ruff, mypy, lintr
+lint: install ## check style, types and spelling: ruff, mypy, lintr, spelling
 	@tools/run ruff check . && tools/run ruff format --check .
 	@tools/run mypy
 	@tools/run Rscript tools/lint.R
+	@tools/run Rscript tools/spelling.R
 
 check: ## run R CMD check --as-cran, without Python and with it
 	@tools/setup pandoc tidy

@@ -92,6 +92,8 @@
 #'   Boxes of metadata are removed. Use [as.array()] to convert an array to R. R has no type for
 #'   bfloat16: call `$astype("float32")` first. `flax_write()` returns `object`, invisibly.
 #'
+#' @seealso [flax_variables()] for the same values in memory, [save_model()] for whole models,
+#'   `vignette("pytorch-weights")`
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

@@ -78,6 +78,7 @@
 #'   built (`kerasflax_error_shape`), and a pattern that matches nothing when the first batch is
 #'   distributed (`kerasflax_error_argument`).
 #'
+#' @seealso [flax_parameters()] for where each weight is, `vignette("devices")`
 #' @examplesIf kerasflax:::runs_examples()
 #' # To try it on a CPU, simulate eight devices before Python starts:
 #' # Sys.setenv(XLA_FLAGS = "--xla_force_host_platform_device_count=8")

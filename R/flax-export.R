@@ -24,6 +24,7 @@
 #' @returns `flax_export()` returns `model`, invisibly. `flax_import()` returns a function that
 #'   takes an array or a (nested, named) list of arrays, as the model does, and returns R arrays.
 #'
+#' @seealso [save_model()] for models that can be trained further, [flax_write()] for weights alone
 #' @examplesIf kerasflax:::runs_examples() && reticulate::py_module_available("flatbuffers")
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

@@ -25,6 +25,7 @@
 #'
 #' @returns `object`, invisibly. Its weights are changed in place.
 #'
+#' @seealso [flax_parameters()] for the paths of the weights, `vignette("transfer-learning")`
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

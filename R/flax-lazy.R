@@ -25,6 +25,7 @@
 #' @returns A description of the module for [layer_flax_module_wrapper()], or for an argument of
 #'   another `flax_lazy()`.
 #'
+#' @seealso [flax_module()] to define an NNX module in R, [layer_flax_module_wrapper()]
 #' @examplesIf kerasflax:::runs_examples()
 #' nnx <- reticulate::import("flax.nnx")
 #' model <- keras_model_sequential(3) |>

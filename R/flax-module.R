@@ -69,6 +69,7 @@
 #'   module. It prints its fields and methods. `flax_field()` returns the description of a field for
 #'   `flax_module()`.
 #'
+#' @seealso [layer_flax_module_wrapper()], [flax_lazy()], `vignette("modules-in-r")`
 #' @examplesIf kerasflax:::runs_examples()
 #' nn <- reticulate::import("flax.linen")
 #' mlp <- flax_module("MLP",

@@ -32,6 +32,7 @@
 #'
 #' @returns `plot()` returns `x`, invisibly. `autoplot()` returns a ggplot.
 #'
+#' @seealso [flax_parameters()], `vignette("inspect-and-save")`
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

@@ -13,6 +13,7 @@
 #'   the values sown under one name, as R arrays; a name with its own reduction has one value. The
 #'   list is empty if nothing was sown.
 #'
+#' @seealso [flax_variables()] for weights and state, `vignette("inspect-and-save")`
 #' @examplesIf kerasflax:::runs_examples()
 #' nn <- reticulate::import("flax.linen")
 #' Sower(nn$Module) %py_class% {

@@ -29,6 +29,7 @@
 #'   collection (`params`, `batch_stats`, ...) and the path; for a model, the layer, the collection
 #'   and the path. The assignment returns `object`, whose variables are changed in place.
 #'
+#' @seealso [flax_parameters()] for a table of the weights, [flax_write()] to write them to a file
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

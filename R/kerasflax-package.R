@@ -10,6 +10,7 @@
 #' [reticulate::py_require()], and does not start Python. If you have not chosen a backend for
 #' keras3, kerasflax chooses JAX, which Flax modules require.
 #'
+#' @seealso [layer_flax_module_wrapper()], [flax_module()], `vignette("kerasflax")`
 #' @examplesIf kerasflax:::runs_examples()
 #' nn <- reticulate::import("flax.linen")
 #' mlp <- flax_module("MLP",

@@ -121,6 +121,8 @@
 #' * an array: the output, a JAX array;
 #' * missing or `NULL`: the layer, which you can call or use in a pipe: `input |> layer()`.
 #'
+#' @seealso [flax_module()] and [flax_lazy()] to create modules, `vignette("kerasflax")`,
+#'   `vignette("from-keras3-and-torch")`
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' nn <- flax$linen

@@ -43,6 +43,8 @@
 #' @returns Like [keras3::save_model()]: `model`, invisibly, or a raw vector if `filepath` is
 #'   missing.
 #'
+#' @seealso [keras3::load_model()], [flax_write()] for weights alone, [flax_export()] for a program,
+#'   `vignette("inspect-and-save")`
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")
 #' model <- keras_model_sequential(3) |>

@@ -99,5 +99,26 @@ def test_a_release_names_all_placeholders_at_once(filled_in):
 
 def test_the_reference_lists_every_help_page():
     topics = {path.stem for path in (ROOT / "man").glob("*.Rd")}
-    listed = re.findall(r"^ +- (\w[\w.-]*)$", (ROOT / "_pkgdown.yml").read_text(), re.MULTILINE)
+    text = (ROOT / "_pkgdown.yml").read_text()
+    text = text[text.index("\nreference:") : text.index("\narticles:")]
+    listed = re.findall(r"^ +- (\w[\w.-]*)$", text, re.MULTILINE)
     assert sorted(listed) == sorted(topics)
+
+
+EXPORTED = re.findall(r'^export\("?([^")]+)"?\)$', (ROOT / "NAMESPACE").read_text(), re.MULTILINE)
+HELP = {path.stem: path.read_text() for path in (ROOT / "man").glob("*.Rd")}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_the_help_of_an_exported_function_has_every_section(name):
+    [text] = [text for text in HELP.values() if f"\\alias{{{name}}}" in text]
+    sections = ("description", "usage", "arguments", "value", "seealso", "examples")
+    assert [section for section in sections if f"\n\\{section}{{" not in text] == []
+
+
+def test_the_navigation_of_the_site_lists_every_article():
+    text = (ROOT / "_pkgdown.yml").read_text()
+    listed = re.findall(r"^ +- ([\w-]+)$", text[text.index("\narticles:") :], re.MULTILINE)
+    articles = {path.stem for path in (ROOT / "vignettes").glob("*.Rmd")}
+    # `tools/site.R` makes the page for Python users from the core's README.
+    assert set(listed) >= {*articles, "python"}
