@@ -49,7 +49,7 @@
 #' * with `stats = TRUE`, also `mean`, `sd`, `min` and `max`, which are `NaN` for an empty or
 #'   complex weight, and `n_nonfinite`, the number of values that are `NaN` or infinite.
 #'
-#' @seealso [plot.flax_parameters()]
+#' @seealso [plot.flax_parameters()], [tidy.flax_parameters()]
 #'
 #' @examplesIf kerasflax:::runs_examples()
 #' flax <- reticulate::import("flax")

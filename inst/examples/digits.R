@@ -71,19 +71,15 @@ history <- fit(
 scores <- evaluate(model, x[held_out, , , , drop = FALSE], y[held_out], verbose = 0)
 probabilities <- predict(model, x[held_out, , , , drop = FALSE], verbose = 0)
 
-weights <- data.frame(
-  weight = vapply(model$weights, \(weight) weight$path, ""),
-  shape = vapply(model$weights, \(weight) paste(unlist(weight$shape), collapse = " x "), ""),
-  trainable = vapply(model$weights, \(weight) weight$trainable, NA)
-)
-print(weights, right = FALSE, row.names = FALSE)
+print(flax_parameters(model))
 
 plot_file <- file.path(normalizePath(folder), "digits.png")
 colors <- c(training = "#0072B2", `held out` = "#D55E00")
 png(plot_file, width = 1200, height = 520, res = 110)
-par(oma = c(0, 0, 1.5, 0))
-layout(cbind(1, matrix(2:13, 3)), widths = c(6, 2, 2, 2, 2))
-par(mar = c(4.5, 4.5, 3, 2), las = 1)
+# The curves at the left, below the same title line as the digits, which are placed row by row.
+par(oma = c(0, 0, 2.5, 0))
+layout(cbind(1, matrix(2:13, 3, byrow = TRUE)), widths = c(6, 2, 2, 2, 2))
+par(mar = c(4.5, 4.5, 1.5, 2), las = 1)
 curves <- cbind(history$metrics$accuracy, history$metrics$val_accuracy)
 matplot(
   curves,
@@ -92,10 +88,8 @@ matplot(
   lwd = 2,
   col = colors,
   bty = "n",
-  font.main = 1,
   xlab = "epoch",
-  ylab = "accuracy",
-  main = "A Flax module written in R, in fit()"
+  ylab = "accuracy"
 )
 legend("bottomright", names(colors), col = colors, lwd = 2, bty = "n")
 
@@ -118,7 +112,9 @@ for (i in head(order(apply(probabilities, 1, max)), 12)) {
     col.main = if (is_wrong) colors[["held out"]] else "black"
   )
 }
-mtext("The twelve least certain predictions", outer = TRUE, adj = 0.84, line = 0, cex = 0.8)
+# Each title is centered above its part: the curves take 6 of the 14 units of the width.
+mtext("Accuracy of a Flax module written in R", outer = TRUE, at = 3 / 14, line = 0.8, cex = 0.8)
+mtext("The twelve least certain predictions", outer = TRUE, at = 10 / 14, line = 0.8, cex = 0.8)
 invisible(dev.off())
 
 cat(sprintf("\nAccuracy on %d held-out digits: %.1f %%\n", sum(held_out), 100 * scores$accuracy))
