@@ -78,7 +78,8 @@ png(plot_file, width = 900, height = 640, res = 110)
 par(mfrow = c(4, 6), mar = c(0.5, 0.5, 1.5, 0.5), oma = c(0, 0, 2, 0))
 for (i in 1:4) {
   for (j in seq_along(versions)) {
-    image(t(versions[[j]][i, 10:1, , 1]), zlim = 0:1, col = gray.colors(17, 1, 0), axes = FALSE)
+    shades <- t(versions[[j]][i, 10:1, , 1])
+    image(shades, zlim = 0:1, col = gray.colors(17, 1, 0), axes = FALSE, asp = 1)
     if (i == 1) title(if (j == 1) "digit" else "augmented", font.main = 1, cex.main = 1)
   }
 }

@@ -151,7 +151,7 @@ confusion <- prop.table(table(actual = test$language, predicted), 1)
 
 plot_file <- file.path(normalizePath(folder), "text.png")
 png(plot_file, width = 800, height = 700, res = 110)
-par(mar = c(6, 6, 3, 1), las = 2)
+par(mar = c(7, 7, 3, 1), las = 2)
 n <- nrow(confusion)
 image(
   1:n, 1:n, t(confusion)[, n:1],

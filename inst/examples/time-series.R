@@ -71,7 +71,7 @@ colors <- c(passengers = "black", forecast = "#D55E00", `year before` = "#0072B2
 png(plot_file, width = 1000, height = 560, res = 110)
 par(mar = c(4.5, 4.5, 3, 1), las = 1)
 plot(
-  window(AirPassengers, 1956), lwd = 2, bty = "n", font.main = 1,
+  window(AirPassengers, 1956), lwd = 2, bty = "n", font.main = 1, ylim = c(250, 650),
   xlab = "year", ylab = "thousands of passengers", main = "Forecasts of the next month"
 )
 lines(months[!train], year_before, col = colors[["year before"]], lty = 2)
@@ -91,4 +91,4 @@ cat(sprintf(
   sum(!train), error, naive_error, growing_error
 ))
 cat("Plot:", plot_file, "\n")
-stopifnot(error < naive_error / 2)
+stopifnot(error < growing_error)

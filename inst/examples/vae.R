@@ -76,7 +76,7 @@ reconstructed <- predict(model, x[held_out, ], verbose = 0)
 
 plot_file <- file.path(normalizePath(folder), "vae.png")
 png(plot_file, width = 1000, height = 480, res = 110)
-par(mfrow = c(4, 12), mar = c(0.3, 0.3, 0.3, 0.3), oma = c(0, 7, 0, 0))
+par(mfrow = c(4, 12), mar = c(0.3, 0.3, 0.3, 0.3), oma = c(0, 8, 0, 0))
 draw <- function(rows) {
   for (i in 1:12) {
     image(t(matrix(rows[i, ], 8, byrow = TRUE)[8:1, ]),
