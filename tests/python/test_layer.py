@@ -372,6 +372,17 @@ def test_the_error_for_a_returned_or_sown_value_that_is_not_an_array_names_its_c
             layer(inputs)
 
 
+def test_a_module_that_returns_a_module_is_told_to_call_it():
+    class Uncalled(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Dense(3)
+
+    with pytest.raises(TypeError, match=r"class Dense, which is not an array\.") as error:
+        FlaxLayer(Uncalled())(np.ones((2, 3), "float32"))
+    assert "Call the object of class Dense on an input, and return the result." in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
     [((5, 5, 1), (None, 3)), ((None, None, 1), (None, 3))],

@@ -282,10 +282,14 @@ def as_array(value: Any) -> Any:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):
+        kind = type(value).__name__
+        advice = f"Return and sow arrays, numbers, and {_host.word('containers')} of them."
+        # A module that was created but not applied.
+        if callable(value) and not isinstance(value, type):
+            advice = f"Call the object of class {kind} on an input, and return the result."
         raise MethodError(
-            f"The module returns or sows a value of class {type(value).__name__}, "
-            "which is not an array.",
-            advice=f"Return and sow arrays, numbers, and {_host.word('containers')} of them.",
+            f"The module returns or sows a value of class {kind}, which is not an array.",
+            advice=advice,
         ) from None
 
 
