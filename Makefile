@@ -61,7 +61,7 @@ lint: install ## check style, types and spelling: ruff, mypy, lintr, spelling
 	@tools/run Rscript tools/spelling.R
 
 check: ## run R CMD check --as-cran, without Python and with it
-	@tools/setup pandoc tidy
+	@tools/setup pandoc tidy pdflatex="texlive-latex-base texlive-fonts-recommended"
 	@tools/check $(OPTIONS)
 
 check-anywhere: ## run R CMD check with this machine's R and Python, on any system
@@ -69,7 +69,8 @@ check-anywhere: ## run R CMD check with this machine's R and Python, on any syst
 	@python -m pip install --quiet ".[files,test]"
 	@Rscript tools/check-anywhere.R $(OPTIONS)
 
-cran-user: setup ## install the tarball and run keras3's example as a CRAN user would
+cran-user: ## install the tarball and run keras3's example as a CRAN user would
+	@tools/setup pandoc
 	@tools/cran-user
 
 gpu: install ## run the Python suite and some benchmarks on a GPU, if there is one
