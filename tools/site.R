@@ -43,7 +43,7 @@ for (file in c("README.md", "CONTRIBUTING.md", "SECURITY.md", "core.md", "design
   write(lines, file)
 }
 
-# ---- pkgdown
+# ---- pkgdown, which also runs the examples of the help pages
 
 settings <- yaml::read_yaml("_pkgdown.yml")
 written <- sub("[.]Rmd$", "", list.files("vignettes", "[.]Rmd$"))
@@ -58,7 +58,7 @@ yaml::write_yaml(settings, "_pkgdown.yml")
 options(pkgdown.internet = FALSE)
 pkgdown::build_site(
   ".",
-  examples = FALSE, devel = TRUE, new_process = FALSE, preview = FALSE,
+  devel = FALSE, install = FALSE, new_process = FALSE, preview = FALSE,
   override = list(destination = site)
 )
 
@@ -75,6 +75,8 @@ entries_of <- function(file) {
     caption <- xml2::xml_text(xml2::xml_find_first(figure, "./p[@class='caption']"))
     if (!is.na(caption)) xml2::xml_set_attr(picture, "alt", caption)
   }
+  drawn <- xml2::xml_find_all(html, "//div[@id='ref-examples']//img[@alt='']")
+  xml2::xml_set_attr(drawn, "alt", "The plot that the line above draws")
   xml2::write_html(html, file, format = FALSE)
   path <- substring(file, nchar(site) + 2)
   text_of <- function(nodes) gsub("\\s+", " ", paste(xml2::xml_text(nodes), collapse = " "))
