@@ -61,7 +61,7 @@ lint: install ## check style, types and spelling: ruff, mypy, lintr, spelling
 	@tools/run Rscript tools/spelling.R
 
 check: ## run R CMD check --as-cran, without Python and with it
-	@tools/setup pandoc tidy pdflatex="texlive-latex-base texlive-fonts-recommended"
+	@tools/setup pandoc tidy qpdf pdflatex="texlive-latex-base texlive-fonts-recommended"
 	@tools/check $(OPTIONS)
 
 check-anywhere: ## run R CMD check with this machine's R and Python, on any system
