@@ -84,6 +84,8 @@ object_problem <- function(object, name = "It") {
     }
   } else if (is.list(object) && !is.object(object)) {
     list_problem(object, name)
+  } else if (is.data.frame(object)) {
+    paste0(name, " is a data frame; convert it with `as.matrix()`, or a column with `as.array()`")
   } else if (!(is.numeric(object) || is.logical(object)) || is.object(object)) {
     paste(name, "is", describe(object))
   } else if (is.null(dim(object))) {

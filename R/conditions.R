@@ -142,6 +142,13 @@ advice_on_exceptions <- function(exception) {
       "Inside a module, a tensor has no values yet: R functions that need values cannot use it.",
       "Use operations of keras3 instead, such as `op_sum()`."
     )
+  } else if (grepl("^Parameter \"(deterministic|use_running_average)\" must be", message)) {
+    name <- sub("^Parameter \"([a-z_]+)\".*", "\\1", message)
+    paste0(
+      "Pass it where you call the part: `",
+      name,
+      " = !training`. The method gets `training` if it has an argument of this name."
+    )
   } else if (grepl("[JAX RNG]", message, fixed = TRUE)) {
     # Keras advises to create a seed generator, whose state nothing would keep.
     core_words[["instead of SeedGenerator"]]

@@ -66,6 +66,10 @@ core_words <- list(
   attribute = "$",
   "true or false" = "TRUE or FALSE",
   containers = "lists or named lists",
+  return = paste(
+    "End the method with the output: an R function returns its last value, and a `for` loop, for",
+    "example, returns NULL."
+  ),
   bidirectional = "`layer_bidirectional()`",
   "optional input" = "`keras_input(optional = TRUE)`"
 )
@@ -89,7 +93,8 @@ abort_without_core <- function(error) {
   abort_kerasflax(
     c(
       "Python cannot import what kerasflax needs.",
-      x = escape_braces(conditionMessage(error)),
+      # Only the first line is about the problem: reticulate adds how to see Python's traceback.
+      x = escape_braces(strsplit(conditionMessage(error), "\n")[[1]][[1]]),
       i = "Run {.code library(kerasflax)} before Python is used, or install flax, jax and keras in \
       the Python that {.code reticulate::py_config()} shows."
     ),

@@ -61,6 +61,16 @@ save_model <- function(model, filepath = NULL, overwrite = FALSE, zipped = NULL,
   if (is.character(filepath)) {
     check_encoding(filepath, "filepath")
   }
+  if (is.character(model) && is_keras_layer(filepath)) {
+    abort_kerasflax(
+      c(
+        "{.arg model} must be a Keras model.",
+        x = "It is {describe(model)}, and {.arg filepath} is {describe(filepath)}.",
+        i = "Swap the two arguments."
+      ),
+      cause = "object"
+    )
+  }
   if (is_keras_layer(model)) {
     call_core("check_savable", model)
   }

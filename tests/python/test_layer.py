@@ -372,6 +372,20 @@ def test_the_error_for_a_returned_or_sown_value_that_is_not_an_array_names_its_c
             layer(inputs)
 
 
+class ReturnsNothing(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        nn.Dense(2)(inputs)
+
+
+def test_a_module_that_returns_no_array_is_an_error_in_a_model():
+    layer = FlaxLayer(ReturnsNothing(), name="nothing")
+    with pytest.raises(kerasflax.MethodError, match=r"'nothing' returns no array\.\nReturn the"):
+        layer(keras.Input((3,)))
+    with pytest.raises(kerasflax.MethodError, match="returns no array"):
+        keras.Sequential([keras.Input((3,)), FlaxLayer(ReturnsNothing())])
+
+
 def test_a_module_that_returns_a_module_is_told_to_call_it():
     class Uncalled(nn.Module):
         @nn.compact

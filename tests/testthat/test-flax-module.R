@@ -346,6 +346,21 @@ test_that("a mistaken use of a constructor says what to do", {
   })
 })
 
+test_that("a slip in a method is an error that says what to do", {
+  skip_without_flax()
+  nn <- flax_linen()
+  layer_of <- function(call) {
+    keras_input(4) |> layer_flax_module_wrapper(flax_module("Net", call = call)(), name = "net")
+  }
+  expect_snapshot(error = TRUE, transform = scrub, {
+    layer_of(function(self, inputs) for (i in 1:2) inputs <- (nn$Dense(2))(inputs))
+    layer_of(function(self, inputs) nn$Dense(2))
+    layer_of(function(self, inputs) nn$Dense(2, inputs))
+    layer_of(function(self, inputs) (nn$Dropout(0.5))(inputs))
+    layer_of(function(self, inputs) (nn$BatchNorm())(inputs))
+  })
+})
+
 test_that("fields may have any names", {
   skip_without_flax()
   call <- function(self, inputs) {

@@ -372,6 +372,12 @@ test_that("an existing file is replaced only with overwrite = TRUE", {
   expect_identical(readBin(path, "raw", 2), charToRaw("PK"))
 })
 
+test_that("a file name in place of the model is an error", {
+  skip_without_flax()
+  model <- keras_model_sequential(3) |> layer_flax_module_wrapper(flax_linen()$Dense(2L))
+  expect_snapshot(save_model("model.keras", model), error = TRUE)
+})
+
 test_that("a filepath that is not valid UTF-8 is an error, and nothing is written", {
   skip_without_flax()
   folder <- withr::local_tempdir()

@@ -61,6 +61,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "load weights": "`model.load_weights()`",
         "attribute": ".",
         "true or false": "True or False",
+        "return": "Return the output from the method.",
         "containers": "tuples, lists or dicts",
         "bidirectional": "`keras.layers.Bidirectional`",
         "optional input": "`keras.Input(optional=True)`",

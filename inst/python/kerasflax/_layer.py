@@ -23,6 +23,7 @@ from . import _host, _keras, _paths
 from ._errors import (
     ArgumentError,
     ConfigError,
+    MethodError,
     StateError,
     UnsupportedError,
     VariablesError,
@@ -586,6 +587,11 @@ class FlaxLayer(keras.layers.Layer):
             outputs = self._output_spec(
                 *specs, training=bool(training) and self.trainable, form=form
             )
+            if not outputs.leaves:
+                raise MethodError(
+                    f"The module of the layer {self.name!r} returns no array.",
+                    advice=_host.word("return"),
+                )
         call_of(self).output_shapes = [_comparable_shape(spec) for spec in outputs.leaves]
         return map_leaves(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype), outputs.for_keras()
