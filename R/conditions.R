@@ -158,6 +158,9 @@ advice_on_exceptions <- function(exception) {
       "A vector is combined with the last axis. To combine one value with each row, keep the axis:",
       "`op_sum(x, axis = -1, keepdims = TRUE)`."
     )
+  } else if (grepl("^Input type must be an integer", message)) {
+    # By default, inputs are float32.
+    "Declare an input of integers, such as tokens: `keras_input(shape, dtype = \"int32\")`."
   }
 }
 

@@ -369,3 +369,16 @@ test_that("fields may have any names", {
   make <- flax_module("Net", definition = 1, fields = 2, frame = 3, values = 4, call = call)
   expect_equal(as.array(layer_flax_module_wrapper(matrix(0, 1, 1), make(fields = 5))), matrix(13))
 })
+
+test_that("the error of an embedding of numbers says how to declare an input of integers", {
+  skip_without_flax()
+  nn <- reticulate::import("flax.linen")
+  words <- flax_module("Words", call = function(self, inputs) (nn$Embed(5, 2))(inputs))
+  expect_error(
+    keras_input(2) |> layer_flax_module_wrapper(words()),
+    "keras_input(shape, dtype = \"int32\")",
+    fixed = TRUE
+  )
+  output <- keras_input(2, dtype = "int32") |> layer_flax_module_wrapper(words())
+  expect_identical(output$shape[[3]], 2L)
+})
