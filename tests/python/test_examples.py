@@ -18,7 +18,7 @@ each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.s
 def test_a_script_begins_with_how_to_run_it_and_where_its_data_come_from(script):
     opening = re.match(r"(#.*\n)+", script.read_text(encoding="utf-8")).group()
     assert f"#   Rscript {script.name}" in opening
-    assert re.search(r"^# The data are ", opening, flags=re.MULTILINE)
+    assert re.search(r"^# The (data are|.* come from) ", opening, flags=re.MULTILINE)
 
 
 @each_script
