@@ -224,19 +224,7 @@ flax_field <- function(type = c("any", "integer", "double", "logical", "characte
 #' @export
 print.flax_module <- function(x, ...) {
   definition <- environment(x)$definition
-  defaults <- vapply(
-    definition$fields,
-    \(field) if (field$is_required) field$type else format_default(field$default$value),
-    ""
-  )
-  cat(
-    "<flax_module> ",
-    definition$name,
-    "(",
-    toString(sprintf("%s = %s", names(defaults), defaults)),
-    ")\n",
-    sep = ""
-  )
+  cat("<flax_module> ", constructor_text(x), "\n", sep = "")
   methods <- setdiff(names(definition$methods), "__call__")
   if (length(methods) > 0) {
     cat("methods: call, ", paste(methods, collapse = ", "), "\n", sep = "")

@@ -8,6 +8,7 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
   remember_backend()
   choose_backend()
   register_plot_history()
+  register_model_methods()
   load_core(system.file("python", package = pkgname, lib.loc = libname))
   # `load_model()` must know the layer. Without Flax, the error is signaled when a layer is created.
   reticulate::py_register_load_hook("keras", \() try(core_function("FlaxLayer"), silent = TRUE))
