@@ -83,7 +83,8 @@
 #'   list: each name is a pattern of new paths, each value the axes of the file in their new order,
 #'   as in [aperm()]. The first pattern that matches is used. It is applied before the weights are
 #'   compared with `like`.
-#' @param progress Whether to show a progress bar.
+#' @param progress Whether to show progress, if the file takes more than a moment: by default, not in
+#'   scripts and documents.
 #' @param object A layer created by [layer_flax_module_wrapper()] that has been built, a model that
 #'   contains such layers, or variables as returned by [flax_variables()] or `flax_read()`.
 #' @param metadata A named character vector to store in a `.safetensors` file.
@@ -171,7 +172,14 @@ flax_read <- function(
 
 #' @rdname flax_read
 #' @export
-flax_write <- function(object, file, path = NULL, skip = NULL, metadata = NULL) {
+flax_write <- function(
+  object,
+  file,
+  path = NULL,
+  skip = NULL,
+  metadata = NULL,
+  progress = rlang::is_interactive()
+) {
   check_file_path(file, arg = "file")
   check_path_patterns(path, all = "all variables")
   check_path_patterns(skip, arg = "skip", all = "none")
@@ -186,6 +194,17 @@ flax_write <- function(object, file, path = NULL, skip = NULL, metadata = NULL) 
   if (!is.null(metadata)) {
     check_metadata(metadata)
     metadata <- as.list(metadata)
+  }
+  check_layer_argument(
+    list(progress = progress),
+    "progress",
+    rlang::is_bool,
+    "TRUE or FALSE",
+    rlang::current_env()
+  )
+  if (isTRUE(progress)) {
+    # The writers do not report how far they are.
+    cli::cli_progress_message(paste("Writing", escape_braces(basename(file))))
   }
   call_core(
     "write_variables",

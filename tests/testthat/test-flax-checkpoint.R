@@ -358,3 +358,24 @@ test_that("load_model_weights(skip_mismatch = TRUE) loads each weight that fits"
   expect_identical(after$head, before$head)
   expect_match(output, "params/head/kernel: expected float32(4, 6), got shape", fixed = TRUE)
 })
+
+test_that("reading and writing show progress if asked to, and are quiet in scripts", {
+  skip_without_flax()
+  # cli shows progress on a terminal only; `cli.dynamic` makes it take the output for one.
+  code <- function(argument) {
+    c(
+      "options(cli.dynamic = TRUE, cli.progress_show_after = 0, cli.progress_clear = FALSE)",
+      "suppressMessages(library(kerasflax))",
+      "file <- tempfile(fileext = '.msgpack')",
+      "tree <- list(params = list(a = matrix(1, 3000, 3000)))",
+      sprintf("flax_write(tree, file%s)", argument),
+      sprintf("invisible(flax_read(file%s))", argument)
+    )
+  }
+  shown <- run_r(code(", progress = TRUE"))
+  expect_match(shown, "Writing", fixed = TRUE)
+  expect_match(shown, "Reading", fixed = TRUE)
+  quiet <- run_r(code(""))
+  expect_no_match(quiet, "Writing", fixed = TRUE)
+  expect_no_match(quiet, "Reading", fixed = TRUE)
+})
