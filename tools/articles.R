@@ -12,8 +12,6 @@ options(width = 80, cli.num_colors = 1L, cli.unicode = TRUE, digits = 4)
 knitr::opts_knit$set(root.dir = scratch, base.dir = paste0(folder, "/"))
 knitr::opts_chunk$set(
   comment = "#>",
-  # Objects print as in the console: flax_parameters() as a tree, not as a table.
-  render = knitr::normal_print,
   collapse = TRUE,
   error = FALSE,
   fig.path = paste0("figures/", name, "-"),
