@@ -75,7 +75,7 @@ entries_of <- function(file) {
     caption <- xml2::xml_text(xml2::xml_find_first(figure, "./p[@class='caption']"))
     if (!is.na(caption)) xml2::xml_set_attr(picture, "alt", caption)
   }
-  drawn <- xml2::xml_find_all(html, "//div[@id='ref-examples']//img[@alt='']")
+  drawn <- xml2::xml_find_all(html, "//*[@id='ref-examples']//img[not(string(@alt))]")
   xml2::xml_set_attr(drawn, "alt", "The plot that the line above draws")
   xml2::write_html(html, file, format = FALSE)
   path <- substring(file, nchar(site) + 2)
