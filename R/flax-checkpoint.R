@@ -83,8 +83,8 @@
 #'   list: each name is a pattern of new paths, each value the axes of the file in their new order,
 #'   as in [aperm()]. The first pattern that matches is used. It is applied before the weights are
 #'   compared with `like`.
-#' @param progress Whether to show progress, if the file takes more than a moment: by default, not in
-#'   scripts and documents.
+#' @param progress Whether to show progress, if the file takes more than a moment: by default, not
+#'   in scripts and documents.
 #' @param object A layer created by [layer_flax_module_wrapper()] that has been built, a model that
 #'   contains such layers, or variables as returned by [flax_variables()] or `flax_read()`.
 #' @param metadata A named character vector to store in a `.safetensors` file.
@@ -278,10 +278,15 @@ check_rename <- function(rename, call = caller_env()) {
   }
 }
 
-check_transpose <- function(transpose, call = caller_env()) {
+# The elements that are not the numbers 1, 2, ... in some order
+not_orders <- function(transpose) {
   is_order <- function(axes) {
     is.numeric(axes) && !anyNA(axes) && identical(as.numeric(sort(axes)), 0 + seq_along(axes))
   }
+  Filter(Negate(is_order), transpose)
+}
+
+check_transpose <- function(transpose, call = caller_env()) {
   problem <- if (is.null(transpose)) {
     return(invisible())
   } else if (!is.list(transpose) || !rlang::is_named(transpose)) {
@@ -289,10 +294,9 @@ check_transpose <- function(transpose, call = caller_env()) {
   } else if (anyDuplicated(names(transpose))) {
     "Two elements have the name \
     {.val {escape_invalid_bytes(names(transpose)[anyDuplicated(names(transpose))])}}."
-  } else if (!all(vapply(transpose, is_order, NA))) {
-    wrong <- which(!vapply(transpose, is_order, NA))[[1]]
-    "{.val {escape_invalid_bytes(names(transpose)[wrong])}} is {describe(transpose[[wrong]])}, \
-    not the numbers 1, 2, ... in any order."
+  } else if (length(not_orders(transpose)) > 0) {
+    "{.val {escape_invalid_bytes(names(not_orders(transpose))[[1]])}} is \
+    {describe(not_orders(transpose)[[1]])}, not the numbers 1, 2, ... in any order."
   }
   if (!is.null(problem)) {
     abort_kerasflax(
