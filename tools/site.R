@@ -38,6 +38,7 @@ for (file in c("README.md", "CONTRIBUTING.md", "SECURITY.md", "core.md", "design
   for (link in names(pages)) {
     lines <- gsub(sprintf("\\]\\(%s(#[^)]*)?\\)", link), sprintf("](%s)", pages[[link]]), lines)
   }
+  lines <- gsub("\\]\\(vignettes/([^)]*)[.]Rmd\\)", "](articles/\\1.html)", lines)
   # The site does not show the code.
   lines <- gsub("\\[([^]]*)\\]\\(inst/[^)]*\\)", "\\1", lines)
   write(lines, file)
@@ -75,7 +76,7 @@ entries_of <- function(file) {
     caption <- xml2::xml_text(xml2::xml_find_first(figure, "./p[@class='caption']"))
     if (!is.na(caption)) xml2::xml_set_attr(picture, "alt", caption)
   }
-  drawn <- xml2::xml_find_all(html, "//*[@id='ref-examples']//img[not(string(@alt))]")
+  drawn <- xml2::xml_find_all(html, "//*[@class='r-plt img']/img[not(string(@alt))]")
   xml2::xml_set_attr(drawn, "alt", "The plot that the line above draws")
   xml2::write_html(html, file, format = FALSE)
   path <- substring(file, nchar(site) + 2)
