@@ -112,8 +112,26 @@ register_r <- function() {
     function_of_name = r_method_of_name,
     name_of_function = r_name_of_method,
     define_modules = r_define_modules,
+    built = r_built,
     words = core_words
   )
+}
+
+# Shows a user who waits how far the build of a large layer is. An interrupted build leaves its bar to
+# the next one.
+r_built <- function(done, total) {
+  if (!rlang::is_interactive()) {
+    return(invisible())
+  }
+  # cli evaluates the text of the bar in this environment. No call ends the bar by returning.
+  env <- rlang::current_env()
+  the$bar <- the$bar %||%
+    cli::cli_progress_bar("Building", format_done = NULL, .auto_close = FALSE, .envir = env)
+  cli::cli_progress_update(set = done, total = total, id = the$bar, .envir = env)
+  if (done >= total) {
+    cli::cli_progress_done(id = the$bar, .envir = env)
+    the$bar <- NULL
+  }
 }
 
 # A function or class of the core. With `convert = FALSE`, it returns Python objects.

@@ -339,12 +339,11 @@ as_rename <- function(rename, call = caller_env()) {
 # An R function that Python calls with R values.
 as_callback <- function(f) reticulate::r_to_py(f, convert = TRUE)
 
-progress_bar <- function(env = parent.frame()) {
+progress_bar <- function(what = "Reading", env = parent.frame()) {
   force(env)
   bar <- NULL
   function(done, total) {
-    bar <<- bar %||%
-      cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
+    bar <<- bar %||% cli::cli_progress_bar(what, total = total, format_done = NULL, .envir = env)
     cli::cli_progress_update(set = done, id = bar, .envir = env)
   }
 }

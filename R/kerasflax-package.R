@@ -42,5 +42,8 @@ the$core <- NULL
 # Definitions of modules whose Python classes do not exist yet.
 the$definitions <- list()
 
+# The progress bar of the layer that is being built.
+the$bar <- NULL
+
 # The backend that was chosen when the package was loaded, and by whom.
 the$backend <- NULL

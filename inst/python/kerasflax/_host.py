@@ -69,7 +69,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def _nothing(_: Any) -> None:
+def _nothing(*_: Any) -> None:
     return None
 
 
@@ -86,6 +86,8 @@ class Host:
         name_of_function: From a Python function to the name under which it is found, or None.
         define_modules: Creates the classes of all modules that the host language has defined. It
             creates a class when it first needs it, and Python may need it earlier.
+        built: Called during a build with the number of elements of initial values that have been
+            computed, and their total.
         words: The host's version of each entry of `WORDS`.
     """
 
@@ -95,6 +97,7 @@ class Host:
     function_of_name: Callable[[str], Callable[..., Any] | None] = _nothing
     name_of_function: Callable[[Callable[..., Any]], str | None] = _nothing
     define_modules: Callable[[], None] = lambda: None
+    built: Callable[[int, int], object] = _nothing
     words: Mapping[str, str] = dataclasses.field(default_factory=lambda: WORDS)
 
 
@@ -135,6 +138,11 @@ def name_of_function(function: Callable[..., Any]) -> str | None:
 def define_modules() -> None:
     """Create the classes of all modules that the host language has defined."""
     _host.define_modules()
+
+
+def built(done: int, total: int) -> None:
+    """Tell the host how much of a layer's initial values has been computed, in elements."""
+    _host.built(done, total)
 
 
 def word(name: str, *args: str) -> str:

@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 from support import cpu_devices, run_code
 
+from kerasflax import _host
 from kerasflax.tracing import _initial_values
 from kerasflax.tracing._initial_values import _group_alike, _split, evaluate
 
@@ -48,6 +49,20 @@ def test_the_values_equal_those_of_init():
 def test_the_values_of_a_large_array_equal_those_of_init():
     # The code for arrays of at least 2**19 numbers is optimized.
     assert_evaluated(init(nn.Dense(2**17)), KEY)
+
+
+def test_the_host_hears_how_far_a_build_is():
+    heard = []
+    _host.register(built=lambda done, total: heard.append((done, total)))
+    try:
+        assert_evaluated(init(Wide(4)), KEY)
+    finally:
+        _host.register()
+    # Two kernels of 5 x 3 and four of 3 x 4, with their biases.
+    assert {total for _, total in heard} == {2 * (15 + 3) + 4 * (12 + 4)}
+    done = [each for each, _ in heard]
+    assert done == sorted(set(done))
+    assert (len(done) > 1, done[-1]) == (True, 100)
 
 
 def test_an_xla_without_the_options_computes_the_same_values(monkeypatch):

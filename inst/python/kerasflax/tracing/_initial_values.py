@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from .. import _processes
+from .. import _host, _processes
 
 # Below this number of elements, running unoptimized code is faster than optimizing it.
 _WORTH_OPTIMIZING = 2**19
@@ -70,6 +70,8 @@ def evaluate(
         values.update(zip(eqn.outvars, operations[kind](*arguments), strict=True))
     for position in others:
         results[position] = read(jaxpr.outvars[position])
+    sizes = {position: math.prod(jaxpr.outvars[position].aval.shape) for position in recipes}
+    done, total = 0, sum(sizes.values())
     for alike in _group_alike(recipes, shardings):
         recipe = recipes[alike[0]]
         compute = _compiled(
@@ -77,6 +79,8 @@ def evaluate(
         )
         for position in alike:
             (results[position],) = compute(*(values[var] for var in recipes[position].invars))
+        done += sum(sizes[position] for position in alike)
+        _host.built(done, total)
     return [
         _moved_to(value, devices[1], sharding)
         for value, sharding in zip(results, shardings, strict=True)
