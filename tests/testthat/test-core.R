@@ -12,7 +12,9 @@ test_that("a Python that cannot import the core is an error that says so at each
 
 test_that("a build shows progress to a user who waits, and is quiet in scripts", {
   skip_without_flax()
-  # cli shows progress on a terminal only; `cli.dynamic` makes it take the output for one.
+  # cli shows progress on a terminal only, and at most five times a second. `cli.dynamic` makes it
+  # take the output for a terminal.
+  withr::local_envvar(CLI_TICK_TIME = "1")
   code <- function(interactive) {
     c(
       "options(cli.dynamic = TRUE, cli.progress_show_after = 0, cli.progress_clear = FALSE)",

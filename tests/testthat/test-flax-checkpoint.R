@@ -361,7 +361,9 @@ test_that("load_model_weights(skip_mismatch = TRUE) loads each weight that fits"
 
 test_that("reading and writing show progress if asked to, and are quiet in scripts", {
   skip_without_flax()
-  # cli shows progress on a terminal only; `cli.dynamic` makes it take the output for one.
+  # cli shows progress on a terminal only, and at most five times a second. `cli.dynamic` makes it
+  # take the output for a terminal.
+  withr::local_envvar(CLI_TICK_TIME = "1")
   code <- function(argument) {
     c(
       "options(cli.dynamic = TRUE, cli.progress_show_after = 0, cli.progress_clear = FALSE)",
