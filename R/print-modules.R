@@ -89,7 +89,7 @@ module_text <- function(x) {
   }
   facts <- module_facts(x)
   named <- c(facts$fields[facts$is_short], facts$parts)
-  paste0(facts$name, "(", toString(paste(names(named), "=", named)), ")")
+  paste0(facts$name, "(", toString(paste(names(named), "=", named, recycle0 = TRUE)), ")")
 }
 
 module_lines <- function(x) {

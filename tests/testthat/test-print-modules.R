@@ -81,3 +81,14 @@ test_that("the summary of a model names the modules in it", {
   plain <- keras_model_sequential(3) |> layer_dense(1)
   expect_no_match(capture.output(summary(plain)), "Flax")
 })
+
+test_that("a module without fields prints as one", {
+  skip_without_flax()
+  plain <- flax_module("Plain", call = function(self, inputs) inputs)
+  expect_identical(capture.output(str(plain())), " Plain() ")
+  expect_identical(capture.output(plain()), c("<Linen module> Plain", "methods: call"))
+  TwoTowers(flax_linen()$Module) %py_class% {
+    `__call__` <- \(self, inputs) inputs
+  }
+  expect_identical(capture.output(str(TwoTowers())), " TwoTowers() ")
+})
