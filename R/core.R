@@ -117,8 +117,8 @@ register_r <- function() {
   )
 }
 
-# Shows a user who waits how far the build of a large layer is. An interrupted build leaves its bar to
-# the next one.
+# Shows a user who waits how far the build of a large layer is. An interrupted build leaves its bar
+# to the next one.
 r_built <- function(done, total) {
   if (!rlang::is_interactive()) {
     return(invisible())

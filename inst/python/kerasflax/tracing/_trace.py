@@ -8,6 +8,7 @@ unknown dimension.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -279,18 +280,18 @@ def as_array(value: Any) -> Any:
     """Convert a leaf of a result to an array, since plain numbers have no shape."""
     if hasattr(value, "shape"):
         return value
-    try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        kind = type(value).__name__
-        advice = f"Return and sow arrays, numbers, and {_host.word('containers')} of them."
-        # A module that was created but not applied.
-        if callable(value) and not isinstance(value, type):
-            advice = f"Call the object of class {kind} on an input, and return the result."
-        raise MethodError(
-            f"The module returns or sows a value of class {kind}, which is not an array.",
-            advice=advice,
-        ) from None
+    # A module that was created but not applied.
+    is_uncalled = callable(value) and not isinstance(value, type)
+    if not is_uncalled:
+        with contextlib.suppress(TypeError, ValueError):
+            return jnp.asarray(value)
+    kind = type(value).__name__
+    raise MethodError(
+        f"The module returns or sows a value of class {kind}, which is not an array.",
+        advice=f"Call the object of class {kind} on an input, and return the result."
+        if is_uncalled
+        else f"Return and sow arrays, numbers, and {_host.word('containers')} of them.",
+    )
 
 
 def _common(first: Spec, second: Spec) -> Spec:
