@@ -47,6 +47,8 @@ def run(blocks, folder):
     (folder / "blocks.txt").write_text("\f".join(blocks))
     (folder / "runner.py").write_text(RUNNER)
     env = support.environment(**support.cpu_devices(8))
+    # Keras, on JAX 0.12: see `filterwarnings` in pyproject.toml.
+    env["PYTHONWARNINGS"] = "ignore:Explicitly requested dtype int64:UserWarning"
     return support.run_python("runner.py", "blocks.txt", cwd=folder, env=env)
 
 
