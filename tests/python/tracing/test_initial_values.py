@@ -215,3 +215,31 @@ def test_initial_values_are_computed_in_the_sharding_of_a_distribution():
             model.compile("sgd", "mse")
             model.fit(np.ones((2, 4)), np.ones((2, 6)), verbose=0)
     """)
+
+
+def test_a_device_holds_no_more_than_its_share_of_many_small_weights():
+    run_with_two_devices("""
+        import jax, keras
+        from flax import linen as nn
+        import kerasflax
+        from kerasflax import _host
+
+        number, size = 64, 4 * 128 * 128
+        peaks = []
+
+        def note_bytes(done, total):
+            held = dict.fromkeys(jax.devices(), 0)
+            for array in jax.live_arrays():
+                part = array.dtype.itemsize
+                for length in array.sharding.shard_shape(array.shape):
+                    part *= length
+                for device in array.sharding.device_set:
+                    held[device] += part
+            peaks.append(max(held.values()))
+
+        _host.register(built=note_bytes)
+        kerasflax.distribute({"batch": 1, "model": 2}, auto=True)
+        module = nn.Sequential([nn.Dense(128, use_bias=False) for _ in range(number)])
+        kerasflax.FlaxLayer(module, seed=1)(keras.Input((128,)))
+        assert peaks and max(peaks) < 1.05 * number * size / 2, (peaks, number * size / 2)
+    """)

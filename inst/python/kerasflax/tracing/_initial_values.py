@@ -78,7 +78,9 @@ def evaluate(
             recipe, len(alike), [values[var] for var in recipe.invars], devices, shardings[alike[0]]
         )
         for position in alike:
-            (results[position],) = compute(*(values[var] for var in recipes[position].invars))
+            inputs = [values[var] for var in recipes[position].invars]
+            # Moved at once: otherwise one device would hold all small arrays whole.
+            results[position] = _moved_to(compute(*inputs)[0], devices[1], shardings[position])
         done += sum(sizes[position] for position in alike)
         _host.built(done, total)
     return [
@@ -198,7 +200,8 @@ def _compiled(
     is_small = count * elements < _WORTH_OPTIMIZING
     device = devices[0] if is_small else devices[1]
     if elements < _WORTH_OPTIMIZING or device != devices[1]:
-        # To compile for one device and to move the parts is faster.
+        # Compiling for one device and moving the parts is faster. The device holds a small array
+        # whole until then.
         sharding = None
     # `eval_jaxpr` is not documented; seen to work with jax 0.8.1 to 0.12.0.
     function = functools.partial(jax.core.eval_jaxpr, jaxpr, ())
