@@ -361,6 +361,10 @@ check_layer_argument <- function(dots, name, is_valid, expected, call) {
   }
 }
 
+check_flag <- function(x, name = rlang::caller_arg(x), call = caller_env()) {
+  check_layer_argument(rlang::set_names(list(x), name), name, rlang::is_bool, "TRUE or FALSE", call)
+}
+
 is_seed <- function(x) {
   is.numeric(x) &&
     !is.object(x) &&

@@ -136,13 +136,7 @@ flax_read <- function(
   check_path_patterns(skip, arg = "skip", all = "none")
   check_rename(rename)
   check_transpose(transpose)
-  check_layer_argument(
-    list(progress = progress),
-    "progress",
-    rlang::is_bool,
-    "TRUE or FALSE",
-    rlang::current_env()
-  )
+  check_flag(progress)
   if (!is.null(like) && !is_keras_layer(like)) {
     check_variables(
       like,
@@ -195,13 +189,7 @@ flax_write <- function(
     check_metadata(metadata)
     metadata <- as.list(metadata)
   }
-  check_layer_argument(
-    list(progress = progress),
-    "progress",
-    rlang::is_bool,
-    "TRUE or FALSE",
-    rlang::current_env()
-  )
+  check_flag(progress)
   if (isTRUE(progress)) {
     # The writers do not report how far they are.
     cli::cli_progress_message(paste("Writing", escape_braces(basename(file))))
@@ -339,11 +327,12 @@ as_rename <- function(rename, call = caller_env()) {
 # An R function that Python calls with R values.
 as_callback <- function(f) reticulate::r_to_py(f, convert = TRUE)
 
-progress_bar <- function(what = "Reading", env = parent.frame()) {
+progress_bar <- function(env = parent.frame()) {
   force(env)
   bar <- NULL
   function(done, total) {
-    bar <<- bar %||% cli::cli_progress_bar(what, total = total, format_done = NULL, .envir = env)
+    bar <<- bar %||%
+      cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
     cli::cli_progress_update(set = done, id = bar, .envir = env)
   }
 }

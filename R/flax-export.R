@@ -65,13 +65,7 @@ flax_export <- function(model, path, platforms = c("cpu", "cuda", "tpu")) {
 #' @export
 flax_import <- function(path, checked = TRUE) {
   check_file_path(path)
-  check_layer_argument(
-    list(checked = checked),
-    "checked",
-    rlang::is_bool,
-    "TRUE or FALSE",
-    rlang::current_env()
-  )
+  check_flag(checked)
   run <- call_core("import_model", path, checked = checked, .convert = FALSE)
   function(inputs) {
     check_inputs(inputs)

@@ -64,13 +64,7 @@
 #' @export
 flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
-  check_layer_argument(
-    list(stats = stats),
-    "stats",
-    rlang::is_bool,
-    "TRUE or FALSE",
-    rlang::current_env()
-  )
+  check_flag(stats)
   check_backend()
   columns <- call_core("parameters", object, stats = stats, .convert = FALSE)
   parameters <- new_parameters(as_columns(columns))

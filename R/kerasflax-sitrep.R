@@ -12,7 +12,8 @@
 #' # Side effects
 #' The report starts Python, and imports JAX and Keras, as the first layer of a session does. After
 #' that, another Python or backend needs a new session. A script that connects several processes
-#' calls [flax_distribute()] first. `start_python = FALSE` only reports on a Python that is running.
+#' does so first (see [flax_distribute()]). `start_python = FALSE` only reports on a Python that is
+#' running.
 #'
 #' @param start_python Whether to start Python if it is not running.
 #' @param x The result of `kerasflax_sitrep()`.
@@ -37,13 +38,7 @@
 #' kerasflax_sitrep()
 #' @export
 kerasflax_sitrep <- function(start_python = TRUE) {
-  check_layer_argument(
-    list(start_python = start_python),
-    "start_python",
-    rlang::is_bool,
-    "TRUE or FALSE",
-    rlang::current_env()
-  )
+  check_flag(start_python)
   x <- without_home(new_sitrep(start_python))
   print(x)
   invisible(x)

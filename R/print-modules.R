@@ -1,8 +1,8 @@
 # How Flax modules, their constructors and Flax layers print in R: class, fields and parts. Python's
 # own texts have Python's syntax, and end with a signature that helps nobody in R.
 
-# What a module is made of: a list with `title`, and named texts of its `fields`, `parts` (modules)
-# and `weights`.
+# What a module is made of: a list with its class (`name`) and `api`, named texts of its
+# `fields`, `parts` (modules) and `weights`, which fields are short, and the names of its `methods`.
 module_facts <- function(x) {
   name <- class_name(x)
   is_linen <- inherits(x, "flax.linen.module.Module")

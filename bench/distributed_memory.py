@@ -22,8 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +43,8 @@ def layer(mebibytes: int, **arguments: Any) -> Any:
     return made
 
 
-def device_bytes() -> collections.Counter[Any]:
-    """What each device of this process holds."""
+def most_on_a_device() -> int:
+    """The bytes of the arrays on the device of this process that holds most."""
     import jax
 
     found: collections.Counter[Any] = collections.Counter()
@@ -56,24 +54,7 @@ def device_bytes() -> collections.Counter[Any]:
         with contextlib.suppress(RuntimeError):
             part = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
             found.update(dict.fromkeys(array.sharding.addressable_devices, part))
-    return found
-
-
-@contextlib.contextmanager
-def watched(peaks: list[int]) -> Iterator[None]:
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            peaks.append(max(device_bytes().values(), default=0))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return max(found.values(), default=0)
 
 
 def peak_resident() -> int:
@@ -109,24 +90,25 @@ def measure(way: str, folder: Path, mebibytes: int, process: list[str]) -> None:
         address, number = process
         keras.distribution.initialize(address, 2, int(number))
     import jax
+    from memory import watched
 
     import kerasflax
 
     kerasflax.distribute({"batch": 1, "model": DEVICES}, auto=True)
     jax.block_until_ready(jax.numpy.zeros(1))
     file = folder / FILES.get(way.split(" ")[-1], "")
-    held: list[int] = [0]
+    held = {"device": 0}
     before = peak_resident()
     made = layer(mebibytes) if way.startswith(READ) else None
     gc.collect()
-    with contextlib.nullcontext() if process else watched(held):
+    with contextlib.nullcontext() if process else watched(held, {"device": most_on_a_device}):
         if made is not None:
             made = read(made, file)
         else:
             made = given(file, mebibytes) if way.startswith(GIVEN) else layer(mebibytes)
         jax.block_until_ready([variable.value for variable in made.variables])
     weights = mebibytes * 2**20
-    figures = {"device": max(held) * DEVICES / weights}
+    figures = {"device": held["device"] * DEVICES / weights}
     figures["host"] = (peak_resident() - before) / weights
     print(json.dumps(figures))
 

@@ -129,13 +129,14 @@ def resident_bytes() -> int:
 
 
 @contextlib.contextmanager
-def watched(peaks: dict[str, int]) -> Iterator[None]:
+def watched(peaks: dict[str, int], measures: dict[str, Callable[[], int]]) -> Iterator[None]:
+    """Keep the greatest value of each measure, which a thread takes every millisecond."""
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.001):
-            peaks["device"] = max(peaks["device"], device_bytes())
-            peaks["resident"] = max(peaks["resident"], resident_bytes())
+            for name, measure in measures.items():
+                peaks[name] = max(peaks[name], measure())
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -155,7 +156,7 @@ def measured(make: Callable[[], tuple[Any, Any]], number: int) -> dict[str, floa
     gc.collect()
     device, resident = device_bytes(), resident_bytes()
     peaks = {"device": device, "resident": resident}
-    with watched(peaks):
+    with watched(peaks, {"device": device_bytes, "resident": resident_bytes}):
         made, user = make()
         jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
     held = device_bytes()

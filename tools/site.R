@@ -46,15 +46,6 @@ for (file in c("README.md", "CONTRIBUTING.md", "SECURITY.md", "core.md", "design
 
 # ---- pkgdown, which also runs the examples of the help pages
 
-settings <- yaml::read_yaml("_pkgdown.yml")
-written <- sub("[.]Rmd$", "", list.files("vignettes", "[.]Rmd$"))
-settings$articles <- lapply(settings$articles, function(section) {
-  section$contents <- as.list(intersect(unlist(section$contents), written))
-  section
-})
-settings$articles <- Filter(function(section) length(section$contents), settings$articles)
-yaml::write_yaml(settings, "_pkgdown.yml")
-
 # Do not ask whether the package is on CRAN.
 options(pkgdown.internet = FALSE)
 pkgdown::build_site(

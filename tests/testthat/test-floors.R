@@ -58,3 +58,8 @@ test_that("DESCRIPTION and pyproject.toml have the same version", {
     all = FALSE
   )
 })
+
+test_that("the report asks for the minimum version of Python", {
+  line <- grep("^requires-python", source_file("pyproject.toml"), value = TRUE)
+  expect_identical(line, sprintf("requires-python = \">=%s\"", python_floor))
+})
