@@ -83,11 +83,9 @@ def ways(number: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
     def from_file() -> tuple[Any, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "weights.safetensors")
-            arrays = {
-                f"params/Dense_{i}/kernel": np.ones((WIDTH, WIDTH), np.float32)
-                for i in range(number)
-            }
-            kerasflax.write_variables(arrays, path)
+            names = [f"Dense_{i}" for i in range(number)]
+            arrays = {name: {"kernel": np.ones((WIDTH, WIDTH), np.float32)} for name in names}
+            kerasflax.write_variables({"params": arrays}, path)
             del arrays
             variables = kerasflax.read_variables(path)
         return layer(linen(number), variables=variables), variables
