@@ -36,6 +36,10 @@ core_words <- list(
   ),
   import = "`reticulate::import(\"{0}\")`",
   "custom object" = "`custom_objects = list({0} = {1})`",
+  # The R variable can have another name than the class or function that it holds, as for
+  # `digit_net <- flax_module("DigitNet", ...)`.
+  "own custom object" =
+    "`custom_objects = list({0} = x)`, where `x` is the R variable that holds it",
   entry = "`list(\"{0}\" = ...)`",
   rename = "`rename = c(\"{0}\" = \"{1}\")`",
   transpose = "`transpose = list(\"**/kernel\" = c(3, 4, 2, 1))`",

@@ -47,7 +47,15 @@ test_that("a saved model with an R module continues training in a new session", 
   expect_match(missing, "'RNet'", fixed = TRUE)
   expect_match(missing, "was defined in an R session or script", fixed = TRUE)
   expect_match(missing, "Run the code that defines it, or", fixed = TRUE)
-  expect_match(missing, "custom_objects = list(RNet = RNet)", fixed = TRUE)
+  advice <- "pass the class: `custom_objects = list(RNet = x)`, where `x` is the R variable"
+  expect_match(missing, advice, fixed = TRUE)
+  passed <- c(
+    "library(kerasflax)",
+    sub("RNet(nn$Module)", "Other(nn$Module)", definition, fixed = TRUE),
+    sprintf("model <- load_model('%s', custom_objects = list(RNet = Other))", path),
+    go_on
+  )
+  expect_identical(result_of(passed), old)
 })
 
 test_that("killed training resumes as if it had not been killed", {
@@ -176,7 +184,7 @@ net, thrice = Net(halved), functools.partial(encode, by=3.0)
   missing <- run_r(c(define, "reticulate::py_run_string('del encode')",
     sprintf("try(load_model('%s'))", path)))
   expect_match(missing, "`method` is the function 'encode'", fixed = TRUE)
-  expect_match(missing, "custom_objects = list(encode = encode)", fixed = TRUE)
+  expect_match(missing, "pass the function: `custom_objects = list(encode = x)`", fixed = TRUE)
 })
 
 test_that("an R function is not saved under a name that now has another function", {

@@ -34,6 +34,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "install": "Install it: `pip install {0}`",
         "import": "`import {0}`",
         "custom object": "`custom_objects={{{0!r}: {1}}}`",
+        "own custom object": "`custom_objects={{{0!r}: {0}}}`",
         "entry": "`{{{0!r}: ...}}`",
         "rename": '`rename={{"{0}": "{1}"}}`',
         "transpose": '`transpose={{"**/kernel": (2, 3, 1, 0)}}`',

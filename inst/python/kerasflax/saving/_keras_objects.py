@@ -111,7 +111,7 @@ def _keras_object(node: Json, table: str, base: type, path: str) -> Callable[[],
         given = name[:80] if name.isidentifier() else "Name"
         raise ConfigError(
             f"{path} is of the class {summary(name)}, which is neither Keras's own nor registered.",
-            advice=f"Register it, or pass it: {_host.word('custom object', given, given)}.",
+            advice=f"Register it, or pass it: {_host.word('own custom object', given)}.",
         )
     if not all(isinstance(key, str) and _is_plain(value) for key, value in config.items()):
         raise invalid_description(path, node, " has a config that is not only numbers and text")

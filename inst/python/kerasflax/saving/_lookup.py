@@ -283,7 +283,7 @@ class Names:
             warnings.warn(
                 f"{path} is of the class {name!r:.80}. Flax's transformations have created "
                 f"{len(defined)} classes with this name here, and the newest is used.\n"
-                f"To use another, pass it: {_host.word('custom object', name[:80], name[:80])}.",
+                f"To use another, pass it: {_host.word('own custom object', name[:80])}.",
                 stacklevel=2,
             )
         return _newest(defined) if defined else None
@@ -455,7 +455,7 @@ def _root(namespace: str) -> str:
 def advice_to_trust(kind: type) -> str:
     """Return the advice to pass a class that a file may not name otherwise."""
     name = f"{kind.__name__:.80}"
-    return f"If you trust the class, pass it: {_host.word('custom object', name, name)}."
+    return f"If you trust the class, pass it: {_host.word('own custom object', name)}."
 
 
 def _loadable_module_classes() -> Iterator[type]:
@@ -522,14 +522,14 @@ def _not_found(path: Any, namespace: str, name: str) -> ConfigError:
     short, where, code = _origin(namespace, name)
     return ConfigError(
         f"{path} is of the class {name!r:.80}, {where}.",
-        advice=f"Run {code}, or pass the class: {_host.word('custom object', short, short)}.",
+        advice=f"Run {code}, or pass the class: {_host.word('own custom object', short)}.",
     )
 
 
 def _function_not_found(path: Any, namespace: str, name: str, *, is_near: bool) -> ConfigError:
     """Return the error for a function that a file may not name, or that does not exist."""
     short, where, code = _origin(namespace, name)
-    passed = f"pass the function: {_host.word('custom object', short, short)}."
+    passed = f"pass the function: {_host.word('own custom object', short)}."
     where = f", {where}"
     if not is_near and namespace in sys.modules:
         where = f" of {namespace!r:.80}, which defines no module class that the file names"
