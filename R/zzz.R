@@ -13,9 +13,3 @@ python_floors <- c(flax = "0.12.6", jax = "0.8.1", keras = "3.13.2")
   # `load_model()` must know the layer. Without Flax, the error is signaled when a layer is created.
   reticulate::py_register_load_hook("keras", \() try(core_function("FlaxLayer"), silent = TRUE))
 }
-
-.onAttach <- function(libname, pkgname) {
-  packageStartupMessage(
-    "kerasflax: layer_flax_module_wrapper() and save_model() mask the functions of keras3."
-  )
-}
