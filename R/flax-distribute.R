@@ -11,7 +11,8 @@
 #' # Where a weight lives
 #' The first of these rules that places a variable counts:
 #'
-#' 1. `layout`, by pattern of the path (see [flax_freeze()]).
+#' 1. `layout`, by pattern of the path (see [flax_freeze()]). Begin patterns with `**/`: these paths
+#'    start with the names of the models that contain the layer, `sequential/mlp/params/...`.
 #' 2. The axis names that the module gives its weights: in Linen `nn$with_partitioning()`, and
 #'    `nn$with_logical_partitioning()` with `rules`; in NNX `nnx$with_partitioning()`. Axes that the
 #'    mesh does not have split nothing.

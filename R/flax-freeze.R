@@ -7,10 +7,11 @@
 #'
 #' # Path patterns
 #' In a layer, a weight has a path such as `params/Dense_0/kernel`. In a model, the path starts with
-#' the layer's name: `mlp/params/Dense_0/kernel`. [flax_variables()] shows the paths. In a
-#' pattern, `*` matches any part of one name, `?` matches one character, and `**` in place of a name
-#' matches any number of names: `"params/encoder/**"`, `"**/bias"`. A pattern that matches no
-#' trainable weight is a `kerasflax_error_argument`; its message shows the closest paths.
+#' the layer's name: `mlp/params/Dense_0/kernel`. The column `path` of [flax_parameters()] has these
+#' paths, and each of them is a pattern that selects its weight alone. In a pattern, `*` matches any
+#' part of one name, `?` matches one character, and `**` in place of a name matches any number of
+#' names: `"params/encoder/**"` in a layer, `"**/bias"` in both. A pattern that matches no trainable
+#' weight is a `kerasflax_error_argument`; its message shows the closest paths.
 #'
 #' # Compiled models
 #' You can freeze weights before or after `compile()`. An optimizer that has already trained the
@@ -32,8 +33,8 @@
 #'   layer_flax_module_wrapper(flax$linen$Dense(2L), name = "dense")
 #'
 #' # Train the bias alone
-#' model |> flax_freeze()
-#' model |> flax_unfreeze("**/bias")
+#' flax_parameters(model)$path
+#' model |> flax_freeze("dense/params/kernel")
 #' flax_parameters(model)
 #'
 #' model |> compile(optimizer = "sgd", loss = "mse")

@@ -157,7 +157,7 @@ module_parts <- function(x) {
       }
       if (length(parts) == 0 || length(unique(x$layer)) > 1) c(layer, parts) else parts
     },
-    strsplit(x$path, "/", fixed = TRUE),
+    strsplit(paths_in_layers(x), "/", fixed = TRUE),
     x$layer,
     x$collection,
     USE.NAMES = FALSE
@@ -194,7 +194,7 @@ weight_values <- function(x, max = 40) {
   if (has_placement(x)) {
     values$is_split <- is_split(selected)
   }
-  paths <- strsplit(selected$path, "/", fixed = TRUE)
+  paths <- strsplit(paths_in_layers(selected), "/", fixed = TRUE)
   paths <- if (is.null(layer)) paths else Map(c, layer, paths, USE.NAMES = FALSE)
   shared <- shared_names(paths)
   values$parts <- lapply(paths, \(path) path[seq_along(path) > length(shared)])

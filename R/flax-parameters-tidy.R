@@ -60,7 +60,7 @@ knit_print.flax_parameters <- function(x, ...) {
   }
   columns <- data.frame(
     layer = as_markdown(x$layer),
-    weight = as_markdown(x$path),
+    weight = as_markdown(paths_in_layers(x)),
     shape = shape_text(x$shape),
     dtype = x$dtype,
     parameters = format_number(x$size),

@@ -1,12 +1,13 @@
 # The tree that print() shows of a table of weights.
 #
-# The table has one row per weight, with the path within its layer:
+# The table has one row per weight. These are the paths of a model's weights; in a layer's table,
+# they do not begin with the layer's name, and the tree is the same:
 #
 #     row  layer  path
-#     1    net    params/Conv_0/bias
-#     2    net    params/Conv_0/kernel
-#     3    net    params/block/Dense_0/kernel
-#     4    head   bias
+#     1    net    net/params/Conv_0/bias
+#     2    net    net/params/Conv_0/kernel
+#     3    net    net/params/block/Dense_0/kernel
+#     4    head   head/bias
 #
 # Its tree has a node for each layer, each name that branches, and each weight. Names with a single
 # child are joined to it:
@@ -59,10 +60,11 @@ parameter_tree <- function(x) {
   }
   # Keras allows several layers with the same name. The second weight with the same path then
   # belongs to the second layer.
-  keys <- paste(x$layer, x$path, sep = "\n")
+  paths <- paths_in_layers(x)
+  keys <- paste(x$layer, paths, sep = "\n")
   twin <- unsplit(lapply(split(keys, keys), seq_along), keys)
   layers <- paste(x$layer, twin, sep = "\n")
-  grow(seq_len(nrow(x)), Map(c, layers, strsplit(x$path, "/", fixed = TRUE)), 0, 1, 1)
+  grow(seq_len(nrow(x)), Map(c, layers, strsplit(paths, "/", fixed = TRUE)), 0, 1, 1)
   column <- function(name, type) vapply(nodes, \(node) as.vector(node[[name]], typeof(type)), type)
   list(
     name = sub("\n[0-9]+", "", column("name", "")),
@@ -111,7 +113,7 @@ first_by <- function(key, nodes, n) nodes[order(key[nodes])][seq_len(n)]
 
 # Identical for subtrees that differ only in the numbers in their names.
 subtree_kind <- function(x, used) {
-  parts <- strsplit(gsub("[0-9]+", "#", x$path), "/", fixed = TRUE)
+  parts <- strsplit(gsub("[0-9]+", "#", paths_in_layers(x)), "/", fixed = TRUE)
   tails <- vapply(parts, \(part) paste(part[seq_along(part) >= used], collapse = "/"), "")
   paste(tails, shape_text(x$shape), x$dtype, x$trainable, collapse = "\n")
 }
@@ -169,7 +171,7 @@ tree_lines <- function(x, n) {
   # first those that the user did not ask for.
   dropped <- character()
   if (has_statistics(x) || has_placement(x)) {
-    rest <- c("size", "dtype", "parameters", "shape", "per device", "sharding")
+    rest <- c("bytes", "dtype", "parameters", "shape", "per device", "sharding")
     rest <- intersect(c(rest, "max", "min", "sd", "mean"), names(fields))
     while (length(rest) > 0 && sum(field_widths(fields)) > cli::console_width()) {
       dropped <- c(dropped, rest[[1]])
@@ -224,7 +226,7 @@ line_fields <- function(x, lines) {
       shape = ifelse(is_weight, shape_text(x$shape[only]), weights),
       dtype = ifelse(is_weight, x$dtype[only], ""),
       parameters = format_number(sums("size")),
-      size = format_bytes(sums("bytes"))
+      bytes = format_bytes(sums("bytes"))
     ),
     if (has_placement(x)) {
       list(

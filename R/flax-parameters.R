@@ -2,7 +2,8 @@
 #'
 #' @description
 #' `flax_parameters()` returns a data frame with one row for each weight: its path, shape, dtype and
-#' size, and whether it is trainable. It prints as a tree of modules, with the totals of each
+#' size, and whether it is trainable. The paths are those that the patterns of [flax_freeze()] and
+#' of other functions match. It prints as a tree of modules, with the totals of each
 #' subtree. The table includes the weights of a model's other layers, so its totals match those of
 #' `summary()`, without the optimizer's variables.
 #'
@@ -20,7 +21,7 @@
 #' With a distribution ([flax_distribute()]), the table has columns for where each weight lives. The
 #' header then has the bytes that each device holds, without those of the optimizer. A line that
 #' stands for several weights says whether all of them are split, or a part. In a narrow console,
-#' columns such as `size` and `dtype` are left out.
+#' columns such as `bytes` and `dtype` are left out.
 #'
 #' # Statistics
 #' The columns for `stats = TRUE` are computed on the device, in float32, from all elements of a
@@ -38,7 +39,8 @@
 #' @returns A data frame of class `flax_parameters`, with the columns
 #' * `layer`: the name of the Keras layer;
 #' * `collection`: for example `params` or `batch_stats`; `NA` for layers that are not Flax layers;
-#' * `path`: the path of the weight within the layer;
+#' * `path`: the path of the weight, which patterns match: `params/Dense_0/kernel` in the table of a
+#'   layer, and `mlp/params/Dense_0/kernel` in that of a model, with the name of the layer first;
 #' * `shape`: a list of integer vectors, which are empty for scalars; [write.csv()] and
 #'   [as.character()] give texts such as `3x2`; `dtype`;
 #' * `size`: the number of elements, and `bytes`; both are doubles;
@@ -61,6 +63,10 @@
 #' parameters
 #' parameters[parameters$n_nonfinite > 0, ]
 #' as.data.frame(parameters)[c("path", "shape", "size", "mean")]
+#'
+#' # Freeze the weights that a condition selects
+#' model |> flax_freeze(subset(parameters, layer == "hidden" & size > 2)$path)
+#' flax_parameters(model)
 #' @export
 flax_parameters <- function(object, stats = FALSE) {
   check_parameters_object(object)
@@ -146,6 +152,14 @@ new_parameters <- function(columns) {
     class = c("flax_parameters", "data.frame"),
     row.names = seq_along(columns$path)
   )
+}
+
+# The path of each weight without the name of its layer, which the paths in a model's table begin
+# with. In a Flax layer, a path begins with the collection, which can have the layer's name.
+paths_in_layers <- function(x) {
+  collection <- ifelse(is.na(x$collection), "", paste0(x$collection, "/"))
+  has_layer <- startsWith(x$path, paste0(x$layer, "/", collection))
+  ifelse(has_layer, substring(x$path, nchar(x$layer) + 2), x$path)
 }
 
 # JAX sorts names as text, which puts block_10 before block_2. Within a Flax layer, sorts weights by

@@ -328,15 +328,15 @@ def test_the_table_has_a_row_for_each_weight_and_the_same_totals_as_the_model():
         )
     )
     kernel = np.asarray(model.get_layer("net").flax_variables["params"]["Conv_0"]["kernel"])
-    row = rows["net", "params/Conv_0/kernel"]
+    row = rows["net", "net/params/Conv_0/kernel"]
     assert row[1] == "params"
     assert row[3:8] == (list(kernel.shape), "float32", kernel.size, kernel.nbytes, False)
     np.testing.assert_allclose(
         row[8:12], [kernel.mean(), kernel.std(), kernel.min(), kernel.max()], rtol=1e-5
     )
     assert row[12] == 0
-    assert rows["middle", "kernel"][1] is None
-    assert rows["net", "batch_stats/BatchNorm_0/mean"][7] is False
+    assert rows["middle", "middle/kernel"][1] is None
+    assert rows["net", "net/batch_stats/BatchNorm_0/mean"][7] is False
 
 
 def test_the_table_counts_nonfinite_values_and_covers_empty_and_integer_weights():
@@ -365,7 +365,20 @@ def test_a_shared_layer_has_one_row_per_weight():
     shared = FlaxLayer(nn.Dense(3), name="shared")
     inputs = keras.Input((3,))
     model = keras.Model(inputs, shared(shared(inputs)))
-    assert kerasflax.parameters(model)["path"] == ["params/bias", "params/kernel"]
+    assert kerasflax.parameters(model)["path"] == ["shared/params/bias", "shared/params/kernel"]
+
+
+def test_a_path_of_the_table_is_a_pattern_that_selects_its_weight_alone():
+    model = two_flax_layers()
+    head = model.get_layer("head")
+    kernel = head.variables_by_path["params/kernel"]
+    for target, path in ((model, "head/params/kernel"), (head, "params/kernel")):
+        table = kerasflax.parameters(target)
+        assert table["size"][table["path"].index(path)] == kernel.value.size
+        assert kerasflax.freeze(target, path) == [path]
+        frozen = [weight for weight in head.weights if not weight.trainable]
+        assert [weight is kernel for weight in frozen] == [True]
+        kerasflax.unfreeze(target, path)
 
 
 @pytest.mark.parametrize(

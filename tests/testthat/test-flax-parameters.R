@@ -105,7 +105,7 @@ test_that("a model's table has a row for each weight of every layer, with the ri
     )
   )
   expect_equal(unique(parameters$layer), c("net", "middle", "norm", "head"))
-  rownames(parameters) <- paste0(parameters$layer, "/", parameters$path)
+  rownames(parameters) <- parameters$path
   kernel <- parameters["net/params/Conv_0/kernel", ]
   expect_equal(kernel$shape[[1]], c(3L, 3L, 1L, 4L))
   expect_equal(kernel$collection, "params")
@@ -126,6 +126,38 @@ test_that("a layer's table contains only its weights, and one weight is one row"
     flax_parameters(layer),
     parameters_of(list("params/kernel" = c(3, 2)), layer = "dense")
   )
+})
+
+test_that("a path in the table is a pattern that selects its weight alone", {
+  skip_without_flax()
+  model <- mixed_model()
+  objects <- list(model, get_layer(model, "net"))
+  paths <- c("net/params/Conv_0/kernel", "params/Conv_0/kernel")
+  for (i in 1:2) {
+    table <- flax_parameters(objects[[i]])
+    expect_true(paths[[i]] %in% table$path)
+    flax_freeze(objects[[i]], paths[[i]])
+    after <- flax_parameters(objects[[i]])
+    expect_identical(after$path[table$trainable & !after$trainable], paths[[i]])
+    flax_unfreeze(objects[[i]], paths[[i]])
+  }
+})
+
+test_that("a model's table has the same tree, plots and document as its layers' tables", {
+  skip_if_not_installed("knitr")
+  withr::local_pdf(withr::local_tempfile(fileext = ".pdf"))
+  for (x in list(five_weights(stats = TRUE), transformer(42, stats = TRUE), flat_network(500))) {
+    of_model <- x
+    of_model$path <- paste0(x$layer, "/", x$path)
+    expect_identical(paths_in_layers(of_model), x$path)
+    expect_identical(capture.output(print(of_model)), capture.output(print(x)))
+    expect_identical(module_sizes(of_model), module_sizes(x))
+    if (has_statistics(x)) expect_identical(weight_values(of_model), weight_values(x))
+    expect_identical(knitr::knit_print(of_model), knitr::knit_print(x))
+  }
+  # A layer with the name of a collection, alone and in a model
+  x <- parameters_of(list("params/kernel" = 1, "params/params/kernel" = 1), layer = "params")
+  expect_identical(paths_in_layers(x), c("params/kernel", "params/kernel"))
 })
 
 test_that("totals match summary(), with frozen weights and after training", {
@@ -156,8 +188,8 @@ test_that("totals match summary(), with frozen weights and after training", {
   expect_equal(
     parameters$path[!parameters$trainable & parameters$collection %in% "params"],
     c(
-      "params/Conv_0/bias",
-      "params/Conv_0/kernel"
+      "net/params/Conv_0/bias",
+      "net/params/Conv_0/kernel"
     )
   )
   expect_match(capture.output(print(parameters)), "Conv_0 .* frozen$", all = FALSE)

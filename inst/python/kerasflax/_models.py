@@ -288,13 +288,14 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
         stats: Whether to compute statistics of each weight on the device, in float32.
 
     Returns:
-        `layer`, the layer's name; `collection`, None in layers that are not Flax layers; `path`
-        within the layer; `shape`, a list of sizes; `dtype`; `size` in elements; `bytes`;
-        `trainable`. With a distribution also `sharding`, the mesh axes that split each dimension,
-        as in `layout` of `distribute`, and empty if nothing splits the weight; `devices`, the
-        number of devices that hold a part of it; and `bytes_per_device`. With `stats` also `mean`,
-        `sd` (of the population), `min`, `max` and `n_nonfinite`, the number of values that are not
-        finite. A statistic that an empty or complex weight does not have is nan.
+        `layer`, the layer's name; `collection`, None in layers that are not Flax layers; `path`,
+        which patterns match, so that it begins with the layer's name in a model; `shape`, a list of
+        sizes; `dtype`; `size` in elements; `bytes`; `trainable`. With a distribution also
+        `sharding`, the mesh axes that split each dimension, as in `layout` of `distribute`, and
+        empty if nothing splits the weight; `devices`, the number of devices that hold a part of it;
+        and `bytes_per_device`. With `stats` also `mean`, `sd` (of the population), `min`, `max` and
+        `n_nonfinite`, the number of values that are not finite. A statistic that an empty or
+        complex weight does not have is nan.
 
     Raises:
         NotBuiltError: A layer has no variables yet.
@@ -313,6 +314,7 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
         shape = [int(size) for size in weight.shape]
         size = math.prod(shape)
         number = size * value.dtype.itemsize
+        path = path if isinstance(target, FlaxLayer) else f"{layer}/{path}"
         row = [layer, collection, path, shape, weight.dtype, size, number, id(weight) in trainable]
         row += _layouts.Placement.of(value) if is_distributed else []
         rows.append(row + _statistics(value) if stats else row)
@@ -321,7 +323,7 @@ def parameters(target: keras.layers.Layer, *, stats: bool = False) -> dict[str, 
 
 
 def _rows(layer: keras.layers.Layer, outer: keras.layers.Layer | None = None) -> Iterator[_Row]:
-    """The layer's name, the collection, the path and the variable of each weight.
+    """The layer's name, the collection, the path in the layer and the variable of each weight.
 
     A layer that consists of others counts as one layer, unless it is a model. Flax layers always
     count themselves.

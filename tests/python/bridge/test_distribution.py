@@ -270,12 +270,14 @@ def test_the_table_of_weights_says_how_each_is_split_and_what_a_device_holds(kin
     assert list(table)[7:12] == ["trainable", "sharding", "devices", "bytes_per_device", "mean"]
     found = dict(zip(table["path"], table["sharding"], strict=True))
     assert {path: axes for path, axes in found.items() if axes} == {
-        "params/named/kernel": (None, "model"),
-        "params/last/kernel": (("batch", "model"), None),
-        "params/last/bias": ("model",),
+        "net/params/named/kernel": (None, "model"),
+        "net/params/last/kernel": (("batch", "model"), None),
+        "net/params/last/bias": ("model",),
     }
     held = {
-        path: {shard.device: shard.data.nbytes for shard in variable.value.addressable_shards}
+        f"net/{path}": {
+            shard.device: shard.data.nbytes for shard in variable.value.addressable_shards
+        }
         for path, variable in layer.variables_by_path.items()
     }
     for path, count, each in zip(

@@ -173,7 +173,8 @@ def distribute(
 
     The first of these rules that places a variable counts:
 
-    1. `layout`, by pattern of the path.
+    1. `layout`, by pattern of the path. Begin patterns with `**/`: these paths start with the names
+       of the models that contain the layer, `sequential/mlp/params/...`.
     2. The axis names in Flax's metadata: `nn.with_partitioning`, `nn.with_logical_partitioning`
        with `rules`, `nnx.with_partitioning` and `out_sharding`. Axes that the mesh does not have
        split nothing. A `keras.distribution.ModelParallel` of your own gets these names, too.
