@@ -12,7 +12,7 @@
 #' | suffix | format |
 #' |---|---|
 #' | `.msgpack` | what `flax.serialization` reads and writes |
-#' | `.safetensors` | Hugging Face's format, with paths as names; requires safetensors |
+#' | `.safetensors` | Hugging Face's format, with paths as names; reading requires safetensors |
 #' | `.orbax`, or none | a directory with an Orbax checkpoint; requires orbax-checkpoint |
 #'
 #' safetensors and orbax-checkpoint are Python packages. `flax_read()` also reads the files without
@@ -84,7 +84,8 @@
 #'   as in [aperm()]. The first pattern that matches is used. It is applied before the weights are
 #'   compared with `like`.
 #' @param progress Whether to show progress, if the file takes more than a moment: by default, not
-#'   in scripts and documents.
+#'   in scripts and documents. For an Orbax checkpoint, `flax_write()` cannot tell how much has been
+#'   written, and shows only the name.
 #' @param object A layer created by [layer_flax_module_wrapper()] that has been built, a model that
 #'   contains such layers, or variables as returned by [flax_variables()] or `flax_read()`.
 #' @param metadata A named character vector to store in a `.safetensors` file.
@@ -154,7 +155,7 @@ flax_read <- function(
     skip = as_patterns(skip),
     rename = as_rename(rename),
     transpose = as_transpose(transpose),
-    progress = if (isTRUE(progress)) as_callback(progress_bar()),
+    progress = if (isTRUE(progress)) as_callback(progress_bar("Reading")),
     report = as_callback(function(each) report <<- each),
     .convert = FALSE
   )
@@ -191,7 +192,7 @@ flax_write <- function(
   }
   check_flag(progress)
   if (isTRUE(progress)) {
-    # The writers do not report how far they are.
+    # Until the first report, and for an Orbax checkpoint, which is written without reports.
     cli::cli_progress_message(paste("Writing", escape_braces(basename(file))))
   }
   call_core(
@@ -200,7 +201,8 @@ flax_write <- function(
     file,
     path = as_patterns(path),
     skip = as_patterns(skip),
-    metadata = metadata
+    metadata = metadata,
+    progress = if (isTRUE(progress)) as_callback(progress_bar("Writing"))
   )
   invisible(object)
 }
@@ -327,12 +329,13 @@ as_rename <- function(rename, call = caller_env()) {
 # An R function that Python calls with R values.
 as_callback <- function(f) reticulate::r_to_py(f, convert = TRUE)
 
-progress_bar <- function(env = parent.frame()) {
+progress_bar <- function(title, env = parent.frame()) {
+  force(title)
   force(env)
   bar <- NULL
   function(done, total) {
     bar <<- bar %||%
-      cli::cli_progress_bar("Reading", total = total, format_done = NULL, .envir = env)
+      cli::cli_progress_bar(title, total = total, format_done = NULL, .envir = env)
     cli::cli_progress_update(set = done, id = bar, .envir = env)
   }
 }

@@ -368,15 +368,20 @@ test_that("reading and writing show progress if asked to, and are quiet in scrip
     c(
       "options(cli.dynamic = TRUE, cli.progress_show_after = 0, cli.progress_clear = FALSE)",
       "suppressMessages(library(kerasflax))",
-      "file <- tempfile(fileext = '.msgpack')",
       "tree <- list(params = list(a = matrix(1, 3000, 3000)))",
-      sprintf("flax_write(tree, file%s)", argument),
-      sprintf("invisible(flax_read(file%s))", argument)
+      "for (suffix in c('.msgpack', '.safetensors', '.orbax')) {",
+      "  file <- tempfile(fileext = suffix)",
+      "  cat('<', suffix, '>', sep = '')",
+      sprintf("  flax_write(tree, file%s)", argument),
+      sprintf("  invisible(flax_read(file%s))", argument),
+      "}"
     )
   }
   shown <- run_r(code(", progress = TRUE"))
-  expect_match(shown, "Writing", fixed = TRUE)
-  expect_match(shown, "Reading", fixed = TRUE)
+  expect_match(shown, "<.msgpack>.*Writing [^<]* [0-9]+%.*Reading[^<]*100%.*<.safetensors>")
+  expect_match(shown, "<.safetensors>.*Writing [^<]* [0-9]+%.*Reading[^<]*100%.*<.orbax>")
+  # Orbax does not report.
+  expect_match(shown, "<.orbax>[^%]*Writing file[^%]*$")
   quiet <- run_r(code(""))
   expect_no_match(quiet, "Writing", fixed = TRUE)
   expect_no_match(quiet, "Reading", fixed = TRUE)

@@ -8,7 +8,6 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import keras
-import msgpack
 import numpy as np
 import orbax.checkpoint
 import pytest
@@ -42,6 +41,7 @@ from kerasflax import (
     write_variables,
 )
 from kerasflax.bridge._variables import named_leaves
+from kerasflax.files import _sink
 
 
 def test_integer_names_survive_in_msgpack_and_become_text_in_other_formats(tmp_path):
@@ -252,8 +252,7 @@ def test_a_failed_write_leaves_only_the_old_file(suffix, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(msgpack, "packb", fail)
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(_sink.Sink, "write", fail)
     monkeypatch.setattr(orbax.checkpoint.StandardCheckpointer, "save", fail)
     with pytest.raises(FileError, match=r"cannot be written: No space left on device\."):
         write_variables({"a": ARRAY}, path)

@@ -178,6 +178,7 @@ def write_variables(
     path: _paths.Patterns = None,
     skip: _paths.Patterns = None,
     metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write variables to a file that Flax, safetensors or Orbax can read.
 
@@ -197,13 +198,15 @@ def write_variables(
             written, under their whole paths.
         skip: One or more patterns of paths. These variables are not written.
         metadata: Text by name, for `.safetensors`.
+        progress: Called repeatedly with the number of bytes written so far and their total. Not
+            called for an Orbax checkpoint, which Orbax writes in one call.
 
     Raises:
         ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that
             `path` selects, or the suffix is that of another format.
         FileError: The file cannot be written.
         NotBuiltError: The layer has no variables yet.
-        PackageError: The format requires safetensors or Orbax, which is not installed.
+        PackageError: The format requires Orbax, which is not installed.
         StateError: Two weights have the same path.
         VariablesError: A value is not an array of numbers, or the format does not support its
             dtype. Nothing has been written.
@@ -213,7 +216,7 @@ def write_variables(
     try:
         # Not `Path.resolve()`, which raises for a link to itself.
         target = Path(os.path.realpath(target))
-        write = _writer(target, metadata)
+        write = _writer(target, metadata, progress)
         argument = _host.word("to write")
         chosen = _plain_within_limits(_tree_of(variables, argument), argument)
         if not selection.is_all:
@@ -384,7 +387,7 @@ def _named(tree: PyTree, path: Path) -> dict[str, Any]:
 
 
 def _writer(
-    path: Path, metadata: Mapping[str, str] | None
+    path: Path, metadata: Mapping[str, str] | None, progress: Progress | None
 ) -> Callable[[PyTree, Mapping[str, Array], Path], None]:
     """Choose the function that writes a file with such a name.
 
@@ -424,10 +427,12 @@ def _writer(
             advice="Give another name.",
         )
     if suffix == ".msgpack":
-        return lambda tree, _, new: _msgpack.write(tree, new)
+        return lambda tree, arrays, new: _msgpack.write(
+            tree, sum(array.nbytes for array in arrays.values()), new, progress
+        )
     if suffix == ".safetensors":
         return lambda tree, arrays, new: _safetensors.write(
-            _refuse_split_names(tree, arrays), new, metadata or {}
+            _refuse_split_names(tree, arrays), new, metadata or {}, progress
         )
     return _orbax.write
 

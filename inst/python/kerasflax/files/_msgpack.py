@@ -25,7 +25,8 @@ import numpy as np
 from .. import _dtypes, _limits, _messages
 from .._errors import FileError, VariablesError
 from .._paths import SEPARATOR
-from ._source import Source
+from . import _sink
+from ._source import Progress, Source
 
 PyTree = Any
 Array = np.ndarray[Any, Any]
@@ -54,10 +55,16 @@ _CONSTANTS: dict[int, tuple[str, Any]] = {
 }
 
 
-def write(tree: PyTree, path: Path) -> None:
+def write(tree: PyTree, size: int, path: Path, progress: Progress | None = None) -> None:
     """Write nested dicts of arrays and numbers.
 
     The bytes are the same as those of `flax.serialization.msgpack_serialize`.
+
+    Args:
+        tree: The nested dicts.
+        size: The bytes of all arrays, for `progress`.
+        path: The file to create.
+        progress: Called with the number of bytes written so far and their total.
 
     Raises:
         OSError: The file cannot be written.
@@ -73,8 +80,9 @@ def write(tree: PyTree, path: Path) -> None:
             problems=reserved,
             advice="Give the weight another name.",
         )
-    with open(path, "wb") as file:
-        file.writelines(_pieces(tree))
+    with _sink.created(path, size, progress) as sink:
+        for piece in _pieces(tree):
+            sink.write(piece)
 
 
 def _reserved_paths(tree: PyTree, prefix: str) -> Iterator[str]:

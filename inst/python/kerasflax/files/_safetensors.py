@@ -1,7 +1,8 @@
-"""Safetensors files: the package checks the header and writes files; this file reads the arrays.
+"""Safetensors files: the package checks the header; this file reads and writes the arrays.
 
 The package itself reads by mapping the file into memory and copying it, which counts twice, and its
-NumPy interface does not support 8-bit floats.
+NumPy interface does not support 8-bit floats. It writes a file in one call, which can neither
+report progress nor be interrupted.
 
 The package opens the file by name, so the file it has checked may not be the file that is read
 here. Therefore this file checks the whole header again.
@@ -21,7 +22,8 @@ import numpy as np
 
 from .. import _limits, _messages, _processes
 from .._errors import ArgumentError, FileError, VariablesError
-from ._source import Places, Source, needed
+from . import _sink
+from ._source import Places, Progress, Source, needed
 
 Array = np.ndarray[Any, Any]
 
@@ -49,26 +51,38 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 # The package's own limit.
 _LONGEST_HEADER = 10**8
+# The arrays begin at a multiple of this number of bytes.
+_ALIGNMENT = 8
 # PyTorch's files list tied weights in their metadata. Their `format` is "pt", or missing.
 _TIED_FORMATS = ("pt", None)
 _FORMAT = "format"
 _Entry = tuple[str, list[int], list[int]]
 
 
-def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) -> None:
+def write(
+    arrays: Mapping[str, Array],
+    path: Path,
+    metadata: Mapping[str, str],
+    progress: Progress | None = None,
+) -> None:
     """Write arrays by path.
+
+    Args:
+        arrays: The arrays.
+        path: The file to create.
+        metadata: Text by name.
+        progress: Called with the number of bytes written so far and their total.
 
     Raises:
         ArgumentError: An entry of the metadata would be read as a tied weight.
-        OSError: The package cannot write the file.
+        OSError: The file cannot be written.
         VariablesError: The format has no place for a name or dtype.
     """
-    package = needed("safetensors.numpy", "safetensors", "A `.safetensors` file")
-    errors = needed("safetensors", "safetensors", "A `.safetensors` file")
+    names = {dtype: name for name, dtype in _DTYPES.items()}
     problems = {
         _messages.printable(path): f"has the dtype {array.dtype}"
         for path, array in arrays.items()
-        if array.dtype not in _DTYPES.values()
+        if array.dtype not in names
     }
     if _METADATA in arrays:
         problems[_METADATA] = "the format reserves this name"
@@ -88,17 +102,24 @@ def write(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) 
             problems={name: f"is the path {kept!r}" for name, kept in ties.items()},
             advice="Give the entry another text, or leave `format` out.",
         )
-    # Newer versions of the package create files that only their owner can read.
-    path.touch()
-    mode = path.stat().st_mode
-    # The package writes the bytes in memory order, which must be C order.
-    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    try:
-        package.save_file(rows, path, metadata)
-    except errors.SafetensorError as error:
-        # The package has no other class for errors such as a full disk.
-        raise OSError(str(error)) from error
-    path.chmod(mode)
+    # Each array begins at a multiple of its item size, so that readers can map it into memory.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header: dict[str, Any] = {_METADATA: metadata}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    start = len(text).to_bytes(8, "little") + text
+    with _sink.created(path, len(start) + end, progress) as sink:
+        sink.write(start)
+        for _, array in ordered:
+            sink.write_array(array)
 
 
 def read(source: Source, places: Places | None = None) -> dict[str, Any]:

@@ -25,8 +25,8 @@ Places = Mapping[str, Any]
 
 # Bytes that show the kind of a file, compressed or not.
 _HEAD = 1024
-# Bytes read at once. Progress is reported between two pieces.
-_PIECE = 2**24
+# Bytes read or written at once. Progress is reported between two pieces.
+PIECE = 2**24
 
 
 class Source:
@@ -65,11 +65,11 @@ class Source:
         self.check(size)
         # View it as bytes: some dtypes of `ml_dtypes` do not support the buffer protocol.
         data = array.reshape(-1).view(np.uint8).data
-        if size <= _PIECE:
+        if size <= PIECE:
             self._advance(self._file.readinto(data), size)
             return
-        for start in range(0, size, _PIECE):
-            piece = data[start : start + _PIECE]
+        for start in range(0, size, PIECE):
+            piece = data[start : start + PIECE]
             self._advance(self._file.readinto(piece), len(piece))
 
     def skip(self, number: int) -> None:
@@ -99,7 +99,7 @@ class Source:
         self.position += number
         if number < wanted:
             raise self.damaged("it became shorter while it was read")
-        is_due = self.position - self._reported >= _PIECE or self.position == self.size
+        is_due = self.position - self._reported >= PIECE or self.position == self.size
         if self._progress and is_due:
             self._reported = self.position
             self._progress(self.position, self.size)
