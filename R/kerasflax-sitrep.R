@@ -21,8 +21,9 @@
 #'
 #' @returns A list of class `kerasflax_sitrep`, invisibly:
 #' * `r`, `os` and `r_packages`: the versions of R, of the system and of R packages;
-#' * `python`: a list with `version`, `path`, `source` (what selected this Python), `is_ephemeral`
-#'   and `error` (why there is none);
+#' * `python`: a list with `version`, `path`, `source` (what selected this Python), `is_ephemeral`,
+#'   `is_environment` (whether it is a virtual or a conda environment) and `error` (why there is
+#'   none);
 #' * `packages`: the versions of Python packages, `NA` for those that are not installed;
 #' * `backend`: a list with `name`, `source` and `is_loaded`;
 #' * `devices`: a data frame of the devices that JAX sees, with `platform`, `kind` and `count`;
@@ -133,8 +134,15 @@ python_facts <- function(start) {
     path = config$python,
     source = python_source(config, is_ephemeral),
     is_ephemeral = is_ephemeral,
+    is_environment = is_environment(config),
     error = NULL
   )
+}
+
+is_environment <- function(config) {
+  isTRUE(as.logical(config$conda)) ||
+    isTRUE(config$anaconda) ||
+    file.exists(file.path(dirname(dirname(config$python)), "pyvenv.cfg"))
 }
 
 python_source <- function(config, is_ephemeral) {
@@ -247,7 +255,7 @@ python_findings <- function(x) {
             "\")` before Python is used."
           )
         } else {
-          "Restart R, and set RETICULATE_PYTHON to a newer Python before Python is used."
+          paste("Install a newer Python.", own_environment("With it"))
         }
       )))
     }
@@ -266,8 +274,8 @@ python_findings <- function(x) {
       )
     } else {
       paste(
-        "Restart R with a connection to the internet, so that reticulate can install Python. Or",
-        "type `Sys.setenv(RETICULATE_PYTHON = \"path/to/python\")` before `library(kerasflax)`."
+        "Restart R with a connection to the internet, so that reticulate can install Python.",
+        own_environment("Or")
       )
     }
   ))
@@ -279,7 +287,7 @@ package_findings <- function(x) {
   if (!is.null(x$python$error)) {
     return(list())
   }
-  lapply(names(python_floors), \(name) {
+  findings <- lapply(names(python_floors), \(name) {
     floor <- python_floors[[name]]
     version <- x$packages[[name]]
     is_old <- isTRUE(numeric_version(version_numbers(version), strict = FALSE) < floor)
@@ -294,12 +302,42 @@ package_findings <- function(x) {
       )
     }
   })
+  findings <- do.call(rbind, findings)
+  if (!is.null(findings) && !x$python$is_ephemeral && !x$python$is_environment) {
+    # One environment gets all packages.
+    findings <- new_finding(paste(findings$problem, collapse = " "), findings$advice[[1]])
+  }
+  list(findings)
+}
+
+# The same commands are in the README and in the article on problems.
+own_environment <- function(start) {
+  is_windows <- .Platform$OS.type == "windows"
+  # The terminal of Windows does not know `~`.
+  folder <- if (is_windows) path.expand("~/flax") else "~/flax"
+  python <- paste0(folder, if (is_windows) "/Scripts/python.exe" else "/bin/python")
+  paste0(
+    start,
+    " create an environment: in a terminal, type `",
+    if (is_windows) "py" else "python3",
+    " -m venv ",
+    folder,
+    "` and `",
+    python,
+    " -m pip install flax jax keras`. Then restart R, and type `Sys.setenv(RETICULATE_PYTHON = \"",
+    python,
+    "\")` before `library(kerasflax)`. (In a clone of kerasflax, `make setup` creates an ",
+    "environment: its Python is `.venv/bin/python`.)"
+  )
 }
 
 # The leading numbers of a version: "0.9.0.dev1" is 0.9.0.
 version_numbers <- function(version) sub("^([0-9]+(\\.[0-9]+)*).*", "\\1", version)
 
 how_to_install <- function(requirement, x) {
+  if (!x$python$is_ephemeral && !x$python$is_environment) {
+    return(own_environment("Into a Python of the system, R installs nothing. Instead,"))
+  }
   if (x$python$is_ephemeral) {
     paste0(
       "Restart R, and type `library(kerasflax)` and `reticulate::py_require(\"",

@@ -74,6 +74,74 @@ test_that("without Python, the report says so and what to type, and does not fai
   expect_match(printed, "after 1 TRUE", fixed = TRUE)
 })
 
+# The commands in backticks, in their order.
+commands_in <- function(text) gsub("`", "", regmatches(text, gregexpr("`[^`]+`", text))[[1]])
+
+test_that("if Python cannot be installed, the report says how to create an environment", {
+  skip_on_cran()
+  skip_on_os("windows")
+  advice <- sitrep_findings(list(
+    python = list(error = "Installation of Python not found"),
+    variables = character(),
+    core = NA,
+    backend = list(name = "jax")
+  ))$advice
+  expect_identical(
+    commands_in(advice),
+    c(
+      "python3 -m venv ~/flax",
+      "~/flax/bin/python -m pip install flax jax keras",
+      "Sys.setenv(RETICULATE_PYTHON = \"~/flax/bin/python\")",
+      "library(kerasflax)",
+      "make setup",
+      ".venv/bin/python"
+    )
+  )
+  for (page in c("../../README.md", "../../vignettes-src/troubleshooting.Rmd")) {
+    # They are not part of the package.
+    lines <- if (file.exists(page)) readLines(page, encoding = "UTF-8")
+    for (command in if (!is.null(lines)) commands_in(advice)[1:3]) {
+      expect_true(any(trimws(lines) == command), info = paste(page, command))
+    }
+  }
+})
+
+test_that("a Python of the system without Flax is one problem, and the environment solves it", {
+  skip_without_flax()
+  skip_on_os("windows")
+  prefix <- system2(
+    Sys.getenv("RETICULATE_PYTHON"),
+    c("-c", shQuote("import sys; print(sys.base_prefix)")),
+    stdout = TRUE
+  )
+  python <- file.path(prefix, "bin", "python3")
+  has_flax <- system2(python, c("-c", shQuote("import flax")), stderr = FALSE) == 0
+  skip_if(has_flax, "The system's Python has Flax")
+  report <- result_of(c(
+    sprintf("Sys.setenv(RETICULATE_PYTHON = '%s')", python),
+    "suppressMessages(library(kerasflax)); result <- kerasflax_sitrep()"
+  ))
+  expect_false(report$python$is_environment)
+  expect_identical(nrow(report$findings), 1L)
+  expect_match(report$findings$problem, "flax is not installed. .*keras is not installed")
+  expect_identical(commands_in(report$findings$advice)[[1]], "python3 -m venv ~/flax")
+
+  # The commands, in a home directory of their own. Packages are not downloaded, but found.
+  home <- withr::local_tempdir()
+  withr::local_envvar(HOME = home, PATH = paste0(dirname(python), ":", Sys.getenv("PATH")))
+  commands <- commands_in(report$findings$advice)
+  expect_identical(system(commands[[1]]), 0L)
+  site <- Sys.glob(file.path(home, "flax", "lib", "python3*", "site-packages"))
+  mine <- system2(
+    Sys.getenv("RETICULATE_PYTHON"),
+    c("-c", shQuote("import flax, os; print(os.path.dirname(flax.__path__[0]))")),
+    stdout = TRUE
+  )
+  writeLines(mine, file.path(site, "packages.pth"))
+  printed <- run_r(c(commands[3:4], "kerasflax_sitrep()"), env = c(HOME = home))
+  expect_match(printed, "No problems found.", fixed = TRUE)
+})
+
 test_that("`start_python = FALSE` does not start Python", {
   skip_on_cran()
   printed <- report_of(
