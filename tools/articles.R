@@ -8,7 +8,7 @@ target <- file.path(folder, paste0(name, ".Rmd"))
 scratch <- tempfile("article-")
 dir.create(scratch)
 
-options(width = 80, cli.num_colors = 1L, cli.unicode = TRUE, digits = 4)
+options(width = 80, cli.num_colors = 1L, cli.unicode = TRUE)
 knitr::opts_knit$set(root.dir = scratch, base.dir = paste0(folder, "/"))
 knitr::opts_chunk$set(
   comment = "#>",
