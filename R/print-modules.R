@@ -1,4 +1,4 @@
-# How Flax modules, their constructors and Flax layers print in R: class, fields and parts. Python's
+# How Flax modules, their classes and Flax layers print in R: class, fields and parts. Python's
 # own texts have Python's syntax, and end with a signature that helps nobody in R.
 
 # What a module is made of: a list with its class (`name`) and `api`, named texts of its
@@ -9,7 +9,7 @@ module_facts <- function(x) {
   values <- if (is_linen) linen_values(x) else nnx_values(x)
   is_part <- vapply(values, \(value) is_instance(value, "flax_module"), NA)
   is_weight <- vapply(values, \(value) inherits(value, "flax.nnx.variablelib.Variable"), NA)
-  own <- setdiff(own_methods(x), names(values))
+  own <- setdiff(own_methods(reticulate::py_get_attr(x, "__class__")), names(values))
   list(
     name = name,
     api = if (is_linen) "Linen" else "NNX",
@@ -40,9 +40,8 @@ nnx_values <- function(x) {
   lapply(rlang::set_names(names), \(name) reticulate::py_get_item(values, name))
 }
 
-# The methods that the module's class itself defines.
-own_methods <- function(x) {
-  class <- reticulate::py_get_attr(x, "__class__")
+# The methods that a class itself defines.
+own_methods <- function(class) {
   defined <- reticulate::import_builtins(convert = FALSE)$vars(class)
   names <- as.character(reticulate::import_builtins()$list(defined$keys()))
   is_method <- vapply(
@@ -94,19 +93,20 @@ module_text <- function(x) {
 
 module_lines <- function(x) {
   facts <- module_facts(x)
-  line <- function(title, texts) {
-    if (length(texts) > 0) {
-      text <- if (is.null(names(texts))) texts else paste(names(texts), "=", texts)
-      strwrap(toString(text), 78, initial = paste0(title, ": "), exdent = 2)
-    }
-  }
   c(
     paste0("<", facts$api, " module> ", facts$name),
-    line("fields", facts$fields),
-    line("parts", facts$parts),
-    line("weights", facts$weights),
-    line("methods", facts$methods)
+    titled_lines("fields", facts$fields),
+    titled_lines("parts", facts$parts),
+    titled_lines("weights", facts$weights),
+    titled_lines("methods", facts$methods)
   )
+}
+
+titled_lines <- function(title, texts) {
+  if (length(texts) > 0) {
+    text <- if (is.null(names(texts))) texts else paste(names(texts), "=", texts)
+    strwrap(toString(text), 78, initial = paste0(title, ": "), exdent = 2)
+  }
 }
 
 # A module's text must not fail: any class can have attributes that do.
@@ -177,6 +177,103 @@ str.flax_module <- function(object, ...) {
   definition <- environment(x)$definition
   names <- c(names(definition$fields), sub("^__call__$", "call", names(definition$methods)))
   grep(pattern, names, value = TRUE)
+}
+
+# Classes from Python and from `%py_class%` -------------------------------------------------------
+
+# reticulate gives a class of Linen modules no R class of its own, so these methods see every class
+# of Python. They leave all others to reticulate.
+
+is_module_class <- function(x) {
+  !reticulate::py_is_null_xptr(x) &&
+    (is_nnx_class(x) ||
+      grepl(
+        "'flax.linen.module.Module'",
+        reticulate::py_str(reticulate::py_get_attr(x, "__mro__")),
+        fixed = TRUE
+      ))
+}
+
+is_nnx_class <- function(x) inherits(x, "flax.nnx.module.ModuleMeta")
+
+# The arguments of a class, each with its default, or with its type if it has none.
+class_arguments <- function(x) {
+  init <- reticulate::py_get_attr(x, "__init__")
+  if (is_nnx_class(x) && !inherits(init, "python.builtin.function")) {
+    return(character())
+  }
+  inspect <- reticulate::import("inspect", convert = FALSE)
+  # The signature of an NNX class is that of its metaclass.
+  signature <- inspect$signature(if (is_nnx_class(x)) init else x)
+  parameters <- reticulate::iterate(signature$parameters$values(), simplify = FALSE)
+  names <- vapply(parameters, \(each) reticulate::py_to_r(each$name), "")
+  is_own <- if (is_nnx_class(x)) seq_along(names) > 1 else !names %in% c("parent", "name")
+  parameters <- rlang::set_names(parameters, names)[is_own]
+  is_any <- vapply(parameters, \(each) grepl("VAR_", reticulate::py_str(each$kind)), NA)
+  texts <- vapply(parameters[!is_any], \(each) {
+    if (is_empty(each$default)) type_text(each$annotation) else value_text(each$default)
+  }, "")
+  c(texts, if (any(is_any)) c(... = ""))
+}
+
+is_empty <- function(x) identical(reticulate::py_repr(x), "<class 'inspect._empty'>")
+
+# The name of a type in R's words, as in `flax_field()`.
+type_text <- function(type) {
+  if (is_empty(type)) {
+    return("any")
+  }
+  name <- reticulate::py_get_attr(type, "__name__", silent = TRUE)
+  is_named <- !is.null(name) && !inherits(name, "python.builtin.NoneType")
+  name <- sub("^([A-Za-z_]+[.])+", "", reticulate::py_str(if (is_named) name else type))
+  switch(
+    name,
+    int = "integer",
+    float = "double",
+    bool = "logical",
+    str = "character",
+    Any = "any",
+    if (nchar(name) > 60) paste0(substr(name, 1, 57), "...") else name
+  )
+}
+
+class_facts <- function(x) {
+  arguments <- class_arguments(x)
+  texts <- paste(names(arguments), "=", arguments, recycle0 = TRUE)
+  name <- reticulate::py_to_r(reticulate::py_get_attr(x, "__name__"))
+  list(
+    title = if (is_nnx_class(x)) "<NNX module class> " else "<Linen module class> ",
+    call = paste0(name, "(", toString(sub("^[.]{3} = $", "...", texts)), ")"),
+    methods = setdiff(own_methods(x), names(arguments))
+  )
+}
+
+class_lines <- function(x) {
+  facts <- class_facts(x)
+  c(
+    strwrap(facts$call, 78, initial = facts$title, exdent = 2),
+    titled_lines("methods", facts$methods)
+  )
+}
+
+class_text <- function(x) {
+  facts <- class_facts(x)
+  methods <- if (length(facts$methods) > 0) paste(", methods:", toString(facts$methods))
+  paste0(facts$title, facts$call, methods)
+}
+
+#' @export
+print.python.builtin.type <- function(x, ...) {
+  if (is_module_class(x)) print_lines(x, or_python_text(x, class_lines(x))) else NextMethod()
+}
+
+#' @exportS3Method utils::str python.builtin.type
+str.python.builtin.type <- function(object, ...) {
+  if (is_module_class(object)) {
+    cat("", or_python_text(object, class_text(object)), "\n")
+  } else {
+    NextMethod()
+  }
 }
 
 # Layers ------------------------------------------------------------------------------------------

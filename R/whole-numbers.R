@@ -24,7 +24,18 @@ accept_whole_numbers <- function(f) {
   }
   # The arguments may have any names, so the body does not refer to `run` by name.
   body <- as.call(list(run, quote(sys.call()), quote(parent.frame())))
-  rlang::new_function(formals(f), body, baseenv())
+  rlang::new_function(shown_arguments(f), body, baseenv())
+}
+
+# The arguments of a function, for completion and `args()`. A class of NNX is called through its
+# metaclass, which takes anything, so these are the arguments of its `__init__`. `...` accepts all
+# others, which are Python's to refuse.
+shown_arguments <- function(f) {
+  if (!inherits(f, "flax.nnx.pytreelib.PytreeMeta")) {
+    return(formals(f))
+  }
+  arguments <- formals(reticulate::py_get_attr(f, "__init__"))[-1]
+  c(arguments, if (!"..." %in% names(arguments)) list(... = rlang::missing_arg()))
 }
 
 # Functions and classes of Flax and JAX, and module classes of users.

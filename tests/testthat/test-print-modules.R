@@ -92,3 +92,65 @@ test_that("a module without fields prints as one", {
   }
   expect_identical(capture.output(str(TwoTowers())), " TwoTowers() ")
 })
+
+test_that("a class of modules from `%py_class%` or Python prints its fields and methods", {
+  skip_without_flax()
+  nn <- flax_linen()
+  nnx <- reticulate::import("flax.nnx")
+  builtins <- reticulate::import_builtins()
+  types <- list(units = builtins$int, rate = builtins$float, act = builtins$object)
+  Mlp(nn$Module) %py_class% {
+    `__annotations__` <- do.call(reticulate::dict, types)
+    rate <- 0.5
+    act <- nn$relu
+    `__call__` <- \(self, inputs) inputs
+    encode <- function(self, inputs) inputs
+  }
+  Net(nnx$Module) %py_class% {
+    `__init__` <- function(self, rngs, units = 4L, ...) NULL
+    `__call__` <- function(self, inputs) inputs
+  }
+  Empty(nnx$Module) %py_class% {
+    `__call__` <- function(self, inputs) inputs
+  }
+  expect_snapshot({
+    Mlp
+    str(Mlp)
+    Net
+    str(Net)
+    Empty
+    nn$Sequential
+  })
+  expect_match(
+    capture.output(str(nnx$Linear)),
+    "<NNX module class> Linear(in_features = integer, out_features = integer, use_bias = TRUE",
+    fixed = TRUE
+  )
+})
+
+test_that("completion knows the arguments of a class of NNX modules, which still accepts others", {
+  skip_without_flax()
+  nnx <- reticulate::import("flax.nnx")
+  Net(nnx$Module) %py_class% {
+    `__init__` <- function(self, rngs, units = 4L) NULL
+  }
+  expect_identical(names(formals(Net)), c("rngs", "units", "..."))
+  expect_identical(formals(Net)$units, 4L)
+  expect_identical(names(formals(nnx$Linear))[1:3], c("in_features", "out_features", "..."))
+  expect_error(Net(NULL, other = 1), "unexpected keyword argument 'other'")
+})
+
+test_that("other classes of Python print as reticulate prints them", {
+  skip_without_flax()
+  Plain(NULL) %py_class% {
+    `__init__` <- function(self, size = 1) NULL
+  }
+  others <- list(Plain, reticulate::import("flax.nnx")$Param, keras3::keras$layers$Dense)
+  by_reticulate <- function(generic, class) {
+    capture.output(utils::getS3method(generic, "python.builtin.object")(class))
+  }
+  for (class in others) {
+    expect_identical(capture.output(print(class)), by_reticulate("print", class))
+    expect_identical(capture.output(str(class)), by_reticulate("str", class))
+  }
+})
