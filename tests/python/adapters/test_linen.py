@@ -115,6 +115,47 @@ def test_sown_values_of_any_structure_are_not_state():
     assert_same(sown["metrics"]["total"], jnp.sum(outputs))
 
 
+@pytest.mark.parametrize("collection", ["intermediates", "metrics"])
+@pytest.mark.parametrize("sows_first", [True, False])
+def test_the_name_of_a_submodule_cannot_be_sown_in_a_build_either(collection, sows_first):
+    class SowsName(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            if sows_first:
+                self.sow(collection, "head", x)
+            y = nn.Dense(2, name="head")(x)
+            self.sow(collection, "head", y)
+            return y
+
+    layer = FlaxLayer(SowsName())
+    with pytest.raises(Exception, match=r'(scope name:|submodule) "head"'):
+        layer.build(X.shape)
+
+
+def test_one_name_is_sown_by_several_calls_modules_and_collections():
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("intermediates", "x", x)
+            self.sow("intermediates", "x", 2 * x)
+            self.sow("metrics", "x", 3 * x)
+            self.param("x", nn.initializers.ones, (1,))
+            return x
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            part = nn.remat(Part)(name="part")
+            return part(part(x))
+
+    adapter = adapt(Whole(), None)
+    adapter.init(KEY, X)
+    _, state, sown = applied(adapter, {"params": {"part": {"x": jnp.ones(1)}}})
+    assert state == {}
+    assert_same(sown["intermediates"]["part"]["x"], (X, 2 * X) * 2)
+    assert_same(sown["metrics"]["part"]["x"], (3 * X,) * 2)
+
+
 def test_values_that_only_training_sows_are_removed_from_given_variables():
     class SowsInTraining(nn.Module):
         def __call__(self, x, training):

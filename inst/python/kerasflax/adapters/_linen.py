@@ -501,6 +501,25 @@ def _boxes_on_any_mesh() -> Iterator[None]:
         yield
 
 
+def _reserve(scope: Scope | None, name: str, collection: str) -> None:
+    """Reserve a sown name as a call does in which the collection is mutable.
+
+    `intermediates` are not mutable in a build. Flax would therefore refuse the name of a submodule
+    only when the layer is first called.
+
+    Raises:
+        ValueError: A submodule has the name.
+    """
+    # Reservations are not documented. Flax 0.12.6 and 0.12.12 have the same code for them.
+    if (
+        scope is not None
+        and not scope.is_mutable_collection(collection)
+        and not scope.has_variable(collection, name)
+        and collection not in scope.reservations[name]
+    ):
+        scope.reserve(name, collection)
+
+
 @contextlib.contextmanager
 def _watch() -> Iterator[_Seen]:
     """Record the streams that modules use and what they sow, in this thread, within the block."""
@@ -524,6 +543,7 @@ def _watch() -> Iterator[_Seen]:
         **kwargs: Any,
     ) -> Any:
         seen.sown.add((col, *module.path, name))
+        _reserve(module.scope, name, col)
         return method(module, col, name, *args, **kwargs)
 
     def perturb(
