@@ -7,6 +7,7 @@ does not need PyTorch, and it does not run code from the file: it accepts only t
 """
 
 import collections
+import math
 import pickle
 import struct
 import sys
@@ -82,7 +83,9 @@ def read(path):
             for key in Unpickler(file).load():
                 (count,) = struct.unpack("<q", file.read(8))
                 memory[key] = file.read(count * sizes[key])
-    return {name: array_of(tensor, memory[tensor.storage.key]) for name, tensor in tensors.items()}
+    return {
+        name: array_of(name, tensor, memory[tensor.storage.key]) for name, tensor in tensors.items()
+    }
 
 
 def named(tree, above=""):
@@ -94,7 +97,7 @@ def named(tree, above=""):
             yield from named(value, f"{above}{name}.")
 
 
-def array_of(tensor, memory):
+def array_of(name, tensor, memory):
     """Copy a tensor from the memory of its storage."""
     dtype = tensor.storage.dtype
     flat = np.frombuffer(memory, dtype)
@@ -105,6 +108,13 @@ def array_of(tensor, memory):
     lowest = min(0, tensor.offset, *tensor.strides)
     if 0 not in tensor.shape and (lowest < 0 or last >= len(flat)):
         raise ValueError("a tensor goes beyond its memory")
+    # Strides of 0 repeat numbers, so a small file could fill the memory of the machine.
+    count = math.prod(tensor.shape)
+    if count > len(flat):
+        raise ValueError(
+            f"{name!r} would have {count} numbers, but the file holds {len(flat)} for it. "
+            "If this is intended, save a copy of it, `tensor.contiguous()`, with PyTorch"
+        )
     flat = flat[tensor.offset :]
     strides = [stride * dtype.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()

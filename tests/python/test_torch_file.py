@@ -1,6 +1,7 @@
 """`inst/examples/torch_file.py` reads what PyTorch 1.13.1 wrote, and refuses all but tensors."""
 
 import importlib.util
+import math
 import os
 import pickle
 import re
@@ -136,6 +137,20 @@ def test_other_names_are_refused_and_nothing_runs(function, zipped, tmp_path):
 def test_a_tensor_beyond_its_memory_is_refused(offset, shape, strides, zipped, tmp_path):
     path = write(tmp_path / "w.pth", zipped, pickle_of(offset, shape, strides), bytes(16))
     with pytest.raises(ValueError, match="beyond its memory"):
+        torch_file.read(path)
+
+
+# `tensor.expand()` repeats a number by a stride of 0: a small file of 10**12 numbers.
+@each_format
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((10**6, 10**6), (0, 0)), ((10**12,), (0,)), ((2**62, 4), (0, 0)), ((5,), (0,))],
+)
+def test_a_tensor_with_more_numbers_than_its_memory_is_refused(shape, strides, zipped, tmp_path):
+    path = write(tmp_path / "w.pth", zipped, pickle_of(0, shape, strides), bytes(16))
+    count = math.prod(shape)
+    message = f"'w' would have {count} numbers, but the file holds 4 for it"
+    with pytest.raises(ValueError, match=message):
         torch_file.read(path)
 
 
