@@ -66,9 +66,10 @@ lines$is_test <- lines$message %in% sample(messages, length(messages) / 3)
 
 words <- strsplit(lines$text, " ")
 vocabulary <- names(sort(table(unlist(words[!lines$is_test])), decreasing = TRUE))[1:3000]
+first_words <- t(vapply(words, `[`, character(12), 1:12))
 # 0 pads short lines, 1 masks a word, and 2 is a word that is not in the vocabulary.
-tokens <- t(vapply(words, \(x) match(x[1:12], vocabulary, 0L) + 2L, integer(12)))
-tokens[col(tokens) > lengths(words)] <- 0L
+tokens <- matrix(match(first_words, vocabulary, 0L) + 2L, ncol = 12)
+tokens[is.na(first_words)] <- 0L
 
 # The modules: BERT, and two models that contain it ----------------------------------------------
 
@@ -159,7 +160,8 @@ compiled <- function(model, rate) {
 
 # Pre-training: guess two masked words of each line ----------------------------------------------
 
-long <- which(!lines$is_test & rowSums(tokens > 2) >= 4)
+# All batches of 128 lines are full, because a batch of another size would be compiled again.
+long <- sample(which(!lines$is_test & rowSums(tokens > 2) >= 4), 12800)
 places <- t(apply(tokens[long, ] > 2, 1, \(is_known) sample(which(is_known), 2)))
 at <- cbind(rep(seq_along(long), 2), c(places))
 masked <- tokens[long, ]
@@ -168,10 +170,10 @@ masked[at] <- 1L
 
 inputs <- list(keras_input(12, dtype = "int32"), keras_input(2, dtype = "int32"))
 layer <- layer_flax_module_wrapper(module = masked_words(), name = "guess")
-pretrained <- compiled(keras_model(inputs, layer(inputs)), 0.004)
+pretrained <- compiled(keras_model(inputs, layer(inputs)), 0.006)
 history <- fit(
   pretrained, list(masked, places - 1L), answers,
-  batch_size = 128, epochs = 5, verbose = 0
+  batch_size = 128, epochs = 4, verbose = 0
 )
 cat(sprintf(
   "Masked words of %d lines: %.0f %% right, %.0f %% if it is always the most frequent word\n",
@@ -192,23 +194,30 @@ lines_of_each <- function(is_wanted, n) {
 }
 test <- lines_of_each(lines$is_test, 150)
 
-train_classifier <- function(labeled, is_pretrained, is_frozen) {
-  model <- classifier()
-  if (is_pretrained) {
-    flax_variables(model) <- suppressMessages(flax_read(file, like = model, path = "**/bert/**"))
-  }
-  if (is_frozen) flax_freeze(model, "**/bert/**")
-  model <- compiled(model, 0.01)
-  fit(model, tokens[labeled, ], lines$label[labeled], batch_size = 16, epochs = 30, verbose = 0)
-  model
+bert_weights <- suppressMessages(flax_read(file, like = classifier(), path = "**/bert/**"))
+# A model is compiled once for all draws, because that takes longer than to train it.
+models <- list(frozen = classifier(), trained = classifier())
+flax_freeze(models$frozen, "**/bert/**")
+models <- lapply(models, compiled, rate = 0.01)
+random_weights <- flax_variables(models$trained)
+
+train_classifier <- function(labeled, weights, bert) {
+  model <- models[[bert]]
+  # Start again: the weights, a new head among them, and what the optimizer stores.
+  flax_variables(model) <- random_weights
+  if (weights == "pre-trained") flax_variables(model) <- bert_weights
+  model$optimizer <- optimizer_adam(0.01)
+  fit(model, tokens[labeled, ], lines$label[labeled], batch_size = 10, epochs = 30, verbose = 0)
+  predict(model, tokens[test, ], batch_size = 500, verbose = 0)
 }
-accuracy_of <- function(logits) mean(max.col(logits) == lines$label[test] + 1)
+accuracy_of <- function(logits) mean(max.col(logits, "first") == lines$label[test] + 1)
 
 # The simple method: naive Bayes on the words.
+counts <- function(rows) t(apply(tokens[rows, ], 1, tabulate, nbins = 3002))
+test_counts <- counts(test)
 naive_bayes <- function(labeled) {
-  counts <- function(rows) t(apply(tokens[rows, ], 1, tabulate, nbins = 3002))
   words_of <- rowsum(counts(labeled), lines$label[labeled]) + 1
-  counts(test) %*% t(log(words_of / rowSums(words_of)))
+  test_counts %*% t(log(words_of / rowSums(words_of)))
 }
 
 # Three draws of the labeled lines, because five lines are a matter of luck.
@@ -219,11 +228,7 @@ variants <- data.frame(
 accuracy <- matrix(0, 5, 3)
 for (draw in 1:3) {
   labeled <- lines_of_each(!lines$is_test, 5)
-  models <- Map(
-    \(weights, bert) train_classifier(labeled, weights == "pre-trained", bert == "frozen"),
-    variants$weights, variants$bert
-  )
-  logits <- lapply(models, \(model) predict(model, tokens[test, ], verbose = 0))
+  logits <- Map(train_classifier, list(labeled), variants$weights, variants$bert)
   accuracy[, draw] <- vapply(c(logits, list(naive_bayes(labeled))), accuracy_of, 0)
 }
 
@@ -241,12 +246,12 @@ print(results, row.names = FALSE)
 # A frozen BERT is the one that was read, and training changes it.
 parameters <- \(model) flax_variables(model)[[1]]$params$bert
 stopifnot(
-  identical(parameters(models[[3]]), parameters(pretrained)),
-  !identical(parameters(models[[4]]), parameters(pretrained))
+  identical(parameters(models$frozen), parameters(pretrained)),
+  !identical(parameters(models$trained), parameters(pretrained))
 )
 model_file <- file.path(tempdir(), "language.keras")
-save_model(models[[3]], model_file)
-again <- predict(load_model(model_file), tokens[test, ], verbose = 0)
+save_model(models$frozen, model_file)
+again <- predict(load_model(model_file), tokens[test, ], batch_size = 500, verbose = 0)
 stopifnot(identical(again, logits[[3]]))
 
 cat(sprintf(
