@@ -87,6 +87,35 @@ def bytes_here(tree):
     return total
 
 
+def as_pytorch(path, array):
+    """A weight as PyTorch stores it: a kernel has the axes (out, in)."""
+    return array.T if "kernel" in jax.tree_util.keystr(path) else array
+
+
+def split(size):
+    """A square array of which each device holds some rows."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ["all"])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    shape = (size, size)
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: np.zeros(shape, np.float32)[index]
+    )
+
+
+def are_equal_here(tree, expected):
+    """Whether each part of each array that this process holds has the values of NumPy's array."""
+    equal = []
+    for leaf, whole in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        parts = [(..., leaf)]
+        if isinstance(leaf, jax.Array):
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            leaf = jax.random.key_data(leaf) if is_key else leaf
+            parts = [(part.index, part.data) for part in leaf.addressable_shards]
+        assert parts
+        equal += [np.array_equal(np.asarray(whole)[i], np.asarray(data)) for i, data in parts]
+    return all(equal)
+
+
 def results(kind, mesh, folder):
     folder.mkdir(exist_ok=True)
     kerasflax.distribute(MESHES[mesh], auto=mesh == "model")
@@ -108,6 +137,7 @@ def results(kind, mesh, folder):
         "save": message_of(kerasflax.save_model, model, folder / "model.keras"),
         "read": {},
         "bytes": {},
+        "turned": {},
     }
     for name in FORMATS:
         model.layers[0].flax_variables = jax.tree.map(np.zeros_like, values[model.layers[0].name])
@@ -115,6 +145,23 @@ def results(kind, mesh, folder):
         found["bytes"][name] = bytes_here(tree)
         _models.set_variables(model, tree)
         found["read"][name] = model.evaluate(inputs, targets, **options)
+    turned = jax.tree_util.tree_map_with_path(as_pytorch, values)
+    for name in FORMATS:
+        kerasflax.write_variables(turned, folder / f"turned-{name}")
+        model.layers[0].flax_variables = jax.tree.map(np.zeros_like, values[model.layers[0].name])
+        tree = kerasflax.read_variables(
+            folder / f"turned-{name}", like=model, transpose={"**/kernel": (1, 0)}
+        )
+        read = are_equal_here(tree, values)
+        _models.set_variables(model, tree)
+        found["turned"][name] = [read, are_equal_here(_models.own_variables(model), values)]
+        # The shape of a square array does not tell that its axes are in another order.
+        square = {"kernel": np.arange(64.0**2, dtype=np.float32).reshape(64, 64)}
+        kerasflax.write_variables({"kernel": square["kernel"].T}, folder / f"square-{name}")
+        tree = kerasflax.read_variables(
+            folder / f"square-{name}", like={"kernel": split(64)}, transpose={"kernel": (1, 0)}
+        )
+        found["turned"][name].append(are_equal_here(tree, square))
     # Copies are the user's: the next step must not delete them.
     copies = model.layers[0].flax_variables
     model.fit(inputs, targets, **options)

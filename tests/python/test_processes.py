@@ -112,6 +112,14 @@ def test_each_process_holds_and_reads_its_part_of_a_split_weight(kind, seen):
 
 
 @pytest.mark.parametrize("run", RUNS)
+def test_transposed_values_are_right_in_the_part_of_each_process(run, seen):
+    _, one, two = seen
+    for found in (one, *two):
+        # The model's values as read, and as set; and a square array.
+        assert found[run]["turned"] == {name: [True] * 3 for name in processes.FORMATS}
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_copies_of_variables_survive_the_next_step(run, seen):
     assert all(found[run]["copied"] for found in seen[2])
 
