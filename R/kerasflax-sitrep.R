@@ -255,7 +255,7 @@ python_findings <- function(x) {
             "\")` before Python is used."
           )
         } else {
-          paste("Install a newer Python.", own_environment("With it"))
+          paste("Install a newer Python.", own_environment("With it,"))
         }
       )))
     }
@@ -287,27 +287,32 @@ package_findings <- function(x) {
   if (!is.null(x$python$error)) {
     return(list())
   }
-  findings <- lapply(names(python_floors), \(name) {
-    floor <- python_floors[[name]]
+  problem_of <- function(name) {
     version <- x$packages[[name]]
-    is_old <- isTRUE(numeric_version(version_numbers(version), strict = FALSE) < floor)
-    if (is.na(version) || is_old) {
-      new_finding(
-        if (is.na(version)) {
-          paste0("The Python package ", name, " is not installed.")
-        } else {
-          paste0("The Python package ", name, " ", version, " is too old: ", floor, " is needed.")
-        },
-        how_to_install(paste0(name, ">=", floor), x)
-      )
+    floor <- python_floors[[name]]
+    if (is.na(version)) {
+      paste0("The Python package ", name, " is not installed.")
+    } else if (isTRUE(numeric_version(version_numbers(version), strict = FALSE) < floor)) {
+      paste0("The Python package ", name, " ", version, " is too old: ", floor, " is needed.")
     }
-  })
-  findings <- do.call(rbind, findings)
-  if (!is.null(findings) && !x$python$is_ephemeral && !x$python$is_environment) {
-    # One environment gets all packages.
-    findings <- new_finding(paste(findings$problem, collapse = " "), findings$advice[[1]])
   }
-  list(findings)
+  problems <- unlist(lapply(rlang::set_names(names(python_floors)), problem_of))
+  if (length(problems) > 0 && !x$python$is_ephemeral && !x$python$is_environment) {
+    # One environment gets all packages.
+    missing <- names(problems)[is.na(x$packages[names(problems)])]
+    if (length(missing) > 1) {
+      what <- paste("The Python packages", toString(missing), "are not installed.")
+      problems <- c(what, problems[setdiff(names(problems), missing)])
+    }
+    return(list(new_finding(paste(problems, collapse = " "), how_to_install("", x))))
+  }
+  Map(
+    \(problem, name) {
+      new_finding(problem, how_to_install(paste0(name, ">=", python_floors[[name]]), x))
+    },
+    unname(problems),
+    names(problems)
+  )
 }
 
 # The same commands are in the README and in the article on problems.
@@ -336,7 +341,7 @@ version_numbers <- function(version) sub("^([0-9]+(\\.[0-9]+)*).*", "\\1", versi
 
 how_to_install <- function(requirement, x) {
   if (!x$python$is_ephemeral && !x$python$is_environment) {
-    return(own_environment("Into a Python of the system, R installs nothing. Instead,"))
+    return(own_environment("R does not install packages into the system's Python. Instead,"))
   }
   if (x$python$is_ephemeral) {
     paste0(
@@ -373,7 +378,9 @@ core_finding <- function(x) {
   installs <- !is.null(x$python$is_ephemeral) && !x$python$is_ephemeral
   new_finding(
     paste("Python cannot import kerasflax's code:", x$core),
-    if (installs) {
+    if (installs && !x$python$is_environment) {
+      how_to_install("", x)
+    } else if (installs) {
       paste(
         "Type `reticulate::py_install(c(\"flax\", \"jax\", \"keras\"), pip_options =",
         "\"--upgrade\")`, and restart R."

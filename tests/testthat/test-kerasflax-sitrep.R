@@ -123,7 +123,8 @@ test_that("a Python of the system without Flax is one problem, and the environme
   ))
   expect_false(report$python$is_environment)
   expect_identical(nrow(report$findings), 1L)
-  expect_match(report$findings$problem, "flax is not installed. .*keras is not installed")
+  missing <- "The Python packages flax, jax, keras are not installed."
+  expect_identical(report$findings$problem, missing)
   expect_identical(commands_in(report$findings$advice)[[1]], "python3 -m venv ~/flax")
 
   # The commands, in a home directory of their own. Packages are not downloaded, but found.
