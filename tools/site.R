@@ -44,6 +44,10 @@ for (file in c("README.md", "CONTRIBUTING.md", "SECURITY.md", "core.md", "design
   write(lines, file)
 }
 
+for (file in Sys.glob("vignettes/*.Rmd")) {
+  write(gsub("\\]\\(([[:alnum:]-]+)[.]Rmd", "](\\1.html", read(file)), file)
+}
+
 # ---- pkgdown, which also runs the examples of the help pages
 
 # Do not ask whether the package is on CRAN.
