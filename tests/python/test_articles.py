@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,43 @@ def test_articles_show_each_picture_that_is_there_and_no_other():
         text = article.read_text(encoding="utf-8")
         shown |= set(re.findall(r"figures/[\w.-]+\.png", text))
     assert shown == {f"figures/{file.name}" for file in (folder / "figures").glob("*")}
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("vignettes/*.Rmd")]
+PAGES += [ROOT / "inst" / "python" / "kerasflax" / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_link_to_a_file_leads_to_one_in_a_clone(page):
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
+    files = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:", link)]
+    assert [file for file in files if file and not (page.parent / file).exists()] == []
+
+
+@pytest.mark.skipif(shutil.which("pandoc") is None, reason="needs Pandoc")
+def test_in_html_articles_link_to_each_others_pages():
+    folder = ROOT / "vignettes"
+    linked = [
+        file for file in folder.glob("*.Rmd") if re.search(r"\]\([\w-]+\.Rmd", file.read_text())
+    ]
+    assert linked
+    for article in linked:
+        text = article.read_text(encoding="utf-8")
+        option = re.search(r"^    pandoc_args: (.*)$", text.partition("\n---\n")[0], re.MULTILINE)
+        assert option, f"{article.name} has no filter"
+        html = subprocess.run(
+            ["pandoc", "--from=markdown", option[1], article.name],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        targets = re.findall(r'href="([\w-]+)\.(Rmd|html)', html)
+        assert {suffix for _, suffix in targets} == {"html"}
+        assert all((folder / f"{name}.Rmd").exists() for name, _ in targets)
 
 
 def test_each_rendered_article_has_a_source():
