@@ -52,8 +52,11 @@ def most_on_a_device() -> int:
         # Another thread may have deleted the array meanwhile. To ask for its parts would create
         # further arrays.
         with contextlib.suppress(RuntimeError):
-            part = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            found.update(dict.fromkeys(array.sharding.addressable_devices, part))
+            sharding = array.sharding
+            part = math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for device in sharding.addressable_devices:
+                if sharding.memory_kind == device.default_memory().kind:
+                    found[device] += part
     return max(found.values(), default=0)
 
 

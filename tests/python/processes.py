@@ -6,6 +6,7 @@ Each process has a part of eight devices, takes its part of the data, and writes
 FOLDER/ID.json.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from support import most_on_a_device
 
 import kerasflax
 from kerasflax import _models
@@ -138,11 +140,15 @@ def results(kind, mesh, folder):
         "read": {},
         "bytes": {},
         "turned": {},
+        "more_on_a_device": {},
     }
     for name in FORMATS:
         model.layers[0].flax_variables = jax.tree.map(np.zeros_like, values[model.layers[0].name])
+        gc.collect()
+        held = most_on_a_device()
         tree = kerasflax.read_variables(folder / name, like=model)
         found["bytes"][name] = bytes_here(tree)
+        found["more_on_a_device"][name] = most_on_a_device() - held
         _models.set_variables(model, tree)
         found["read"][name] = model.evaluate(inputs, targets, **options)
     turned = jax.tree_util.tree_map_with_path(as_pytorch, values)

@@ -1,6 +1,7 @@
 """Set-up that tests in several rooms share."""
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -54,6 +55,18 @@ def cpu_devices(count):
     """The environment variables that give a new process this number of CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+
+
+def most_on_a_device():
+    """The bytes of the arrays in the memory of this process's device that holds most."""
+    held = dict.fromkeys(jax.local_devices(), 0)
+    for array in jax.live_arrays():
+        sharding = array.sharding
+        part = math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for device in sharding.addressable_devices:
+            if sharding.memory_kind == device.default_memory().kind:
+                held[device] += part
+    return max(held.values())
 
 
 def free_port():

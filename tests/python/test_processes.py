@@ -120,6 +120,13 @@ def test_transposed_values_are_right_in_the_part_of_each_process(run, seen):
 
 
 @pytest.mark.parametrize("run", RUNS)
+def test_what_is_read_waits_in_the_hosts_memory(run, seen):
+    part = 4 * 64 * 128 // 8
+    for found in seen[2]:
+        assert max(found[run]["more_on_a_device"].values()) < part
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_copies_of_variables_survive_the_next_step(run, seen):
     assert all(found[run]["copied"] for found in seen[2])
 

@@ -112,8 +112,8 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
         for layer in sorted((layer for layer, _ in fitted), key=id):
             stack.enter_context(layer.by_path.alone())
         known = [(layer.variables_by_path, arrays) for layer, arrays in fitted]
-        _variables.assign(
-            (variables[path], array)
+        _variables.replace(
+            (path, variables[path], array)
             for variables, arrays in known
             for path, array in arrays.items()
         )
@@ -121,7 +121,7 @@ def set_variables(target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]) 
 
 def fitted_variables(
     target: FlaxLayer | keras.Model, value: Mapping[str, PyTree]
-) -> list[tuple[FlaxLayer, dict[str, jax.Array]]]:
+) -> list[tuple[FlaxLayer, dict[str, Any]]]:
     """The arrays by path that a nested dict would set in each layer. Nothing is set.
 
     Raises:

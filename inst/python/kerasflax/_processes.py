@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 
 from . import _host
 from ._errors import UnsupportedError
 
 _Result = TypeVar("_Result")
 
+# JAX's name for memory of the host from which a device can copy directly.
+_HOST = "pinned_host"
 # Bytes of the rows that are in memory at once.
 _BLOCK = 2**25
 
@@ -74,6 +77,12 @@ def put(array: Any, sharding: Any) -> jax.Array:
     )
 
 
+def on_host(sharding: Any) -> Any:
+    """The same parts of an array in the host's memory, if the devices' platform offers that."""
+    kinds = {memory.kind for memory in next(iter(sharding.device_set)).addressable_memories()}
+    return sharding.with_memory_kind(_HOST) if _HOST in kinds else sharding
+
+
 def from_rows(
     shape: tuple[int, ...],
     dtype: Any,
@@ -104,7 +113,11 @@ def from_rows(
         fill(block)
         for index, part in parts.values():
             _take_rows(part, block, start, index)
-    arrays = [jax.device_put(parts[_ends(index)][1], device) for device, index in places.items()]
+    kind = sharding.memory_kind
+    arrays = [
+        jax.device_put(parts[_ends(index)][1], SingleDeviceSharding(device, memory_kind=kind))
+        for device, index in places.items()
+    ]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 

@@ -219,25 +219,15 @@ def test_initial_values_are_computed_in_the_sharding_of_a_distribution():
 
 def test_a_device_holds_no_more_than_its_share_of_many_small_weights():
     run_with_two_devices("""
-        import jax, keras
+        import keras
         from flax import linen as nn
+        from support import most_on_a_device
         import kerasflax
         from kerasflax import _host
 
         number, size = 64, 4 * 128 * 128
         peaks = []
-
-        def note_bytes(done, total):
-            held = dict.fromkeys(jax.devices(), 0)
-            for array in jax.live_arrays():
-                part = array.dtype.itemsize
-                for length in array.sharding.shard_shape(array.shape):
-                    part *= length
-                for device in array.sharding.device_set:
-                    held[device] += part
-            peaks.append(max(held.values()))
-
-        _host.register(built=note_bytes)
+        _host.register(built=lambda done, total: peaks.append(most_on_a_device()))
         kerasflax.distribute({"batch": 1, "model": 2}, auto=True)
         module = nn.Sequential([nn.Dense(128, use_bias=False) for _ in range(number)])
         kerasflax.FlaxLayer(module, seed=1)(keras.Input((128,)))

@@ -98,10 +98,10 @@ class VariablesByPath:
         values = self.values()
         return self._held.template.merge({path: change(value) for path, value in values.items()})
 
-    def fitted(
-        self, given: Mapping[str, PyTree], *, what: str = "The value"
-    ) -> dict[str, jax.Array]:
+    def fitted(self, given: Mapping[str, PyTree], *, what: str = "The value") -> dict[str, Any]:
         """The arrays by path that `assign` takes, from a nested dict. Nothing is assigned.
+
+        They are still the given arrays, unless they had to be cast.
 
         Args:
             given: The nested dict, with all variables or some.
@@ -113,12 +113,10 @@ class VariablesByPath:
             VariablesError: Something does not fit; the error lists every place by path.
         """
         self.check_values()
-        variables = self._layer.variables_by_path
         return _variables.fitted(
-            variables,
+            self._layer.variables_by_path,
             self.stored(given),
             fixed_shape=lambda path: True,
-            place=lambda path, _: variables[path].value.sharding,
             partial=True,
             what=what,
         )
@@ -130,11 +128,15 @@ class VariablesByPath:
             return given
         return self._adapter.state(_variables.plain(given))
 
-    def assign(self, arrays: Mapping[str, jax.Array]) -> None:
-        """Set variables to arrays by path, as `fitted` returns them: all or, on an error, none."""
+    def assign(self, arrays: Mapping[str, Any]) -> None:
+        """Set variables to copies of arrays by path, as `fitted` returns them: all, or none.
+
+        Raises:
+            VariablesError: An array cannot be moved to where its variable is.
+        """
         variables = self._layer.variables_by_path
         with self.alone():
-            _variables.assign((variables[path], array) for path, array in arrays.items())
+            _variables.replace((path, variables[path], array) for path, array in arrays.items())
 
     # Training
 

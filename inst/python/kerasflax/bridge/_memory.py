@@ -7,6 +7,7 @@ variable's memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,3 +67,24 @@ def placed(value: Any, sharding: Any = None) -> jax.Array:
             if value.sharding.is_equivalent_to(target, value.ndim)
             else _processes.put(value, target)
         )
+
+
+def kept_on_host(value: Any) -> Callable[[], Any]:
+    """Keep what this process has of a variable's array in the host's memory.
+
+    Args:
+        value: The array. A tracer, which has no memory, or None is kept as it is, and so is the
+            array of a single CPU, whose memory is the host's.
+
+    Returns:
+        A function that returns the array, made again where it was.
+    """
+    if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+        return lambda: value
+    shape, sharding = value.shape, value.sharding
+    if [device.platform for device in value.devices()] == ["cpu"]:
+        return lambda: value
+    # Several devices may hold the same part.
+    parts = {str(shard.index): shard for shard in value.addressable_shards}
+    copies = {index: np.array(shard.data) for index, shard in parts.items()}
+    return lambda: jax.make_array_from_callback(shape, sharding, lambda index: copies[str(index)])

@@ -26,7 +26,7 @@ from .. import _host, _keras
 from .._errors import StateError, VariablesError
 from .._messages import shape_text, spec_text, value_text
 from .._paths import SEPARATOR, OtherLevel
-from ._memory import copied, placed
+from ._memory import copied, kept_on_host, placed
 
 PyTree = Any
 # From a path and a shape to the sharding of the Keras variable, None for Keras's own device.
@@ -273,23 +273,24 @@ def fitted(
     given: PyTree,
     *,
     fixed_shape: Callable[[str], bool],
-    place: Place,
+    place: Place | None = None,
     partial: bool = False,
     surplus: bool = False,
     what: str = _GIVEN,
 ) -> dict[str, jax.Array]:
     """Check given variables against the expected ones, and make arrays of them.
 
-    The values are copied (see `kerasflax.bridge._memory`) to where their variables will be. A value
-    is cast to the expected dtype if its own dtype is of another kind (integers for floats, or whole
-    floats for integers) or was not chosen (doubles, Python's numbers, R's integers), provided that
-    the expected dtype holds every value. A scalar fits any variable of one element.
+    With `place`, the values are copied (see `kerasflax.bridge._memory`) to where their variables
+    will be. A value is cast to the expected dtype if its own dtype is of another kind (integers for
+    floats, or whole floats for integers) or was not chosen (doubles, Python's numbers, R's
+    integers), provided that the expected dtype holds every value. A scalar fits any variable of one
+    element.
 
     Args:
         expected: Something with `shape` and `dtype` for each path.
         given: A nested mapping of arrays, as `module.init()` returns it.
         fixed_shape: Whether a path must have the expected shape.
-        place: The sharding that an array gets.
+        place: The sharding that an array gets; None to move nothing.
         partial: Whether variables may be missing.
         surplus: Whether there may be variables that nothing expects. They are dropped.
         what: What messages call the given variables.
@@ -411,8 +412,8 @@ def fit_by_path(
             array, is_ours, problem = _fitted_leaf(expected[path], value, fixed_shape(path))
         else:
             problem = is_unexpected(path, value)
-        if not problem:
-            array, problem = _moved(path, array, is_ours, place)
+        if place and not problem:
+            array, problem = _moved(array, place(path, tuple(array.shape)), is_ours)
         if problem:
             problems[path] = problem
         else:
@@ -560,11 +561,8 @@ def _fitted_leaf(expected: Any, value: Any, fixed_shape: bool) -> tuple[Any, boo
     return (array.reshape(wanted) if fills else array), is_ours, None
 
 
-def _moved(path: str, array: Any, is_ours: bool, place: Place | None) -> tuple[Any, str | None]:
+def _moved(array: Any, sharding: Any, is_ours: bool = False) -> tuple[Any, str | None]:
     """The array in memory of its own at its variable's place, or why it cannot be moved there."""
-    if place is None:
-        return array, None
-    sharding = place(path, tuple(array.shape))
     try:
         return placed(array if is_ours else copied(array), sharding), None
     except (ValueError, RuntimeError) as error:
@@ -676,6 +674,35 @@ def assign(values: Iterable[tuple[keras.Variable, Any]]) -> None:
             variable.assign(value)
     except BaseException:
         _keras.put_back(variables, before)
+        raise
+
+
+def replace(values: Iterable[tuple[str, keras.Variable, Any]]) -> None:
+    """Set variables to copies of given arrays that fit them: all or, if one cannot be set, none.
+
+    A device holds one old value and its new one at a time: the old ones wait in the host's memory,
+    and `values` is taken item by item.
+
+    Args:
+        values: The path, for messages, the variable, and the array.
+
+    Raises:
+        VariablesError: An array cannot be moved to where its variable is.
+    """
+    undo: list[tuple[keras.Variable, Callable[[], Any]]] = []
+    try:
+        for path, variable, array in values:
+            [before] = _keras.values_now([variable])
+            undo.append((variable, kept_on_host(before)))
+            value, problem = _moved(array, variable.value.sharding)
+            if problem:
+                raise VariablesError("A value cannot be set.", problems={path: problem})
+            variable.assign(value)
+            # JAX moves arrays in the background, where an error would come too late.
+            jax.block_until_ready(variable.value)  # type: ignore[no-untyped-call]
+    except BaseException:
+        for variable, before in undo:
+            _keras.put_back([variable], [before()])
         raise
 
 

@@ -99,7 +99,8 @@ def read_variables(
         file, and renamed ones, are split at "/". For typed random keys a file holds their data.
 
         If `like` has weights that are split over several processes, each process reads its parts of
-        these from safetensors and Orbax, as JAX arrays, but transposed ones as a whole.
+        these from safetensors and Orbax, but transposed ones as a whole. They are JAX arrays in the
+        host's memory: `jax.device_put` moves them to the devices.
 
     Raises:
         ArgumentError: An argument is invalid, a pattern matches no path, `skip` excludes all that
@@ -362,10 +363,10 @@ def _axes_differ(arrays: Mapping[str, tuple[str, Any]], needed: Mapping[str, Any
 
 
 def _place(spec: jax.ShapeDtypeStruct, variable: Any) -> Any:
-    """The sharding of a variable that is split over processes, if an array fits it as it is."""
-    is_split = isinstance(variable, jax.Array) and not _processes.is_local(variable)
+    """Where to read the parts of a variable that is split, if an array fits it as it is."""
+    is_split = isinstance(variable, jax.Array) and not _processes.is_here(variable)
     fits = is_split and (variable.shape, variable.dtype) == (spec.shape, spec.dtype)
-    return variable.sharding if fits else None
+    return _processes.on_host(variable.sharding) if fits else None
 
 
 def _named(tree: PyTree, path: Path) -> dict[str, Any]:

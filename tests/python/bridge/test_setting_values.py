@@ -1,0 +1,82 @@
+"""Setting the variables of a built layer: what a device holds, and what is left of a failure."""
+
+import textwrap
+
+from support import cpu_devices, run_code
+
+LAYER = """
+    import jax, keras, numpy as np, pytest
+    from flax import linen as nn
+    from support import most_on_a_device
+    import kerasflax
+
+    NUMBER = 64
+    kerasflax.distribute({"batch": 1, "model": 2}, auto=True)
+    layer = kerasflax.FlaxLayer(
+        nn.Sequential([nn.Dense(128, use_bias=False) for _ in range(NUMBER)]), seed=1
+    )
+    layer(keras.Input((128,)))
+    variables = list(layer.variables_by_path.values())
+    SHARE = NUMBER * 4 * 128 * 128 / 2
+    assign = keras.Variable.assign
+"""
+
+
+def run_on_two_devices(code):
+    run_code(textwrap.dedent(LAYER) + textwrap.dedent(code), **cpu_devices(2))
+
+
+def test_a_device_holds_its_share_once_while_a_file_is_read_into_a_layer(tmp_path):
+    run_on_two_devices(f"""
+        peaks = []
+
+        def noting_assign(variable, value):
+            peaks.append(most_on_a_device())
+            return assign(variable, value)
+
+        for name in ("w.msgpack", "w.safetensors", "w"):
+            file = {str(tmp_path)!r} + "/" + name
+            kerasflax.write_variables(layer, file)
+            expected = [np.array(variable.value) for variable in variables]
+            layer.flax_variables = jax.tree.map(np.zeros_like, kerasflax.read_variables(file))
+            peaks.clear()
+            keras.Variable.assign = noting_assign
+            layer.flax_variables = kerasflax.read_variables(file, like=layer)
+            keras.Variable.assign = assign
+            assert len(peaks) == NUMBER
+            assert max(peaks) < 1.05 * SHARE, (name, max(peaks) / SHARE)
+            for variable, value in zip(variables, expected, strict=True):
+                np.testing.assert_array_equal(variable.value, value)
+    """)
+
+
+def test_a_failure_puts_each_value_back_where_it_was():
+    run_on_two_devices("""
+        before = [(np.array(each.value), each.value.sharding) for each in variables]
+
+        def failing_assign(variable, value):
+            if variable is variables[-1]:
+                raise RuntimeError("no memory is left")
+            return assign(variable, value)
+
+        zeros = jax.tree.map(np.zeros_like, layer.flax_variables)
+        keras.Variable.assign = failing_assign
+        with pytest.raises(RuntimeError, match="no memory is left"):
+            layer.flax_variables = zeros
+        for variable, (value, sharding) in zip(variables, before, strict=True):
+            np.testing.assert_array_equal(variable.value, value)
+            assert variable.value.sharding == sharding
+            assert value.any()
+    """)
+
+
+def test_values_can_be_exchanged_between_variables():
+    run_on_two_devices("""
+        kernel = lambda i: layer.variables_by_path[f"params/layers_{i}/kernel"].value
+        first, second = np.array(kernel(0)), np.array(kernel(1))
+        layer.flax_variables = {
+            "params": {"layers_0": {"kernel": kernel(1)}, "layers_1": {"kernel": kernel(0)}}
+        }
+        np.testing.assert_array_equal(kernel(0), second)
+        np.testing.assert_array_equal(kernel(1), first)
+    """)
