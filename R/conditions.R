@@ -89,7 +89,7 @@ cause_of <- function(exception) {
 # The R condition that the exception carries, with advice added to its message.
 as_r_condition <- function(exception) {
   condition <- r_condition_of(exception)
-  condition$message <- paste(c(condition$message, advice_on_tensors(condition)), collapse = "\n")
+  condition$message <- paste(c(condition$message, advice_on_condition(condition)), collapse = "\n")
   condition
 }
 
@@ -105,13 +105,33 @@ r_condition_of <- function(exception) {
 # The advice that the core adds to the text of a Python exception.
 r_advice <- function(exception) {
   if (reticulate::py_has_attr(exception, "r_class")) {
-    advice_on_tensors(r_condition_of(exception))
+    advice_on_condition(r_condition_of(exception))
   } else {
     advice_on_exceptions(exception)
   }
 }
 
-# R's error messages about tensors do not help. NULL for other errors.
+# R's error messages do not help with these mistakes. NULL for other errors.
+advice_on_condition <- function(condition) {
+  advice_on_names(condition) %||% advice_on_tensors(condition)
+}
+
+# A method has its arguments, and finds the module's fields in `self`.
+advice_on_names <- function(condition) {
+  # R's message in the language of the session.
+  parts <- strsplit(gettext("object '%s' not found", domain = "R"), "%s", fixed = TRUE)[[1]]
+  text <- condition$message
+  if (!startsWith(text, parts[[1]]) || !endsWith(text, parts[[2]])) {
+    return(NULL)
+  }
+  name <- substr(text, nchar(parts[[1]]) + 1, nchar(text) - nchar(parts[[2]]))
+  if (name == "training") {
+    "A method gets `training` if it has an argument of this name."
+  } else {
+    sprintf("If `%s` is a field or part of the module, write `self$%s`.", name, name)
+  }
+}
+
 advice_on_tensors <- function(condition) {
   if (!inherits(condition, "simpleError") || !rlang::is_call(condition$call)) {
     return(NULL)
@@ -158,6 +178,9 @@ advice_on_exceptions <- function(exception) {
       "A vector is combined with the last axis. To combine one value with each row, keep the axis:",
       "`op_sum(x, axis = -1, keepdims = TRUE)`."
     )
+  } else if (grepl("^object of type '(int|float)' has no len", message)) {
+    # Flax asks for the length of a shape.
+    "An argument may need one number for each axis: `c(2, 2)` instead of `2`."
   } else if (grepl("^Input type must be an integer", message)) {
     # By default, inputs are float32.
     "Declare an input of integers, such as tokens: `keras_input(shape, dtype = \"int32\")`."

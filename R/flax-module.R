@@ -479,8 +479,8 @@ check_module_parts <- function(parts, reserved, call = caller_env()) {
   problem <- if (length(unnamed) > 0) {
     c(
       "Fields and methods must have names.",
-      x = "{cli::qty(unnamed)}Argument{?s} {unnamed} of {.arg ...} {?has/have} no name.",
-      i = "Pass, for example, {.code units = 64L}."
+      x = "{cli::qty(length(unnamed))}Argument{?s} {unnamed} of {.arg ...} {?has/have} no name.",
+      i = "Pass, for example, {.code units = 64L}, or {.code call = function(self, inputs) ...}."
     )
   } else if (!all(is_valid)) {
     c(

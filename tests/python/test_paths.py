@@ -36,14 +36,30 @@ def test_a_pattern_selects_paths_in_their_order(pattern, positions):
     assert matched(pattern, PATHS) == [PATHS[i] for i in positions]
 
 
-@pytest.mark.parametrize(
-    "pattern", ["params/Dense_0", "params/dense_0/kernel", "", "*", "params.Dense_0.kernel"]
-)
+@pytest.mark.parametrize("pattern", ["params/dense_0/kernel", "", "params.Dense_0.kernel"])
 def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_paths(pattern):
     with pytest.raises(ArgumentError) as error:
         matched(pattern, PATHS[:4])
     assert f"No trainable weight has a path that matches {pattern!r}.\n" in str(error.value)
     assert "the nearest of 4 are params/" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wider"),
+    [
+        ("params/Dense_0", "params/Dense_0/**"),
+        ("**/Dense_*", "**/Dense_*/**"),
+        ("*", "*/**"),
+        ("kernel", "**/kernel"),
+        ("Dense_0/*", "**/Dense_0/*"),
+        ("encoder", "**/encoder/**"),
+    ],
+)
+def test_a_pattern_that_lacks_names_is_an_error_with_one_that_has_them(pattern, wider):
+    assert matched(wider, PATHS)
+    with pytest.raises(ArgumentError) as error:
+        matched(pattern, PATHS)
+    assert f"the nearest of {len(PATHS)} are {wider}, " in str(error.value)
 
 
 def test_many_wildcards_take_no_more_time_than_few():

@@ -166,3 +166,30 @@ test_that("R has a word for every entry of Python's table of words", {
   words <- reticulate::import("kerasflax._host")$WORDS
   expect_setequal(names(kerasflax:::core_words), reticulate::iterate(words$keys()))
 })
+
+test_that("a name that a method does not know comes with advice", {
+  skip_without_flax()
+  nn <- flax_linen()
+  without_training <- flax_module("WithoutTraining",
+    call = function(self, inputs) (nn$Dropout(0.5))(inputs, deterministic = !training)
+  )
+  without_self <- flax_module("WithoutSelf",
+    width = 2L,
+    call = function(self, inputs) (nn$Dense(width))(inputs)
+  )
+  input <- keras_input(3)
+  expect_snapshot(error = TRUE, {
+    layer_flax_module_wrapper(input, without_training())
+    layer_flax_module_wrapper(input, without_self())
+  })
+})
+
+test_that("one number in place of one for each axis comes with advice", {
+  skip_without_flax()
+  nn <- flax_linen()
+  pool <- flax_module("Pool", call = function(self, inputs) nn$max_pool(inputs, 2))
+  expect_error(
+    layer_flax_module_wrapper(keras_input(c(4, 4, 1)), pool()),
+    "has no len.*`c\\(2, 2\\)` instead of `2`"
+  )
+})

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -110,8 +111,7 @@ def matched(pattern: str, paths: Sequence[str], what: str = "trainable weight") 
     """
     found = list(filter(matcher(pattern), paths))
     if not found:
-        below = f"{pattern}{SEPARATOR}"
-        near = [f"{below:.{_SHOWN}}**"] if any(path.startswith(below) for path in paths) else []
+        near = list(itertools.islice(_wider(pattern, paths[:_NEAR]), 1))
         near += difflib.get_close_matches(pattern[:_SHOWN], paths[:_NEAR], cutoff=0)
         problem = f"No {what} has a path that matches {pattern[:_SHOWN]!r}"
         if not near:
@@ -121,6 +121,14 @@ def matched(pattern: str, paths: Sequence[str], what: str = "trainable weight") 
             advice=f"Correct the pattern: the nearest of {len(paths)} are {', '.join(near)}.",
         )
     return found
+
+
+def _wider(pattern: str, paths: Sequence[str]) -> Iterator[str]:
+    """Find patterns that have more names at one end or both, and match a path."""
+    if len(pattern) <= _SHOWN:
+        for wider in (f"{pattern}/**", f"**/{pattern}", f"**/{pattern}/**"):
+            if any(map(matcher(wider), paths)):
+                yield wider
 
 
 class Selection:

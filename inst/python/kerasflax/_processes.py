@@ -66,15 +66,32 @@ def check_are_here(arrays: Mapping[str, Any]) -> None:
 def put(array: Any, sharding: Any) -> jax.Array:
     """Do `jax.device_put`, also if the array is in this process and the sharding in several.
 
-    Every process must have the whole array, of which it copies its own part. `jax.device_put` would
-    send the array around, to check that it is the same everywhere.
+    Every process must have the whole array, of which it copies its own part, or that part alone.
+    `jax.device_put` would send the array around, to check that it is the same everywhere.
     """
-    if sharding is None or sharding.is_fully_addressable or not is_local(array):
+    if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
+    if not is_local(array):
+        return _with_kind(array, sharding)
     values = np.asarray(array)
     return jax.make_array_from_callback(
         values.shape, sharding, lambda index: np.array(values[index])
     )
+
+
+def _with_kind(array: jax.Array, sharding: Any) -> jax.Array:
+    """Move an array in several processes; if its parts stay on their devices, without a program.
+
+    The program of JAX 0.8.1 for another kind of memory fails on several CPUs.
+    """
+    kind = sharding.memory_kind
+    if not array.sharding.with_memory_kind(kind).is_equivalent_to(sharding, array.ndim):
+        return jax.device_put(array, sharding)
+    parts = [
+        jax.device_put(part.data, SingleDeviceSharding(part.device, memory_kind=kind))
+        for part in array.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
 
 
 def on_host(sharding: Any) -> Any:

@@ -212,6 +212,19 @@ def test_the_memory_of_a_numpy_array_is_copied():
     np.testing.assert_array_equal(copy, np.ones(1024))
 
 
+def test_values_in_another_byte_order_are_set():
+    layer = FlaxLayer(nn.Dense(2))
+    layer.build((None, 3))
+    kernel = np.arange(6, dtype=">f4").reshape(3, 2)
+    layer.flax_variables = {"params": {"kernel": kernel}}
+    np.testing.assert_array_equal(layer.variables_by_path["params/kernel"].value, kernel)
+    given = FlaxLayer(
+        nn.Dense(2), variables={"params": {"kernel": kernel, "bias": np.ones(2, ">f4")}}
+    )
+    given.build((None, 3))
+    np.testing.assert_array_equal(given.variables_by_path["params/kernel"].value, kernel)
+
+
 def test_inside_a_trace_an_array_is_copied_immediately():
     array = jnp.arange(3.0)
     copies = []

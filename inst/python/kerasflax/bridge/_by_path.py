@@ -226,6 +226,6 @@ def _without_values(name: str) -> StateError:
         f"The weights of the layer {name!r} have no values now. Keras holds them during an epoch, "
         "and loses them if `fit()`, `evaluate()` or `predict()` fails.",
         advice=f"After an error, load the weights from a file ({_host.word('load weights')}) or "
-        "create the model again. In a callback, get the layer from "
-        f"{_host.word('callback model')}, whose weights have values.",
+        "create the model again, and compile it before you train it. In a callback, get the layer "
+        f"from {_host.word('callback model')}, whose weights have values.",
     )

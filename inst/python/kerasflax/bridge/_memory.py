@@ -33,7 +33,9 @@ def copied(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return value
     if not isinstance(value, jax.Array):
-        return np.array(value)
+        array = np.asarray(value)
+        # JAX has no arrays in another byte order than the machine's.
+        return np.array(array, array.dtype.newbyteorder("="))
     # Keras may be building the layer inside a compiled step.
     with jax.ensure_compile_time_eval():
         if value.is_fully_addressable:
@@ -84,7 +86,9 @@ def kept_on_host(value: Any) -> Callable[[], Any]:
     shape, sharding = value.shape, value.sharding
     if [device.platform for device in value.devices()] == ["cpu"]:
         return lambda: value
-    # Several devices may hold the same part.
-    parts = {str(shard.index): shard for shard in value.addressable_shards}
+    # An interrupt while JAX first lists an array's parts makes the array unreadable (JAX 0.10.2; no
+    # upstream issue was found). Therefore these are the parts of a copy. Several devices may hold
+    # the same part.
+    parts = {str(shard.index): shard for shard in copied(value).addressable_shards}
     copies = {index: np.array(shard.data) for index, shard in parts.items()}
     return lambda: jax.make_array_from_callback(shape, sharding, lambda index: copies[str(index)])

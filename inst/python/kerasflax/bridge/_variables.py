@@ -8,12 +8,12 @@ not arrays), so that users get back the structure that Flax gave. Every array ha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -637,7 +637,7 @@ def _variable(
         trainable and parameter_dtype is not None and jnp.issubdtype(array.dtype, jnp.floating)
     )
     *scopes, name = path.split(SEPARATOR)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         # Keras refuses a separator in a name, and joins name scopes by it.
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
@@ -689,21 +689,52 @@ def replace(values: Iterable[tuple[str, keras.Variable, Any]]) -> None:
     Raises:
         VariablesError: An array cannot be moved to where its variable is.
     """
-    undo: list[tuple[keras.Variable, Callable[[], Any]]] = []
+    old: list[tuple[keras.Variable, Callable[[], Any]]] = []
     try:
         for path, variable, array in values:
-            [before] = _keras.values_now([variable])
-            undo.append((variable, kept_on_host(before)))
-            value, problem = _moved(array, variable.value.sharding)
-            if problem:
-                raise VariablesError("A value cannot be set.", problems={path: problem})
-            variable.assign(value)
-            # JAX moves arrays in the background, where an error would come too late.
-            jax.block_until_ready(variable.value)  # type: ignore[no-untyped-call]
+            _replace_one(path, variable, array, old)
     except BaseException:
-        for variable, before in undo:
-            _keras.put_back([variable], [before()])
+        _put_back(old)
         raise
+
+
+def _replace_one(
+    path: str,
+    variable: keras.Variable,
+    array: Any,
+    old: list[tuple[keras.Variable, Callable[[], Any]]],
+) -> None:
+    """Do `replace` for one variable, and add to `old` how to get its old value again."""
+    [before] = _keras.values_now([variable])
+    old.append((variable, kept_on_host(before)))
+    try:
+        value, problem = _moved(array, variable.value.sharding)
+        if problem:
+            raise VariablesError("A value cannot be set.", problems={path: problem})
+        variable.assign(value)
+        # JAX moves arrays in the background, where an error would come too late.
+        jax.block_until_ready(variable.value)  # type: ignore[no-untyped-call]
+    except BaseException:
+        # The device may have no room for another copy.
+        old[-1] = variable, lambda: before
+        raise
+
+
+def _put_back(old: list[tuple[keras.Variable, Callable[[], Any]]]) -> None:
+    """Give variables their old values. Interrupts wait until all have them.
+
+    If there is no memory for an old value, the variable is left without one. Whoever needs it gets
+    an error, which is better than a mixture of old and new values.
+    """
+    while old:
+        with contextlib.suppress(KeyboardInterrupt):
+            while old:
+                variable, again = old[-1]
+                # Makes room on the device.
+                _keras.put_back([variable], [None])
+                with contextlib.suppress(Exception):
+                    _keras.put_back([variable], [again()])
+                old.pop()
 
 
 def assign_through(values: Iterable[tuple[keras.Variable, Any]]) -> None:
