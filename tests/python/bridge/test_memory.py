@@ -213,14 +213,12 @@ def test_the_memory_of_a_numpy_array_is_copied():
 
 
 def test_values_in_another_byte_order_are_set():
-    layer = FlaxLayer(nn.Dense(2))
+    layer = FlaxLayer(nn.Dense(4))
     layer.build((None, 3))
-    kernel = np.arange(6, dtype=">f4").reshape(3, 2)
+    kernel, bias = np.arange(12, dtype=">f4").reshape(3, 4), np.ones(4, ">f4")
     layer.flax_variables = {"params": {"kernel": kernel}}
     np.testing.assert_array_equal(layer.variables_by_path["params/kernel"].value, kernel)
-    given = FlaxLayer(
-        nn.Dense(2), variables={"params": {"kernel": kernel, "bias": np.ones(2, ">f4")}}
-    )
+    given = FlaxLayer(nn.Dense(4), variables={"params": {"kernel": kernel, "bias": bias}})
     given.build((None, 3))
     np.testing.assert_array_equal(given.variables_by_path["params/kernel"].value, kernel)
 

@@ -566,9 +566,13 @@ def _moved(array: Any, sharding: Any, is_ours: bool = False) -> tuple[Any, str |
     try:
         return placed(array if is_ours else copied(array), sharding), None
     except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        problem = f"cannot be moved from {_devices_of(array)} to where Keras keeps the weight"
-        return None, f"{problem}: {reason}"
+        return None, _problem_of_move(array, error)
+
+
+def _problem_of_move(array: Any, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    problem = f"cannot be moved from {_devices_of(array)} to where Keras keeps the weight"
+    return f"{problem}: {reason}"
 
 
 def _devices_of(array: Any) -> str:
@@ -706,18 +710,16 @@ def _replace_one(
 ) -> None:
     """Do `replace` for one variable, and add to `old` how to get its old value again."""
     [before] = _keras.values_now([variable])
-    old.append((variable, kept_on_host(before)))
+    old.append((variable, lambda: before))
     try:
-        value, problem = _moved(array, variable.value.sharding)
-        if problem:
-            raise VariablesError("A value cannot be set.", problems={path: problem})
-        variable.assign(value)
+        again = kept_on_host(before)
+        variable.assign(placed(copied(array), variable.value.sharding))
         # JAX moves arrays in the background, where an error would come too late.
         jax.block_until_ready(variable.value)  # type: ignore[no-untyped-call]
-    except BaseException:
-        # The device may have no room for another copy.
-        old[-1] = variable, lambda: before
-        raise
+    except (ValueError, RuntimeError) as error:
+        problems = {path: _problem_of_move(array, error)}
+        raise VariablesError("A value cannot be set.", problems=problems) from error
+    old[-1] = variable, again
 
 
 def _put_back(old: list[tuple[keras.Variable, Callable[[], Any]]]) -> None:
