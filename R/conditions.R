@@ -121,7 +121,12 @@ advice_on_names <- function(condition) {
   # R's message in the language of the session.
   parts <- strsplit(gettext("object '%s' not found", domain = "R"), "%s", fixed = TRUE)[[1]]
   text <- condition$message
-  if (!startsWith(text, parts[[1]]) || !endsWith(text, parts[[2]])) {
+  # A condition can have any message, or none.
+  is_this <- rlang::is_string(text) &&
+    length(parts) == 2 &&
+    startsWith(text, parts[[1]]) &&
+    endsWith(text, parts[[2]])
+  if (!is_this) {
     return(NULL)
   }
   name <- substr(text, nchar(parts[[1]]) + 1, nchar(text) - nchar(parts[[2]]))

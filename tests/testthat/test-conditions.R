@@ -193,3 +193,8 @@ test_that("one number in place of one for each axis comes with advice", {
     "has no len.*`c\\(2, 2\\)` instead of `2`"
   )
 })
+
+test_that("a condition without a message is not an error", {
+  expect_null(advice_on_names(list()))
+  expect_null(advice_on_names(list(message = 1)))
+})
